@@ -1,0 +1,83 @@
+"""Every error that Sagittal raises on purpose.
+
+    SagittalError               base; catch this one
+    ├── DataError               a scan, a label or a data set is not usable as it is
+    ├── PlanError               a plan, an override or a network name makes no sense
+    ├── BundleError             a bundle is damaged, incomplete or too new
+    ├── ResourceError           disk, memory or device is missing or too small
+    └── TrainingError           training can't go on (a loss that is not finite, a checkpoint that does not fit)
+
+A message reads: what is wrong with the value -> what was expected -> where it came from -> what to do.
+A bug in Sagittal itself is never one of these: it stays an AssertionError or whatever Python raised.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+
+class SagittalError(Exception):
+    """Base of all errors that a user can act on.
+
+    Attributes:
+        message: what is wrong, what was expected, where it came from, what to do.
+        code: a short stable identifier for machines, for example `grid_mismatch`.
+    """
+
+    code = "error"
+
+    def __init__(self, message: str, *, code: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        if code is not None:
+            self.code = code
+
+    def as_dict(self) -> dict[str, dict[str, str]]:
+        """Return the one JSON error shape, `{"error": {"type", "code", "message"}}`."""
+        return {"error": {"type": type(self).__name__, "code": self.code, "message": self.message}}
+
+    def __reduce__(self) -> tuple[object, ...]:
+        # Keyword-only arguments do not survive the default pickling between worker processes.
+        return (_rebuild, (type(self), self.message, self.code))
+
+
+def _rebuild(kind: type[SagittalError], message: str, code: str) -> SagittalError:
+    return kind(message, code=code)
+
+
+class DataError(SagittalError):
+    """A scan, a label or a data set is not usable as it is."""
+
+    code = "data"
+
+
+class PlanError(SagittalError):
+    """A plan, an override or a network name makes no sense."""
+
+    code = "plan"
+
+
+class BundleError(SagittalError):
+    """A bundle is damaged, incomplete or too new."""
+
+    code = "bundle"
+
+
+class ResourceError(SagittalError):
+    """Disk, memory or device is missing or too small."""
+
+    code = "resource"
+
+
+class TrainingError(SagittalError):
+    """Training can't go on."""
+
+    code = "training"
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """Return ` Did you mean 'x'?` where a known name is close to `name`, else the list of known names."""
+    names = sorted(known)
+    close = get_close_matches(name, names, n=1, cutoff=0.6)
+    return f" Did you mean '{close[0]}'?" if close else f" Known: {', '.join(names)}."
