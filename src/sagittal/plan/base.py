@@ -20,7 +20,12 @@ class Frozen(BaseModel):
     """A frozen pydantic model that refuses unknown fields, silent conversions, infinities and NaN."""
 
     model_config = ConfigDict(
-        frozen=True, strict=True, extra="forbid", allow_inf_nan=False, validate_default=True, use_attribute_docstrings=True
+        frozen=True,
+        strict=True,
+        extra="forbid",
+        allow_inf_nan=False,
+        validate_default=True,
+        use_attribute_docstrings=True,
     )
 
     def replace(self, **changes: Any) -> Self:
@@ -84,7 +89,9 @@ def write_atomically(path: str | os.PathLike[str], content: bytes) -> Path:
         Path(temporary).chmod(0o644)
         Path(temporary).replace(path)
     except OSError as error:
-        raise ResourceError(f"{path}: can't be written ({error.strerror}). Free space or choose another folder.") from None
+        raise ResourceError(
+            f"{path}: can't be written ({error.strerror}). Free space or choose another folder."
+        ) from None
     finally:
         if temporary is not None:
             Path(temporary).unlink(missing_ok=True)

@@ -1,0 +1,87 @@
+"""What a data set declares about itself: its channels, its labels and how its files end."""
+
+from __future__ import annotations
+
+from typing import Self
+
+from pydantic import model_validator
+
+from sagittal.plan.base import Frozen
+
+
+class Label(Frozen):
+    """One thing to segment: a class (one value in the label files) or a region (a union of several values)."""
+
+    name: str
+    values: tuple[int, ...]
+    """Values of the label files that belong to it, ascending, never 0."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if not self.name:
+            raise ValueError("a label needs a name")
+        if not self.values or min(self.values) < 1 or max(self.values) > 65535:
+            raise ValueError(f"label '{self.name}': values must be between 1 and 65535, got {list(self.values)}")
+        if tuple(sorted(set(self.values))) != self.values:
+            raise ValueError(f"label '{self.name}': values must be ascending and distinct, got {list(self.values)}")
+        return self
+
+
+class DatasetSpec(Frozen):
+    """The declared part of a data set, independent of where its files lie.
+
+    Network outputs: with classes, output 0 is the background and output i is `labels[i - 1]`; with regions, output i is
+    `labels[i]` and there is no background output.
+    """
+
+    name: str
+    channel_names: tuple[str, ...]
+    labels: tuple[Label, ...]
+    """Foreground labels: classes ascending by value, regions in the order of dataset.json."""
+    ignore_value: int | None = None
+    """Value of voxels that count neither in training nor in evaluation."""
+    regions_class_order: tuple[int, ...] | None = None
+    """For regions: the value written for each region in turn, later ones over earlier ones (nnU-Net's rule)."""
+    file_ending: str
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if not self.channel_names:
+            raise ValueError("at least one channel is needed")
+        if not self.labels:
+            raise ValueError("at least one foreground label is needed")
+        if len({label.name for label in self.labels}) != len(self.labels):
+            raise ValueError(f"label names must differ, got {[label.name for label in self.labels]}")
+        if self.ignore_value is not None and self.ignore_value in self.foreground_values:
+            raise ValueError(f"the ignore value {self.ignore_value} is also a foreground value")
+        if self.regions_class_order is not None:
+            if len(self.regions_class_order) != len(self.labels):
+                raise ValueError(
+                    f"regions_class_order has {len(self.regions_class_order)} values for {len(self.labels)} regions"
+                )
+        elif any(len(label.values) > 1 for label in self.labels):
+            raise ValueError("labels that join several values (regions) need regions_class_order")
+        elif [label.values[0] for label in self.labels] != sorted(self.foreground_values):
+            raise ValueError("classes must have distinct values in ascending order")
+        return self
+
+    @property
+    def has_regions(self) -> bool:
+        """Whether labels may overlap, so that each gets a sigmoid of its own."""
+        return self.regions_class_order is not None
+
+    @property
+    def num_outputs(self) -> int:
+        """Channels of the network's output: classes with background, or regions."""
+        return len(self.labels) + (0 if self.has_regions else 1)
+
+    @property
+    def foreground_values(self) -> frozenset[int]:
+        """All label values that mean something other than background or ignore."""
+        return frozenset(value for label in self.labels for value in label.values)
+
+    @property
+    def declared_values(self) -> frozenset[int]:
+        """All values that a label file may hold."""
+        ignore = () if self.ignore_value is None else (self.ignore_value,)
+        return self.foreground_values | {0, *ignore}

@@ -1,0 +1,92 @@
+"""`--set network.kernel_size=5`: a new plan from an old one, with the origin of each changed value written down."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from pydantic import ValidationError
+
+from sagittal.errors import PlanError, did_you_mean
+from sagittal.plan.base import describe_validation_error
+from sagittal.plan.plan import Plan
+
+
+def parse_settings(texts: Sequence[str]) -> dict[str, Any]:
+    """Parse `FIELD=VALUE` texts into dotted names and values.
+
+    A value is JSON where it parses as JSON (`5`, `1e-3`, `true`, `[1, 2]`), a list where it holds commas (`96,96,96`), else text.
+
+    Raises:
+        PlanError: a text without `=` or with an empty side, or a field set twice.
+    """
+    settings: dict[str, Any] = {}
+    for text in texts:
+        name, separator, value = text.partition("=")
+        name = name.strip()
+        if not separator or not name or not value.strip():
+            raise PlanError(f"--set {text}: expected FIELD=VALUE, for example patch.size=96,96,96.", code="bad_setting")
+        if name in settings:
+            raise PlanError(f"--set {name}: given twice. Give each field once.", code="bad_setting")
+        settings[name] = _parse_value(value.strip())
+    return settings
+
+
+def _parse_value(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError:
+        return [_parse_value(part.strip()) for part in text.split(",")] if "," in text else text
+
+
+def override(plan: Plan, settings: Mapping[str, Any], *, origin: str) -> Plan:
+    """Return `plan` with `settings` (dotted name -> JSON value) applied and `origin` recorded as their reason.
+
+    Raises:
+        PlanError: an unknown field (with the closest known one) or a value that does not fit.
+    """
+    if not settings:
+        return plan
+    tree = plan.model_dump(mode="json")
+    for name, value in settings.items():
+        _assign(tree, name, value)
+    tree["reasons"] = {**tree["reasons"], **{name: origin for name in settings}}
+    _refit_deep_supervision(tree, settings)
+    try:
+        return Plan.model_validate_json(json.dumps(tree))
+    except ValidationError as error:
+        raise PlanError(describe_validation_error(error, ", ".join(f"{origin} {name}" for name in settings))) from None
+
+
+def _assign(tree: dict[str, Any], name: str, value: Any) -> None:
+    node: Any = tree
+    *parents, last = name.split(".")
+    walked: list[str] = []
+    for part in [*parents, last]:
+        known = [key for key in node if key not in ("reasons", "schema_version")] if isinstance(node, dict) else []
+        if part not in known:
+            where = ".".join(walked) or "a plan"
+            raise PlanError(f"{name}: {where} has no field '{part}'.{did_you_mean(part, known)}", code="unknown_field")
+        walked.append(part)
+        if part is not last or len(walked) <= len(parents):
+            node = node[part]
+    if isinstance(node[last], dict):
+        raise PlanError(f"{name}: is a group of fields; set one of {', '.join(node[last])}.", code="unknown_field")
+    if isinstance(value, int) and not isinstance(value, bool) and isinstance(node[last], float):
+        value = float(value)
+    node[last] = value
+
+
+def _refit_deep_supervision(tree: dict[str, Any], settings: Mapping[str, Any]) -> None:
+    """Keep the number of loss weights equal to the number of outputs when only deep supervision was switched."""
+    if "network.deep_supervision" not in settings or "training.loss.deep_supervision_weights" in settings:
+        return
+    outputs = 5 if settings["network.deep_supervision"] is True else 1
+    tree["training"]["loss"]["deep_supervision_weights"] = list(deep_supervision_weights(outputs))
+
+
+def deep_supervision_weights(outputs: int) -> tuple[float, ...]:
+    """Return 1, 1/2, 1/4, ... scaled to sum to one: MedNeXt's five are 0.5161, 0.2581, 0.1290, 0.0645, 0.0323."""
+    raw = [0.5**level for level in range(outputs)]
+    return tuple(weight / sum(raw) for weight in raw)

@@ -1,0 +1,225 @@
+"""The Plan: everything that can change a weight or a voxel, with the reason of every number."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, model_validator
+
+from sagittal.plan.base import Frozen, Triple, TripleMm
+from sagittal.plan.dataset import DatasetSpec
+from sagittal.plan.networks import NetworkConfig
+
+Positive = Annotated[float, Field(gt=0)]
+NonNegative = Annotated[float, Field(ge=0)]
+Probability = Annotated[float, Field(ge=0, le=1)]
+Count = Annotated[int, Field(ge=1)]
+PositiveTripleMm = tuple[Positive, Positive, Positive]
+
+
+class ZScore(Frozen):
+    """Subtract the mean and divide by the standard deviation of each image, each channel apart."""
+
+    kind: Literal["zscore"] = "zscore"
+    nonzero_only: bool = False
+    """Take mean and deviation inside the non-zero mask and leave the outside 0 (nnU-Net: where the crop saves over a quarter)."""
+
+
+class CTNormalization(Frozen):
+    """Clip to percentiles 0.5 and 99.5 of the data set's foreground, then its mean and standard deviation (HU)."""
+
+    kind: Literal["ct"] = "ct"
+    lower: float
+    upper: float
+    mean: float
+    std: Positive
+
+
+class RescaleToUnit(Frozen):
+    """Map each image's range to 0..1."""
+
+    kind: Literal["rescale_to_0_1"] = "rescale_to_0_1"
+
+
+class NoNormalization(Frozen):
+    """Leave intensities as they are."""
+
+    kind: Literal["none"] = "none"
+
+
+Normalization = Annotated[ZScore | CTNormalization | RescaleToUnit | NoNormalization, Field(discriminator="kind")]
+
+
+class Preprocessing(Frozen):
+    """From a scan to the array that the network sees: reorient, crop, normalise, resample, in this order."""
+
+    orientation: Literal["RAS", "stored"] = "RAS"
+    """Axis order of the arrays: D, H, W towards superior, anterior, right; or as the file stores them."""
+    crop_to_nonzero: bool = True
+    spacing_mm: PositiveTripleMm
+    """Target spacing, D, H, W."""
+    normalization: tuple[Normalization, ...]
+    """One per channel."""
+    anisotropy_threshold: Positive = 3.0
+    """Above this ratio of spacings the coarse axis is resampled apart from the plane (nnU-Net)."""
+
+
+class Patch(Frozen):
+    """The window that the network sees, in training and in prediction."""
+
+    size: tuple[Count, Count, Count]
+    """Voxels, D, H, W."""
+
+
+class AdamW(Frozen):
+    """AdamW (arXiv 1711.05101)."""
+
+    kind: Literal["adamw"] = "adamw"
+    learning_rate: Positive
+    weight_decay: NonNegative
+    eps: Positive = 1e-8
+    betas: tuple[Probability, Probability] = (0.9, 0.999)
+
+
+class SGD(Frozen):
+    """Stochastic gradient descent with Nesterov momentum."""
+
+    kind: Literal["sgd"] = "sgd"
+    learning_rate: Positive
+    weight_decay: NonNegative
+    momentum: Probability = 0.99
+
+
+Optimizer = Annotated[AdamW | SGD, Field(discriminator="kind")]
+
+
+class Schedule(Frozen):
+    """How long training lasts and how its learning rate runs: linear warm-up, then (1 - t)^power down to `final_factor`."""
+
+    steps: Count
+    """Optimiser steps in all."""
+    steps_per_epoch: Count = 250
+    """Steps between two lines of the log."""
+    warmup_steps: Annotated[int, Field(ge=0)] = 0
+    warmup_start_factor: Probability = 0.0
+    power: NonNegative = 0.9
+    final_factor: Probability = 0.0
+    """The rate never falls below this share of its peak."""
+    validations: Annotated[int, Field(ge=0)] = 20
+    """Whole-case validations in all, evenly spread, the last one at the end."""
+    validation_cases: Count = 20
+    """Cases predicted whole at each validation but the last, which takes them all where the time allows."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.warmup_steps >= self.steps and self.warmup_steps > 0:
+            raise ValueError(f"a warm-up of {self.warmup_steps} steps leaves nothing of {self.steps} steps")
+        return self
+
+
+class Loss(Frozen):
+    """Dice + cross-entropy (softmax), or Dice + binary cross-entropy for regions."""
+
+    dice_weight: NonNegative = 1.0
+    cross_entropy_weight: NonNegative = 1.0
+    batch_dice: bool = False
+    """Sum intersections and volumes over the batch before the ratio."""
+    dice_smooth: NonNegative = 1e-5
+    deep_supervision_weights: tuple[NonNegative, ...] = (1.0,)
+    """Weights of the outputs from fine to coarse; one value for a network without deep supervision."""
+
+
+class Augmentation(Frozen):
+    """Probabilities and ranges of the random changes to a training patch (nnU-Net's defaults)."""
+
+    rotation_probability: Probability = 0.2
+    rotation_degrees: Annotated[float, Field(ge=0, le=180)] = 30.0
+    scaling_probability: Probability = 0.2
+    scaling_range: tuple[Positive, Positive] = (0.7, 1.4)
+    mirror_axes: tuple[Literal[0, 1, 2], ...] = (0, 1, 2)
+    """Axes among D, H, W that are mirrored, each with probability 0.5."""
+    noise_probability: Probability = 0.1
+    noise_variance: tuple[NonNegative, NonNegative] = (0.0, 0.1)
+    blur_probability: Probability = 0.2
+    blur_sigma_vox: tuple[Positive, Positive] = (0.5, 1.0)
+    brightness_probability: Probability = 0.15
+    brightness_range: tuple[Positive, Positive] = (0.75, 1.25)
+    contrast_probability: Probability = 0.15
+    contrast_range: tuple[Positive, Positive] = (0.75, 1.25)
+    low_resolution_probability: Probability = 0.25
+    low_resolution_range: tuple[Positive, Positive] = (0.5, 1.0)
+    gamma_probability: Probability = 0.3
+    gamma_inverted_probability: Probability = 0.1
+    gamma_range: tuple[Positive, Positive] = (0.7, 1.5)
+
+
+class Training(Frozen):
+    """How weights are fitted."""
+
+    batch_size: Count
+    optimizer: Optimizer
+    loss: Loss
+    augmentation: Augmentation
+    foreground_oversampling: Probability = 0.33
+    """Share of each batch whose patch is placed on a random foreground voxel of a random class."""
+    gradient_clip_norm: Positive = 12.0
+    ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Decay of the moving average of the weights that is validated and kept; 0 keeps the weights themselves."""
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    folds: Annotated[int, Field(ge=2)] = 5
+    split_seed: int = 12345
+    seed: int = 0
+
+
+class Inference(Frozen):
+    """How a whole scan is predicted."""
+
+    overlap: Annotated[float, Field(ge=0, lt=1)] = 0.5
+    """Share of the window's edge that neighbours have in common."""
+    mirror_axes: tuple[Literal[0, 1, 2], ...] = (0, 1, 2)
+    """Axes of mirror test-time augmentation; all their combinations are averaged."""
+
+
+class Plan(Frozen):
+    """Everything that can change a weight or a voxel. What can't (device, workers, folders) is a run option."""
+
+    schema_version: Literal[1] = 1
+    network_name: str
+    """The name that the network was chosen by; `network` is what counts."""
+    dataset: DatasetSpec
+    fingerprint_sha256: str
+    """Hash of the fingerprint that the plan was made from."""
+    preprocessing: Preprocessing
+    patch: Patch
+    network: NetworkConfig
+    training: Training
+    schedule: Schedule
+    inference: Inference
+    reasons: dict[str, str]
+    """Why each field has its value, by dotted name; `--set` and `--budget` write their own."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        channels, normalised = len(self.dataset.channel_names), len(self.preprocessing.normalization)
+        if channels != normalised:
+            raise ValueError(f"{channels} channels but {normalised} normalisations")
+        outputs = 5 if self.network.kind == "mednext" and self.network.deep_supervision else 1
+        weights = len(self.training.loss.deep_supervision_weights)
+        if weights != outputs:
+            raise ValueError(
+                f"training.loss.deep_supervision_weights has {weights} values; this network has {outputs} "
+                f"output{'s' if outputs > 1 else ''}"
+            )
+        return self
+
+
+def as_triple(values: list[int] | tuple[int, ...]) -> Triple:
+    """Return three integers as a typed tuple."""
+    d, h, w = values
+    return d, h, w
+
+
+def as_triple_mm(values: list[float] | tuple[float, ...]) -> TripleMm:
+    """Return three lengths as a typed tuple of floats."""
+    d, h, w = values
+    return float(d), float(h), float(w)
