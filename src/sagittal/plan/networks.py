@@ -1,4 +1,7 @@
-"""Configurations of the networks, and the names under which users know them. Torch-free: `networks.build` makes modules of them."""
+"""Configurations of the networks, and the names under which users know them.
+
+Torch-free: `networks.build` makes modules of them.
+"""
 
 from __future__ import annotations
 
@@ -48,7 +51,7 @@ class SegFormer3DConfig(Frozen):
     mlp_ratios: Four = (4, 4, 4, 4)
     decoder_dim: int = 256
     attention_scale: Literal["head_dim", "paper"] = "head_dim"
-    """Divisor of q.k: the square root of the head's width, or of the number of heads (the paper and its released weights)."""
+    """Divisor of q.k: the root of the head's width, or of the number of heads (the paper and its released weights)."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:

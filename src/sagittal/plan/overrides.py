@@ -16,7 +16,8 @@ from sagittal.plan.plan import Plan
 def parse_settings(texts: Sequence[str]) -> dict[str, Any]:
     """Parse `FIELD=VALUE` texts into dotted names and values.
 
-    A value is JSON where it parses as JSON (`5`, `1e-3`, `true`, `[1, 2]`), a list where it holds commas (`96,96,96`), else text.
+    A value is JSON where it parses as JSON (`5`, `1e-3`, `true`, `[1, 2]`), a list where it holds commas (`96,96,96`),
+    else text.
 
     Raises:
         PlanError: a text without `=` or with an empty side, or a field set twice.
@@ -51,7 +52,7 @@ def override(plan: Plan, settings: Mapping[str, Any], *, origin: str) -> Plan:
     tree = plan.model_dump(mode="json")
     for name, value in settings.items():
         _assign(tree, name, value)
-    tree["reasons"] = {**tree["reasons"], **{name: origin for name in settings}}
+    tree["reasons"] = {**tree["reasons"], **dict.fromkeys(settings, origin)}
     _refit_deep_supervision(tree, settings)
     try:
         return Plan.model_validate_json(json.dumps(tree))

@@ -22,7 +22,7 @@ class ZScore(Frozen):
 
     kind: Literal["zscore"] = "zscore"
     nonzero_only: bool = False
-    """Take mean and deviation inside the non-zero mask and leave the outside 0 (nnU-Net: where the crop saves over a quarter)."""
+    """Use only the non-zero mask and leave the outside 0 (nnU-Net: where the crop saves a quarter)."""
 
 
 class CTNormalization(Frozen):
@@ -94,7 +94,7 @@ Optimizer = Annotated[AdamW | SGD, Field(discriminator="kind")]
 
 
 class Schedule(Frozen):
-    """How long training lasts and how its learning rate runs: linear warm-up, then (1 - t)^power down to `final_factor`."""
+    """How long training lasts, and its learning rate: linear warm-up, then (1 - t)^power down to `final_factor`."""
 
     steps: Count
     """Optimiser steps in all."""
