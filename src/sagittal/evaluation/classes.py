@@ -1,0 +1,97 @@
+"""What is scored: named sets of label values, and the value that counts for nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Self
+
+import numpy as np
+from pydantic import ValidationError, model_validator
+
+from sagittal.errors import DataError
+from sagittal.plan.base import Frozen, describe_validation_error
+from sagittal.plan.dataset import DatasetSpec, Label
+
+BACKGROUND = "background"
+IGNORE = "ignore"
+
+
+class ClassSet(Frozen):
+    """The classes and regions that an evaluation scores, in their order of appearance, and the ignore value."""
+
+    labels: tuple[Label, ...]
+    """A class has one value; a region has several, and may share them with others."""
+    ignore_value: int | None = None
+    """Voxels of the reference with this value are left out of both masks of every class."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        names = [label.name for label in self.labels]
+        if len(set(names)) != len(names):
+            raise ValueError(f"class names must differ, got {names}")
+        if self.ignore_value is not None and self.ignore_value in self.foreground_values:
+            raise ValueError(f"the ignore value {self.ignore_value} is also the value of a class")
+        return self
+
+    @property
+    def foreground_values(self) -> frozenset[int]:
+        """Every label value that belongs to a class."""
+        return frozenset(value for label in self.labels for value in label.values)
+
+    @property
+    def declared_values(self) -> frozenset[int]:
+        """Every label value that has a meaning: background, the classes and the ignore value."""
+        return self.foreground_values | {0} | ({self.ignore_value} if self.ignore_value is not None else set())
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of the classes, in order."""
+        return tuple(label.name for label in self.labels)
+
+    @classmethod
+    def of_spec(cls, spec: DatasetSpec) -> Self:
+        """Take the labels of a data set's declaration."""
+        return cls(labels=spec.labels, ignore_value=spec.ignore_value)
+
+    @classmethod
+    def of_mapping(cls, labels: Mapping[str, Any], *, source: str = "labels") -> Self:
+        """Read the `labels` of a dataset.json: a name to one value (a class) or to a list of values (a region).
+
+        `background` is skipped and `ignore` names the ignore value, as in nnU-Net v2.
+
+        Raises:
+            DataError: a value is not an integer between 1 and 65535, or nothing is left to score.
+        """
+        found: dict[str, tuple[int, ...]] = {}
+        for name, given in labels.items():
+            values = tuple(given) if isinstance(given, Sequence) and not isinstance(given, str) else (given,)
+            if not values or not all(isinstance(value, int) and not isinstance(value, bool) for value in values):
+                raise DataError(
+                    f"{source}: label '{name}' has the value {given!r}; expected an integer or a list of integers.",
+                    code="label_value",
+                )
+            if name != BACKGROUND:
+                found[str(name)] = tuple(sorted(set(values)))
+        ignore = found.pop(IGNORE, None)
+        if not found:
+            raise DataError(f"{source}: no foreground label, so there is nothing to score.", code="no_classes")
+        try:
+            return cls(
+                labels=tuple(Label(name=name, values=values) for name, values in found.items()),
+                ignore_value=ignore[0] if ignore else None,
+            )
+        except ValidationError as error:
+            raise DataError(describe_validation_error(error, source), code="label_value") from None
+
+    @classmethod
+    def of_values(cls, values: Sequence[int]) -> Self:
+        """Make one class per non-zero value, named by the value: what is left where nothing declares any names."""
+        return cls.of_mapping({str(value): int(value) for value in sorted(set(values)) if value != 0})
+
+
+def present_values(labels: np.ndarray) -> tuple[int, ...]:
+    """Return the distinct values of a label map, ascending."""
+    if labels.dtype.kind == "u" and labels.dtype.itemsize <= 2:
+        # A histogram reads the map once; np.unique sorts it.
+        return tuple(int(value) for value in np.flatnonzero(np.bincount(labels.ravel())))
+    return tuple(int(value) for value in np.unique(labels))
