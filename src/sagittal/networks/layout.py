@@ -1,0 +1,86 @@
+"""Memory layout and size of the volumes inside a network.
+
+On a CPU both networks keep their volumes in channels_last_3d: the same tensor is then, as a free view, (N, D, H, W,
+C), on which a 1x1x1 convolution is one matrix product and a LayerNorm runs over contiguous memory. Letters as
+everywhere: N batch, C channels, D H W the array axes of space, slow to fast; in 2D there is no D.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from sagittal.errors import DataError
+
+
+def prefers_channels_last(x: Tensor) -> bool:
+    """Tell whether channels_last suits `x`: on the CPU, but not in an exported graph, whose runtime lays out itself."""
+    return x.device.type in ("cpu", "meta") and not torch.compiler.is_exporting()
+
+
+def every_second_voxel(x: Tensor, start: int) -> Tensor:
+    """Return the view of every second voxel along each spatial axis, beginning with `start`."""
+    return x[(slice(None), slice(None), *(slice(start, None, 2),) * (x.ndim - 2))]
+
+
+def to_preferred_layout(x: Tensor) -> Tensor:
+    """Return (N, C, ...) `x` in the memory format that its device is fastest with; the values stay the same."""
+    if not prefers_channels_last(x):
+        return x.contiguous()
+    return x.contiguous(memory_format=torch.channels_last_3d if x.ndim == 5 else torch.channels_last)
+
+
+def pointwise(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """Convolve `x` (N, C, ...) with a 1x1(x1) kernel.
+
+    Args:
+        x: (N, C, D, H, W) or (N, C, H, W).
+        weight: (out, C, 1, 1[, 1]), the layout of a convolution.
+        bias: (out,) or None.
+    """
+    if prefers_channels_last(x):
+        return nn.functional.linear(x.movedim(1, -1), weight.flatten(1), bias).movedim(-1, 1)
+    return nn.functional.conv3d(x, weight, bias) if x.ndim == 5 else nn.functional.conv2d(x, weight, bias)
+
+
+def pad_end(x: Tensor, targets: tuple[int, ...]) -> Tensor:
+    """Repeat the last plane of each spatial axis until the axes measure `targets`; longer axes stay as they are."""
+    for axis, target in enumerate(targets, start=2):
+        missing = target - x.shape[axis]
+        if missing > 0:
+            shape = list(x.shape)
+            shape[axis] = missing
+            # nn.functional.pad(mode="replicate") lacks some dtypes and is not deterministic on every device.
+            x = torch.cat([x, x.narrow(axis, x.shape[axis] - 1, 1).expand(shape)], dim=axis)
+    return x
+
+
+def crop_end(x: Tensor, sizes: tuple[int, ...]) -> Tensor:
+    """Return the first `sizes` voxels of each spatial axis, as a contiguous tensor."""
+    for axis, size in enumerate(sizes, start=2):
+        x = x.narrow(axis, 0, size)
+    return x.contiguous()
+
+
+def check_input(x: Tensor, in_channels: int, spatial_dims: int, network: str) -> None:
+    """Raise DataError unless `x` is a non-empty floating-point batch (N, in_channels, then `spatial_dims` axes)."""
+    letters = "N, C, D, H, W" if spatial_dims == 3 else "N, C, H, W"
+    given = f"{network} was given a tensor of shape {tuple(x.shape)}"
+    if x.ndim != spatial_dims + 2:
+        raise DataError(
+            f"{given}: {x.ndim} axes. Expected {spatial_dims + 2}: ({letters}). "
+            "Add the missing batch or channel axis, for example with x[None].",
+            code="input_axes",
+        )
+    if x.shape[1] != in_channels:
+        raise DataError(
+            f"{given}: {x.shape[1]} channels. Expected {in_channels}, the in_channels it was built with "
+            f"(axes are {letters}). Pass the channels it was built for, or build it with another in_channels.",
+            code="input_channels",
+        )
+    if min(x.shape) == 0:
+        raise DataError(f"{given}: it is empty. Expected at least one voxel along every axis.", code="input_empty")
+    if not x.is_floating_point():
+        raise DataError(
+            f"{given} and dtype {x.dtype}. Expected floating-point intensities: call x.float().", code="input_dtype"
+        )
