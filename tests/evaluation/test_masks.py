@@ -1,26 +1,41 @@
 from __future__ import annotations
 
+import math
+
 import numpy as np
-from hypothesis import given, settings
-from hypothesis.extra import numpy as hnp
+import pytest
 
-from sagittal.evaluation.masks import bounding_box, union_box
+from sagittal.errors import DataError
+from sagittal.evaluation.masks import check_masks, check_spacing
 
-
-@settings(max_examples=50, deadline=None, derandomize=True)
-@given(hnp.arrays(np.bool_, (3, 4, 5)))
-def test_bounding_box_is_the_smallest_that_holds_every_voxel(mask: np.ndarray) -> None:
-    voxels = np.argwhere(mask)
-    if not len(voxels):
-        assert bounding_box(mask) is None
-        return
-    low, high = voxels.min(axis=0).tolist(), (voxels.max(axis=0) + 1).tolist()
-    assert bounding_box(mask) == tuple(slice(a, b) for a, b in zip(low, high, strict=True))
+MASK = np.ones((2, 3, 4), bool)
 
 
-def test_union_of_boxes() -> None:
-    first, second = (slice(1, 2), slice(3, 9), slice(0, 4)), (slice(0, 1), slice(4, 5), slice(2, 7))
-    assert union_box(first, second) == (slice(0, 2), slice(3, 9), slice(0, 7))
-    assert union_box(None, second) == second
-    assert union_box(first, None) == first
-    assert union_box(None, None) is None
+def test_two_masks_of_one_shape_pass() -> None:
+    check_masks(MASK, ~MASK)
+
+
+@pytest.mark.parametrize(
+    ("reference", "prediction", "code"),
+    [
+        (MASK.astype(np.uint8), MASK, "mask_dtype"),
+        (MASK, MASK.astype(float), "mask_dtype"),
+        (MASK[0], MASK[0], "mask_shape"),
+        (MASK, MASK[None], "mask_shape"),
+        (MASK, MASK[:1], "grid_mismatch"),
+    ],
+)
+def test_anything_else_is_refused(reference: np.ndarray, prediction: np.ndarray, code: str) -> None:
+    with pytest.raises(DataError) as caught:
+        check_masks(reference, prediction)
+    assert caught.value.code == code
+
+
+def test_spacing_keeps_its_order() -> None:
+    assert check_spacing(np.array([5, 0.5, 0.25])) == (5.0, 0.5, 0.25)
+
+
+@pytest.mark.parametrize("spacing", [(1.0, 1.0), (1.0, 1.0, 1.0, 1.0), (1.0, 0.0, 1.0), (1.0, math.inf, 1.0)])
+def test_spacing_that_is_none_is_refused(spacing: tuple[float, ...]) -> None:
+    with pytest.raises(DataError, match="D, H, W order"):
+        check_spacing(spacing)

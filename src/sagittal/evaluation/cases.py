@@ -12,10 +12,11 @@ from scipy.ndimage import find_objects
 
 from sagittal.errors import DataError
 from sagittal.evaluation.classes import ClassSet
-from sagittal.evaluation.masks import Box, check_spacing, union_box
+from sagittal.evaluation.masks import check_spacing
 from sagittal.evaluation.metrics import METRICS, MaskPair
 from sagittal.evaluation.table import CaseScore, ClassScore
 from sagittal.plan.base import Triple
+from sagittal.volumes.crop import Box
 
 MAX_LABEL = 65535
 
@@ -98,17 +99,20 @@ def _check_labels(reference: np.ndarray, prediction: np.ndarray, where: str) -> 
 def _boxes(labels: Integer[np.ndarray, "D H W"]) -> Boxes:
     # One pass over the map for all classes; asking each class for its own box would read it once per class.
     found = find_objects(labels)
-    return {value: box for value, box in enumerate(found, start=1) if box is not None}
+    return {
+        value: Box(start=(d.start, h.start, w.start), stop=(d.stop, h.stop, w.stop))
+        for value, (d, h, w) in ((value, box) for value, box in enumerate(found, start=1) if box is not None)
+    }
 
 
 def _joint_box(values: Iterable[int], *boxes: Boxes) -> Box:
-    joint = reduce(union_box, (found.get(value) for value in values for found in boxes), None)
-    return joint or (slice(0, 0), slice(0, 0), slice(0, 0))
+    present = [found[value] for value in values for found in boxes if value in found]
+    return reduce(Box.union, present) if present else Box.whole((0, 0, 0))
 
 
 def _mask(
     labels: Integer[np.ndarray, "D H W"], values: Sequence[int], box: Box, kept: Bool[np.ndarray, "D H W"] | None
 ) -> Bool[np.ndarray, "d h w"]:
-    part = labels[box]
+    part = labels[box.slices]
     mask: Bool[np.ndarray, "d h w"] = np.isin(part, values) if len(values) > 1 else part == values[0]
-    return mask if kept is None else mask & kept[box]
+    return mask if kept is None else mask & kept[box.slices]
