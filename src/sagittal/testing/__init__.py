@@ -1,0 +1,1 @@
+"""For users' tests and ours: plans without a data set and untrained bundles."""

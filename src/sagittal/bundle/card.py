@@ -1,0 +1,80 @@
+"""MODEL_CARD.md: what a person should know before using a bundle, written from its plan and its metrics."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from sagittal.plan import Plan
+
+
+def model_card(plan: Plan, metrics: Mapping[str, Any], *, parameters: int, data_license: str | None = None) -> str:
+    """Return the card as Markdown.
+
+    Args:
+        plan: the bundle's plan.
+        metrics: the bundle's metrics; of these the card shows, where present, `dice` (label name -> number or None),
+            `mean_dice`, `validation` (a sentence: on which cases, seen or unseen) and `training_cases` (a number).
+        parameters: number of trainable values of one network.
+        data_license: licence of the data set, None where unknown.
+    """
+    dataset = plan.dataset
+    sections = [
+        f"# {_line(dataset.name)}, {_line(plan.network_name)}",
+        "**For research use. Not a medical device.** Nobody has shown that these outputs are safe to treat people by.",
+        "## Data\n\n"
+        + _bullets(
+            {
+                "Data set": dataset.name,
+                "Training cases": _number(metrics.get("training_cases")),
+                "Channels": ", ".join(dataset.channel_names),
+                "Spacing seen by the network (D, H, W)": " x ".join(
+                    f"{value:.4g}" for value in plan.preprocessing.spacing_mm
+                )
+                + " mm",
+                "Licence of the data": data_license or "unknown",
+            }
+        ),
+        "## Classes and Dice\n\n" + _dice_table(plan, metrics),
+        "## Network\n\n"
+        + _bullets(
+            {
+                "Network": f"{plan.network_name} ({plan.network.kind})",
+                "Parameters": f"{parameters:,}",
+                "Window (D, H, W)": " x ".join(str(size) for size in plan.patch.size) + " voxels",
+                "Planned training steps": f"{plan.schedule.steps:,} of batch {plan.training.batch_size}",
+            }
+        ),
+        "## Use\n\n```\nsagittal predict BUNDLE SCAN --out FOLDER\n```",
+    ]
+    return "\n\n".join(sections) + "\n"
+
+
+def _dice_table(plan: Plan, metrics: Mapping[str, Any]) -> str:
+    dice = metrics.get("dice")
+    dice = dice if isinstance(dice, Mapping) else {}
+    written = plan.dataset.regions_class_order or tuple(label.values[0] for label in plan.dataset.labels)
+    rows = ["| class | value in the label map | Dice |", "|---|---|---|"]
+    for label, value in zip(plan.dataset.labels, written, strict=True):
+        rows.append(f"| {_line(label.name)} | {value} | {_score(dice.get(label.name))} |")
+    rows.append(f"| mean | | {_score(metrics.get('mean_dice'))} |")
+    how = metrics.get("validation")
+    how = _line(str(how)) if how else "These weights have not been validated."
+    return "\n".join(rows) + f"\n\nHow it was measured: {how}"
+
+
+def _bullets(items: Mapping[str, str]) -> str:
+    return "\n".join(f"- {name}: {_line(value)}" for name, value in items.items())
+
+
+def _score(value: Any) -> str:
+    return f"{value:.3f}" if isinstance(value, int | float) else "not measured"
+
+
+def _number(value: Any) -> str:
+    return f"{value:,}" if isinstance(value, int) else "unknown"
+
+
+def _line(text: str) -> str:
+    # Names come from a data set's file: a newline or a bar would break out of the table.
+    return " ".join(text.split()).replace("|", "\\|")

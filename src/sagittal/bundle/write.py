@@ -1,0 +1,215 @@
+"""Write a bundle as a whole or not at all: build it beside its place, then rename."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors import numpy as safetensors_numpy
+
+from sagittal.bundle.card import model_card
+from sagittal.bundle.manifest import (
+    MANIFEST,
+    METRICS,
+    MODEL_CARD,
+    PLAN,
+    WEIGHTS_FOLDER,
+    entry_of,
+    looks_like_bundle,
+    make_manifest,
+    read_manifest,
+    walk_files,
+    weights_path,
+)
+from sagittal.bundle.read import previous_folder, read_bundle
+from sagittal.errors import BundleError, ResourceError
+from sagittal.plan import Plan
+
+Arrays = Mapping[str, np.ndarray[Any, Any]]
+
+_PART = ".part"
+_ABANDONED_AFTER_S = 3600.0
+_NOT_TRAINED = (".running_mean", ".running_var")
+
+
+def hash_case(case_id: str) -> str:
+    """Return the twelve hexadecimal digits that stand for a case in a bundle, which may name none."""
+    return hashlib.sha256(case_id.encode()).hexdigest()[:12]
+
+
+def write_bundle(
+    path: str | os.PathLike[str],
+    *,
+    plan: Plan,
+    weights: Mapping[str, Arrays],
+    metrics: Mapping[str, Any],
+    data_license: str | None = None,
+) -> Path:
+    """Write a bundle and return its folder.
+
+    A bundle that is already there is replaced: it is renamed to `.NAME.previous`, the new one takes its name, then it
+    is deleted. So an intact bundle exists at every moment, and what a killed run left behind is put right by the next.
+
+    Args:
+        path: the folder; its parents are made.
+        plan: the plan that the weights belong to.
+        weights: arrays by parameter name, under `all` or `fold_0`, `fold_1`, ...
+        metrics: values that JSON can hold; see `card.model_card` for the names that the card shows. It must name no
+            case (see `hash_case`) and no path.
+        data_license: licence of the data, for the card.
+
+    Raises:
+        BundleError: the folder holds something else than a bundle, or weights or metrics that can't be kept.
+        ResourceError: the disk is full or the folder can't be written. A bundle already there is untouched.
+    """
+    folder = Path(os.path.realpath(path))
+    files = _contents(plan, weights, metrics, data_license)
+    temporary: Path | None = None
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        _tidy(folder)
+        _refuse_to_overwrite(folder)
+        temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}.", suffix=_PART))
+        _fill(temporary, files)
+        read_bundle(temporary)
+        _put_in_place(temporary, folder)
+    except OSError as error:
+        raise ResourceError(
+            f"{folder}: the bundle can't be written ({error.strerror}). Free space or choose another folder.",
+            code="disk_full" if error.errno == errno.ENOSPC else None,
+        ) from None
+    finally:
+        if temporary is not None:
+            shutil.rmtree(temporary, ignore_errors=True)
+    return Path(path)
+
+
+def _contents(
+    plan: Plan, weights: Mapping[str, Arrays], metrics: Mapping[str, Any], data_license: str | None
+) -> dict[str, bytes]:
+    """Return every file of the bundle by its relative path, the manifest last."""
+    if not weights:
+        raise BundleError("a bundle needs weights, under 'all' or 'fold_N'.")
+    files = {weights_path(name): _serialise(name, arrays) for name, arrays in weights.items()}
+    try:
+        files[METRICS] = (json.dumps(dict(metrics), indent=2, allow_nan=False) + "\n").encode()
+    except (TypeError, ValueError) as error:
+        raise BundleError(f"metrics can't be kept as JSON ({error}). Give None for what is not defined.") from None
+    files[PLAN] = plan.to_json().encode()
+    parameters = _count(next(iter(weights.values())))
+    files[MODEL_CARD] = model_card(plan, metrics, parameters=parameters, data_license=data_license).encode()
+    manifest = make_manifest(
+        {name: entry_of(content) for name, content in sorted(files.items())},
+        sagittal_version=_own_version(),
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+    )
+    return {**files, MANIFEST: manifest.to_json().encode()}
+
+
+def _own_version() -> str:
+    try:
+        return version("sagittal")
+    except PackageNotFoundError:  # run from a source tree that was never installed
+        return "0+source"
+
+
+def _serialise(name: str, arrays: Arrays) -> bytes:
+    if not arrays:
+        raise BundleError(f"weights '{name}' hold no array.")
+    for key, array in arrays.items():
+        if array.dtype.kind not in "fiub":
+            raise BundleError(f"weights '{name}': {key} has dtype {array.dtype}. Expected numbers.")
+        if array.dtype.kind == "f" and not np.isfinite(array).all():
+            raise BundleError(f"weights '{name}': {key} holds NaN or infinity. Training went wrong; lower its rate.")
+    # safetensors writes an array's memory as it lies; a transposed view has to be laid out in order first.
+    content: bytes = safetensors_numpy.save({key: np.asarray(array, order="C") for key, array in arrays.items()})
+    return content
+
+
+def _count(arrays: Arrays) -> int:
+    return sum(
+        array.size for name, array in arrays.items() if array.dtype.kind == "f" and not name.endswith(_NOT_TRAINED)
+    )
+
+
+def _fill(folder: Path, files: Mapping[str, bytes]) -> None:
+    folder.chmod(0o755)
+    (folder / WEIGHTS_FOLDER).mkdir()
+    for name, content in files.items():
+        with (folder / name).open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+    _sync_folder(folder / WEIGHTS_FOLDER)
+    _sync_folder(folder)
+
+
+def _put_in_place(new: Path, folder: Path) -> None:
+    previous = previous_folder(folder)
+    if folder.exists() and not any(folder.iterdir()):
+        folder.rmdir()
+    replaces = folder.exists()
+    if replaces:
+        folder.rename(previous)
+    try:
+        new.rename(folder)
+    except OSError:
+        if replaces:
+            previous.rename(folder)
+        raise
+    _sync_folder(folder.parent)
+    if replaces:
+        shutil.rmtree(previous, ignore_errors=True)
+
+
+def _tidy(folder: Path) -> None:
+    """Put right what a killed run left: restore a former bundle, delete what has been replaced or abandoned."""
+    previous = previous_folder(folder)
+    if looks_like_bundle(previous):
+        if looks_like_bundle(folder):
+            shutil.rmtree(previous)
+        elif not folder.exists():
+            previous.rename(folder)
+    for part in folder.parent.glob(f".{_escape(folder.name)}.*{_PART}"):
+        # A younger one may belong to a run that is alive.
+        if time.time() - part.stat().st_mtime > _ABANDONED_AFTER_S:
+            shutil.rmtree(part, ignore_errors=True)
+
+
+def _escape(name: str) -> str:
+    return "".join(f"[{letter}]" if letter in "*?[" else letter for letter in name)
+
+
+def _refuse_to_overwrite(folder: Path) -> None:
+    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
+        return
+    if not looks_like_bundle(folder):
+        raise BundleError(f"{folder}: exists and is not a bundle. Choose another folder; nothing was overwritten.")
+    foreign = set(walk_files(folder)) - {MANIFEST, *read_manifest(folder).files}
+    if foreign:
+        raise BundleError(
+            f"{folder}: a bundle that also holds {', '.join(sorted(foreign)[:3])}, which replacing it would delete. "
+            "Move these files elsewhere, or choose another folder."
+        )
+
+
+def _sync_folder(folder: Path) -> None:
+    # Without this a power cut can undo the rename; Windows can't open folders and needs no such call.
+    if os.name == "nt":
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
