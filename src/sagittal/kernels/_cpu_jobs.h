@@ -1,0 +1,81 @@
+/* What the tasks of one call share, and how a task finds its part. Layout: (N, D, H, W, C) dense float32, C a multiple of 16. */
+
+enum { TRANSPOSED = 3, BOX_ROWS = 8, BOX_CHANNELS = 64, WEIGHT_PARTS = 64, TAIL_PARTS = 64, TAIL_PARTIAL_FLOATS = 1 << 21 };
+
+typedef void (*task_fn)(void *arg, int64_t task, int slot);
+
+struct depthwise {
+    const float *x, *weight, *bias, *add, *grad;
+    float *y, *partial;
+    int64_t samples, channels, in[3], out[3], partial_size;
+    int kernel_d, kernel;
+};
+
+struct box {
+    int64_t n, d0, d1, h0, h1, c0, c1, part;
+};
+
+struct moments {
+    const float *x;
+    float *partial;
+    int64_t channels, voxels, chunk, chunks;
+};
+
+struct tail {
+    const float *h, *mean, *scale, *expand, *expand_t, *expand_bias, *contract, *contract_t, *contract_bias, *residual, *grad_y;
+    float *y, *grad_a, *partial, *scratch;
+    int64_t voxels, channels, hidden, outputs, chunk, parts, partial_size, scratch_size;
+};
+
+struct norm_backward {
+    const float *h, *mean, *scale_a, *scale_h, *shift;
+    float *grad;
+    int64_t channels, voxels, chunk, chunks;
+};
+
+static int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+static int64_t at_most(int64_t a, int64_t limit) { return a < limit ? a : limit; }
+
+static int64_t channel_blocks(const struct depthwise *job) { return divide_up(job->channels, BOX_CHANNELS); }
+
+static int64_t depthwise_tasks(const struct depthwise *job) {
+    return job->samples * divide_up(job->out[0], BOX_ROWS) * divide_up(job->out[1], BOX_ROWS) * channel_blocks(job);
+}
+
+static void depthwise_box_of_task(const struct depthwise *job, int64_t task, struct box *box) {
+    const int64_t c = task % channel_blocks(job), rest = task / channel_blocks(job), blocks_h = divide_up(job->out[1], BOX_ROWS);
+    const int64_t h = rest % blocks_h, nd = rest / blocks_h, blocks_d = divide_up(job->out[0], BOX_ROWS), d = nd % blocks_d;
+    box->n = nd / blocks_d;
+    box->part = 0;
+    box->d0 = d * BOX_ROWS;
+    box->d1 = at_most(box->d0 + BOX_ROWS, job->out[0]);
+    box->h0 = h * BOX_ROWS;
+    box->h1 = at_most(box->h0 + BOX_ROWS, job->out[1]);
+    box->c0 = c * BOX_CHANNELS;
+    box->c1 = at_most(box->c0 + BOX_CHANNELS, job->channels);
+}
+
+/* Planes of one sample that share a partial sum; a rule of the shape alone, so that the sums do not depend on the threads. */
+static int64_t weight_planes(const struct depthwise *job) { return divide_up(job->samples * job->out[0], WEIGHT_PARTS); }
+
+static int64_t weight_parts(const struct depthwise *job) { return job->samples * divide_up(job->out[0], weight_planes(job)); }
+
+static void weight_box_of_task(const struct depthwise *job, int64_t task, struct box *box) {
+    const int64_t planes = weight_planes(job), parts = divide_up(job->out[0], planes), c = task % channel_blocks(job);
+    box->part = task / channel_blocks(job);
+    box->n = box->part / parts;
+    box->d0 = box->part % parts * planes;
+    box->d1 = at_most(box->d0 + planes, job->out[0]);
+    box->h0 = 0;
+    box->h1 = job->out[1];
+    box->c0 = c * BOX_CHANNELS;
+    box->c1 = at_most(box->c0 + BOX_CHANNELS, job->channels);
+}
+
+static void tail_rows_of_task(const struct tail *job, int64_t task, int64_t *n, int64_t *start, int64_t *stop) {
+    const int64_t rows = divide_up(divide_up(job->voxels, job->parts), job->chunk) * job->chunk, part = task % job->parts;
+    *n = task / job->parts;
+    *start = at_most(part * rows, job->voxels);
+    *stop = at_most(*start + rows, job->voxels);
+}

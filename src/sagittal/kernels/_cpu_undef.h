@@ -1,0 +1,12 @@
+/* Makes room for the next instruction set. */
+#undef ISA
+#undef LANES
+#undef MANY_REGISTERS
+#undef vf
+#undef vi
+#undef FORWARD_TILE
+#undef TRANSPOSED_TILE
+#undef DEPTHWISE_TASK
+#undef WEIGHT_TASK
+#undef PRODUCT_TILE
+#undef PRODUCT_PANEL

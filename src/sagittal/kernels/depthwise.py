@@ -1,0 +1,145 @@
+"""Depthwise convolution of volumes on the CPU: the compiled kernel and its plain PyTorch twin.
+
+PyTorch's depthwise 3D convolution is far from what a CPU can do, its backward most of all: the data gradient is itself a depthwise
+convolution (with the flipped kernel, or transposed where the forward pass was strided), and the weight gradient fits in registers. The
+twin runs wherever the kernels cannot: on other devices and dtypes, while compiling or exporting, with channels that are not a multiple
+of 16, without the library. Both give the same numbers up to rounding.
+
+Letters: N batch, C channels, D H W space, k the kernel; in 2D there is no D.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
+
+from sagittal.errors import DataError
+from sagittal.kernels import native
+
+
+def depthwise_conv(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, stride: int = 1) -> Tensor:
+    """Convolve each channel with its own kernel, padding k // 2: a size n becomes n, or ceil(n / 2) with stride 2.
+
+    Args:
+        x: (N, C, D, H, W) or (N, C, H, W) in any memory format; the result is channels-last where the kernel ran.
+        weight: (C, 1, k, k, k) or (C, 1, k, k), k odd.
+        bias: (C,) or None.
+        stride: 1 or 2.
+
+    Raises:
+        DataError: the shapes do not fit, or an even kernel.
+    """
+    check(x, weight, bias, stride)
+    if usable(x, weight, bias):
+        return _as_volume(x, _Depthwise.apply(_as_3d(x), _as_3d(weight), bias, stride))
+    convolve = F.conv3d if x.ndim == 5 else F.conv2d
+    return convolve(x, weight, bias, stride=stride, padding=weight.shape[-1] // 2, groups=x.shape[1])
+
+
+def depthwise_conv_transpose(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """Convolve each channel, transposed, with stride 2 and padding k // 2: a size n becomes 2n - 1.
+
+    Arguments and errors as in `depthwise_conv`.
+    """
+    check(x, weight, bias, 2)
+    if usable(x, weight, bias):
+        return _as_volume(x, _Depthwise.apply(_as_3d(x), _as_3d(weight), bias, native.TRANSPOSED))
+    convolve = F.conv_transpose3d if x.ndim == 5 else F.conv_transpose2d
+    return convolve(x, weight, bias, stride=2, padding=weight.shape[-1] // 2, groups=x.shape[1])
+
+
+def usable(x: Tensor, *parameters: Tensor | None) -> bool:
+    """Return whether the compiled kernels can take x (N, C, ...) and these parameters."""
+    return x.shape[1] % native.LANES == 0 and native.usable(x, *parameters)
+
+
+def forward(x: Tensor, weight: Tensor, bias: Tensor | None, mode: int) -> Tensor:
+    """Convolve dense x (N, D, H, W, C) with weight (C, 1, kd, k, k); mode is the stride 1 or 2, or `native.TRANSPOSED`."""
+    depth, height, width = x.shape[1:4]
+    if mode == native.TRANSPOSED:
+        out = (2 * depth - 1, 2 * height - 1, 2 * width - 1)
+    else:
+        out = (-(-depth // mode), -(-height // mode), -(-width // mode))
+    return native.depthwise(x, _taps(weight), bias, _kernel(weight), mode, out)
+
+
+def data_grad(grad: Tensor, weight: Tensor, mode: int, size: tuple[int, int, int], add: Tensor | None = None) -> Tensor:
+    """Return the gradient at the input of `forward`, (N, *size, C), plus `add` of that shape; grad lies dense at its output."""
+    if mode == 1:
+        return native.depthwise(grad, _taps(weight.flip(2, 3, 4)), None, _kernel(weight), 1, size, add)
+    other = 2 if mode == native.TRANSPOSED else native.TRANSPOSED
+    return native.depthwise(grad, _taps(weight), None, _kernel(weight), other, size, add)
+
+
+def weight_grad(x: Tensor, grad: Tensor, weight: Tensor, mode: int) -> tuple[Tensor, Tensor]:
+    """Return the gradients of weight (C, 1, kd, k, k) and bias (C,), given input and output gradient, both dense."""
+    if mode == native.TRANSPOSED:
+        # grad[2i + j - p] meets x[i]: the strided case with the two exchanged
+        taps, _ = native.depthwise_weight_grad(grad, x, _kernel(weight), 2)
+        bias = grad.sum((0, 1, 2, 3))
+    else:
+        taps, bias = native.depthwise_weight_grad(x, grad, _kernel(weight), mode)
+    return taps.t().reshape(weight.shape), bias
+
+
+class _Depthwise(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, mode: int) -> Tensor:
+        dense = native.channels_last(x)
+        ctx.mode = mode
+        ctx.save_for_backward(dense, weight)
+        return forward(dense, weight, bias, mode).permute(0, 4, 1, 2, 3)
+
+    @staticmethod
+    @once_differentiable  # type: ignore[untyped-decorator]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight = ctx.saved_tensors
+        dense = native.channels_last(grad)
+        grad_x = grad_weight = grad_bias = None
+        if ctx.needs_input_grad[0]:
+            grad_x = data_grad(dense, weight, ctx.mode, x.shape[1:4]).permute(0, 4, 1, 2, 3)
+        if ctx.needs_input_grad[1] or ctx.needs_input_grad[2]:
+            grad_weight, grad_bias = weight_grad(x, dense, weight, ctx.mode)
+        return grad_x, grad_weight, grad_bias if ctx.needs_input_grad[2] else None, None
+
+
+def _taps(weight: Tensor) -> Tensor:
+    """(C, 1, kd, k, k) to (taps, C), dense."""
+    return weight.detach().flatten(1).t().contiguous()
+
+
+def _kernel(weight: Tensor) -> tuple[int, int]:
+    return weight.shape[2], weight.shape[3]
+
+
+def _as_3d(x: Tensor) -> Tensor:
+    return x if x.ndim == 5 else x.unsqueeze(2)
+
+
+def _as_volume(like: Tensor, y: Tensor) -> Tensor:
+    return y if like.ndim == 5 else y.squeeze(2)
+
+
+def check(x: Tensor, weight: Tensor, bias: Tensor | None, stride: int) -> None:
+    """Raise DataError unless these can be convolved."""
+    if x.ndim not in (4, 5) or weight.ndim != x.ndim or weight.shape[:2] != (x.shape[1], 1):
+        raise DataError(
+            f"a depthwise convolution of {tuple(x.shape)} with weights {tuple(weight.shape)}: expected x (N, C, D, H, W) with weights "
+            "(C, 1, k, k, k), or (N, C, H, W) with (C, 1, k, k). Check the order of the axes.",
+            code="depthwise_shape",
+        )
+    size = weight.shape[-1]
+    if size % 2 == 0 or any(length != size for length in weight.shape[2:]):
+        raise DataError(
+            f"a depthwise kernel of size {tuple(weight.shape[2:])}: expected the same odd number along every axis. Use 3, 5 or 7.",
+            code="depthwise_kernel",
+        )
+    if bias is not None and bias.shape != (x.shape[1],):
+        raise DataError(
+            f"a depthwise bias of shape {tuple(bias.shape)}: expected ({x.shape[1]},), one number for each channel. Check the weights.",
+            code="depthwise_bias",
+        )
+    if stride not in (1, 2):
+        raise DataError(f"a depthwise convolution with stride {stride}: expected 1 or 2. Use one of them.", code="depthwise_stride")

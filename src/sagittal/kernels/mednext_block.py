@@ -1,0 +1,218 @@
+"""The body of a MedNeXt block as one operation: norm, expansion, GELU, contraction, with the depthwise convolution before it.
+
+The expanded activation (R times the channels) is what fills the memory in training and what makes each step wait for it. Here a few
+hundred voxels at a time go through the whole chain while they lie in the cache; the forward pass keeps only the block's input and the
+convolution's output, and the backward pass computes the rest again. The per-channel norm needs no pass of its own: its scale and shift
+are folded into the expansion, and its gradient's two sums per channel follow from the expansion's weight gradient.
+
+Letters: N batch, C channels, R expanded channels, O output channels, L = D*H*W voxels.
+"""
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
+
+from sagittal.errors import DataError
+from sagittal.kernels import depthwise, native
+
+
+class TailWeights(NamedTuple):
+    """What follows the depthwise convolution of a block: norm, expansion, contraction.
+
+    norm_weight (C,), norm_bias (C,), expand (R, C), expand_bias (R,), contract (O, R), contract_bias (O,); kernels of size one may keep
+    their trailing axes.
+    """
+
+    norm_weight: Tensor
+    norm_bias: Tensor
+    expand: Tensor
+    expand_bias: Tensor
+    contract: Tensor
+    contract_bias: Tensor
+
+
+def expand_contract(h: Tensor, weights: TailWeights, *, residual: Tensor | None = None, eps: float = 1e-5) -> Tensor:
+    """Return residual + contract(GELU(expand(norm(h)))), the norm over each case's and channel's space.
+
+    Args:
+        h: (N, C, D, H, W) or (N, C, H, W), any memory format.
+        weights: the block's parameters.
+        residual: (N, O, ...) of h's size, or None.
+        eps: added to the variance.
+
+    Raises:
+        DataError: the shapes do not fit.
+    """
+    _check(h, weights, residual)
+    if _usable(h, weights, residual):
+        return _Tail.apply(h, residual, eps, *weights)
+    return _plain_tail(h, weights, residual, eps)
+
+
+def mednext_block(
+    x: Tensor, kernel: Tensor, kernel_bias: Tensor | None, weights: TailWeights, *, residual: bool = True, eps: float = 1e-5
+) -> Tensor:
+    """Return x + contract(GELU(expand(norm(depthwise(x))))): a whole MedNeXt block, arXiv 2303.09975 figure 1.
+
+    Args:
+        x: (N, C, D, H, W) or (N, C, H, W), any memory format.
+        kernel: (C, 1, k, k, k) or (C, 1, k, k), k odd.
+        kernel_bias: (C,) or None.
+        weights: the rest of the block's parameters; O = C where `residual`.
+        residual: add x.
+        eps: added to the variance.
+
+    Raises:
+        DataError: the shapes do not fit.
+    """
+    _check(x, weights, x if residual else None)
+    if x.ndim == 5 and kernel.ndim == 5 and _usable(x, weights) and native.usable(kernel, kernel_bias):
+        depthwise.check(x, kernel, kernel_bias, 1)
+        return _Block.apply(x, kernel, kernel_bias, residual, eps, *weights)
+    h = depthwise.depthwise_conv(x, kernel, kernel_bias)
+    return expand_contract(h, weights, residual=x if residual else None, eps=eps)
+
+
+def _plain_tail(h: Tensor, weights: TailWeights, residual: Tensor | None, eps: float) -> Tensor:
+    normed = torch.group_norm(h, h.shape[1], weights.norm_weight, weights.norm_bias, eps)
+    wide = F.gelu(F.linear(normed.movedim(1, -1), weights.expand.flatten(1), weights.expand_bias))
+    y = F.linear(wide, weights.contract.flatten(1), weights.contract_bias).movedim(-1, 1)
+    return y if residual is None else residual + y
+
+
+class _Saved(NamedTuple):
+    """What the tail's backward pass needs besides its input: the norm's statistics, (N, C) each, and the weights as matrices."""
+
+    mean: Tensor
+    scale: Tensor
+    norm_weight: Tensor
+    norm_bias: Tensor
+    expand: Tensor
+    expand_bias: Tensor
+    contract: Tensor
+
+
+def _tail_forward(h: Tensor, residual: Tensor | None, eps: float, weights: TailWeights) -> tuple[Tensor, _Saved]:
+    """h (N, L, C) and residual (N, L, O) dense; returns y (N, L, O)."""
+    expand, contract = weights.expand.flatten(1).contiguous(), weights.contract.flatten(1).contiguous()
+    mean, scale = native.moments(h, eps)
+    saved = _Saved(mean, scale, weights.norm_weight, weights.norm_bias, expand, weights.expand_bias, contract)
+    y = native.tail_forward([h, mean, scale, *_folded(saved), contract.t().contiguous(), weights.contract_bias.contiguous(), residual])
+    return y, saved
+
+
+def _folded(saved: _Saved) -> tuple[Tensor, Tensor]:
+    """Return the expansion with the norm's affine part inside it: (C, R) and (R,)."""
+    return (
+        (saved.expand * saved.norm_weight).t().contiguous(),
+        torch.addmv(saved.expand_bias, saved.expand, saved.norm_bias),
+    )
+
+
+def _tail_backward(h: Tensor, grad_y: Tensor, saved: _Saved) -> tuple[Tensor, TailWeights]:
+    """Return the gradient at h (N, L, C) and at the weights as matrices, given dense grad_y (N, L, O)."""
+    grad_h, sums = native.tail_backward([h, saved.mean, saved.scale, *_folded(saved), saved.expand, saved.contract, grad_y])
+    by_normed, contract_sum, hidden_sum, output_sum = sums
+    along = (by_normed * saved.expand.t()).sum(2)  # (N, C): the sums over space of the norm's gradient, times the normed value,
+    straight = hidden_sum @ saved.expand  # and alone; both before the norm's own weight
+    per_voxel = saved.scale * saved.norm_weight / h.shape[1]
+    native.norm_backward_(
+        grad_h,
+        h,
+        (saved.mean, saved.scale * saved.norm_weight, -(per_voxel * saved.scale * along), -(per_voxel * straight)),
+    )
+    hidden = hidden_sum.sum(0)
+    return grad_h, TailWeights(
+        norm_weight=along.sum(0),
+        norm_bias=straight.sum(0),
+        expand=torch.addr(by_normed.sum(0).t() * saved.norm_weight, hidden, saved.norm_bias),
+        expand_bias=hidden,
+        contract=contract_sum.sum(0).t(),
+        contract_bias=output_sum.sum(0),
+    )
+
+
+def _shaped(grads: TailWeights, ctx: Any) -> tuple[Tensor, ...]:
+    return tuple(grad.reshape(shape) for grad, shape in zip(grads, ctx.weight_shapes, strict=True))
+
+
+def _rows(x: Tensor) -> Tensor:
+    """Return (N, C, ...) as dense (N, L, C), a view where the memory already lies so."""
+    return x.movedim(1, -1).flatten(1, -2).contiguous()
+
+
+def _volume(rows: Tensor, size: torch.Size) -> Tensor:
+    return rows.unflatten(1, size).movedim(-1, 1)
+
+
+class _Tail(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, h: Tensor, residual: Tensor | None, eps: float, *weights: Tensor) -> Tensor:
+        rows = _rows(h)
+        y, saved = _tail_forward(rows, None if residual is None else _rows(residual), eps, TailWeights(*weights))
+        ctx.size = h.shape[2:]
+        ctx.weight_shapes = [weight.shape for weight in weights]
+        ctx.save_for_backward(rows, *saved)
+        return _volume(y, ctx.size)
+
+    @staticmethod
+    @once_differentiable  # type: ignore[untyped-decorator]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        rows, *saved = ctx.saved_tensors
+        grad_h, grads = _tail_backward(rows, _rows(grad), _Saved(*saved))
+        return _volume(grad_h, ctx.size), grad if ctx.needs_input_grad[1] else None, None, *_shaped(grads, ctx)
+
+
+class _Block(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, kernel: Tensor, kernel_bias: Tensor | None, residual: bool, eps: float, *weights: Tensor
+    ) -> Tensor:
+        dense = native.channels_last(x)
+        h = depthwise.forward(dense, kernel, kernel_bias, 1).flatten(1, 3)
+        y, saved = _tail_forward(h, dense.flatten(1, 3) if residual else None, eps, TailWeights(*weights))
+        ctx.residual = residual
+        ctx.weight_shapes = [weight.shape for weight in weights]
+        ctx.save_for_backward(dense, kernel, h, *saved)
+        return _volume(y, x.shape[2:])
+
+    @staticmethod
+    @once_differentiable  # type: ignore[untyped-decorator]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        dense, kernel, h, *saved = ctx.saved_tensors
+        grad_y = native.channels_last(grad)
+        grad_rows, grads = _tail_backward(h, grad_y.flatten(1, 3), _Saved(*saved))
+        grad_h = grad_rows.view(dense.shape)
+        grad_x = grad_kernel = grad_bias = None
+        if ctx.needs_input_grad[0]:
+            size = dense.shape[1:4]
+            grad_x = depthwise.data_grad(grad_h, kernel, 1, size, grad_y if ctx.residual else None).permute(0, 4, 1, 2, 3)
+        if ctx.needs_input_grad[1] or ctx.needs_input_grad[2]:
+            grad_kernel, grad_bias = depthwise.weight_grad(dense, grad_h, kernel, 1)
+        return grad_x, grad_kernel, grad_bias if ctx.needs_input_grad[2] else None, None, None, *_shaped(grads, ctx)
+
+
+def _usable(x: Tensor, weights: TailWeights, residual: Tensor | None = None) -> bool:
+    widths = (weights.expand.shape[0], weights.contract.shape[0])
+    return all(width % native.LANES == 0 for width in widths) and depthwise.usable(x, residual, *weights)
+
+
+def _check(x: Tensor, weights: TailWeights, residual: Tensor | None) -> None:
+    channels, wide, outputs = x.shape[1], weights.expand.shape[0], weights.contract.shape[0]
+    expected = TailWeights(*((size,) for size in (channels, channels)), (wide, channels), (wide,), (outputs, wide), (outputs,))
+    for name, weight, shape in zip(TailWeights._fields, weights, expected, strict=True):
+        if tuple(weight.shape[: len(shape)]) != shape or weight.numel() != weight.shape[:2].numel():
+            raise DataError(
+                f"{name} of a MedNeXt block has shape {tuple(weight.shape)}: expected {shape} for an input of {tuple(x.shape)} "
+                "(axes N, C, D, H, W). Check the weights and the order of the axes.",
+                code="block_shape",
+            )
+    if residual is not None and residual.shape != (x.shape[0], outputs, *x.shape[2:]):
+        raise DataError(
+            f"the residual of a MedNeXt block has shape {tuple(residual.shape)}: expected {(x.shape[0], outputs, *x.shape[2:])}. "
+            "Use as many output channels as it has, or leave the residual out.",
+            code="block_residual",
+        )

@@ -1,0 +1,227 @@
+"""The compiled CPU kernels: find the library, share PyTorch's threads, and call it on tensors.
+
+The library (`_cpu.c`) is optional: it is built with the package where a C compiler is at hand and loaded with ctypes, so it needs no
+Python or PyTorch headers. Without it every caller falls back to plain PyTorch.
+
+All functions here take dense channels-last memory, (N, D, H, W, C) or (N, voxels, C), float32 on the CPU, C a multiple of 16; the
+callers (depthwise.py, mednext_block.py) see to that.
+"""
+
+import ctypes
+import importlib.machinery
+import math
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Final
+
+import torch
+from torch import Tensor
+
+LANES: Final = 16
+TRANSPOSED: Final = 3  # the mode of `depthwise` beside the strides 1 and 2
+
+_POINTER, _LONG, _INT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int
+_LONGS = ctypes.POINTER(ctypes.c_int64)
+_SIGNATURES: Final = {
+    "sagittal_start": (_INT, [_POINTER, _INT]),
+    "sagittal_depthwise": (None, [_POINTER] * 5 + [_LONGS, _INT, _INT]),
+    "sagittal_depthwise_weight_space": (_LONG, [_LONGS]),
+    "sagittal_depthwise_weight": (None, [_POINTER] * 4 + [_LONGS, _INT, _INT]),
+    "sagittal_moments_space": (_LONG, [_LONG] * 3),
+    "sagittal_moments": (None, [_POINTER] * 4 + [_LONG] * 3 + [ctypes.c_double, _INT]),
+    "sagittal_tail_space": (None, [_LONGS, _LONGS]),
+    "sagittal_tail_forward": (None, [ctypes.POINTER(_POINTER), _POINTER, _POINTER, _LONGS, _INT]),
+    "sagittal_tail_backward": (None, [ctypes.POINTER(_POINTER)] + [_POINTER] * 4 + [_LONGS, _INT]),
+    "sagittal_norm_backward": (None, [_POINTER, _POINTER, ctypes.POINTER(_POINTER)] + [_LONG] * 3 + [_INT]),
+    "sagittal_gelu": (None, [_POINTER, _POINTER, _LONG, _INT]),
+}
+
+
+def _openmp_entry() -> int | None:
+    """Return the address of GOMP_parallel in the OpenMP runtime that PyTorch loaded, or None."""
+    candidates: list[str | None] = [None]
+    bundled = Path(torch.__file__).parent / "lib"
+    candidates += [str(path) for pattern in ("libgomp*.so*", "libiomp5*.so*", "libomp*.so*") for path in bundled.glob(pattern)]
+    for name in candidates:
+        try:
+            # RTLD_NOLOAD: only what is loaded already; a second OpenMP runtime would be a second pool of threads
+            library = ctypes.CDLL(name, mode=0x4) if name else ctypes.CDLL(None)
+            return ctypes.cast(library.GOMP_parallel, ctypes.c_void_p).value
+        except (OSError, AttributeError):
+            continue
+    return None
+
+
+def _load() -> ctypes.CDLL | None:
+    if not sys.platform.startswith("linux"):
+        return None
+    for suffix in importlib.machinery.EXTENSION_SUFFIXES:
+        path = Path(__file__).with_name("_cpu" + suffix)
+        if path.exists():
+            break
+    else:
+        return None
+    try:
+        library = ctypes.CDLL(str(path))
+        for name, (result, arguments) in _SIGNATURES.items():
+            function = getattr(library, name)
+            function.restype, function.argtypes = result, arguments
+    except (OSError, AttributeError):  # built for another machine, or by another version
+        return None
+    library.sagittal_start(_openmp_entry(), 2)
+    return library
+
+
+_library: ctypes.CDLL | None = _load()
+
+
+def cpu_available() -> bool:
+    """Return whether the compiled CPU kernels were found; without them everything runs as plain PyTorch."""
+    return _library is not None
+
+
+def limit_instruction_set(level: int) -> int:
+    """Use at most this instruction set (0 portable, 1 AVX2, 2 AVX-512) and return the one in use; -1 without the library."""
+    return -1 if _library is None else int(_library.sagittal_start(_openmp_entry(), level))
+
+
+def usable(*tensors: Tensor | None) -> bool:
+    """Return whether the kernels can take these tensors: plain eager float32 on the CPU, no autocast, no compiling or exporting."""
+    if _library is None or torch.compiler.is_compiling() or torch.is_autocast_enabled("cpu"):
+        return False
+    given = [tensor for tensor in tensors if tensor is not None]
+    return all(
+        type(tensor) in (Tensor, torch.nn.Parameter) and tensor.dtype == torch.float32 and tensor.device.type == "cpu" and tensor.numel()
+        for tensor in given
+    ) and not torch._C._functorch.peek_interpreter_stack()
+
+
+def channels_last(x: Tensor) -> Tensor:
+    """Return (N, C, D, H, W) as dense (N, D, H, W, C), without a copy where the memory already lies so."""
+    return x.permute(0, 2, 3, 4, 1).contiguous()
+
+
+def _call() -> ctypes.CDLL:
+    assert _library is not None, "callers ask `usable` first"
+    return _library
+
+
+def _longs(values: Sequence[int]) -> ctypes.Array[ctypes.c_int64]:
+    return (ctypes.c_int64 * len(values))(*values)
+
+
+def _pointers(tensors: Sequence[Tensor | None]) -> ctypes.Array[ctypes.c_void_p]:
+    return (ctypes.c_void_p * len(tensors))(*(None if tensor is None else tensor.data_ptr() for tensor in tensors))
+
+
+def _pointer(tensor: Tensor | None) -> int | None:
+    return None if tensor is None else tensor.data_ptr()
+
+
+def depthwise(
+    x: Tensor,
+    taps: Tensor,
+    bias: Tensor | None,
+    kernel: tuple[int, int],
+    mode: int,
+    out: tuple[int, int, int],
+    add: Tensor | None = None,
+) -> Tensor:
+    """Return the depthwise convolution of x (N, D, H, W, C) as (N, *out, C), plus `add` of that shape.
+
+    taps (kernel_d * k * k, C); kernel (kernel_d, k); mode is the stride 1 or 2, or `TRANSPOSED`.
+    """
+    y = x.new_empty((x.shape[0], *out, x.shape[4]))
+    shape = _longs((x.shape[0], x.shape[4], *x.shape[1:4], *out, *kernel))
+    _call().sagittal_depthwise(
+        x.data_ptr(), taps.data_ptr(), _pointer(bias), _pointer(add), y.data_ptr(), shape, mode, torch.get_num_threads()
+    )
+    return y
+
+
+def depthwise_weight_grad(x: Tensor, grad: Tensor, kernel: tuple[int, int], stride: int) -> tuple[Tensor, Tensor]:
+    """Return the gradients of taps (taps, C) and bias (C); x the input and grad the gradient at the output, (N, D, H, W, C)."""
+    channels, taps = x.shape[4], kernel[0] * kernel[1] ** 2
+    shape = _longs((x.shape[0], channels, *x.shape[1:4], *grad.shape[1:4], *kernel))
+    partial = x.new_zeros(_call().sagittal_depthwise_weight_space(shape))
+    total = x.new_empty((taps + 1, channels))
+    _call().sagittal_depthwise_weight(
+        x.data_ptr(), grad.data_ptr(), partial.data_ptr(), total.data_ptr(), shape, stride, torch.get_num_threads()
+    )
+    return total[:taps], total[taps]
+
+
+def moments(h: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """Return each sample's and channel's mean and reciprocal standard deviation, (N, C) each, of h (N, voxels, C)."""
+    samples, voxels, channels = h.shape
+    mean, scale = h.new_empty((samples, channels)), h.new_empty((samples, channels))
+    partial = h.new_empty(_call().sagittal_moments_space(samples, voxels, channels))
+    _call().sagittal_moments(
+        h.data_ptr(), partial.data_ptr(), mean.data_ptr(), scale.data_ptr(), samples, voxels, channels, eps, torch.get_num_threads()
+    )
+    return mean, scale
+
+
+def _tail_space(shape: ctypes.Array[ctypes.c_int64]) -> list[int]:
+    sizes = (ctypes.c_int64 * 4)()
+    _call().sagittal_tail_space(shape, sizes)
+    return list(sizes)
+
+
+def tail_forward(inputs: Sequence[Tensor | None]) -> Tensor:
+    """Return (N, voxels, O); inputs as `sagittal_tail_forward` in _cpu.c lists them: h, mean, scale, expand_t, its bias, contract_t,
+    its bias, residual or None.
+    """
+    h, expand_t, contract_t = inputs[0], inputs[3], inputs[5]
+    assert h is not None and expand_t is not None and contract_t is not None
+    samples, voxels, channels = h.shape
+    outputs, threads = contract_t.shape[1], torch.get_num_threads()
+    shape = _longs((samples, voxels, channels, expand_t.shape[1], outputs))
+    y, scratch = h.new_empty((samples, voxels, outputs)), h.new_empty(threads * _tail_space(shape)[0])
+    _call().sagittal_tail_forward(_pointers(inputs), y.data_ptr(), scratch.data_ptr(), shape, threads)
+    return y
+
+
+def tail_backward(inputs: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
+    """Return the gradient at the affine norm's output (N, voxels, C) and each sample's sums: normed x hidden gradient (N, C, R), hidden
+    x output gradient (N, R, O), hidden gradient (N, R), output gradient (N, O); inputs as `sagittal_tail_backward` lists them.
+    """
+    h, contract = inputs[0], inputs[6]
+    (samples, voxels, channels), (outputs, hidden) = h.shape, contract.shape
+    threads = torch.get_num_threads()
+    shape = _longs((samples, voxels, channels, hidden, outputs))
+    scratch_size, partial_size, part_size, _ = _tail_space(shape)
+    grad_a, scratch = torch.empty_like(h), h.new_empty(threads * scratch_size)
+    totals, partial = h.new_empty((samples, part_size)), h.new_empty(partial_size)
+    _call().sagittal_tail_backward(
+        _pointers(inputs), grad_a.data_ptr(), totals.data_ptr(), partial.data_ptr(), scratch.data_ptr(), shape, threads
+    )
+    expand, contract_sum, hidden_sum, output_sum = totals.split((channels * hidden, hidden * outputs, hidden, outputs), dim=1)
+    return grad_a, [
+        expand.view(samples, channels, hidden),
+        contract_sum.view(samples, hidden, outputs),
+        hidden_sum,
+        output_sum,
+    ]
+
+
+def norm_backward_(grad: Tensor, h: Tensor, coefficients: Sequence[Tensor]) -> Tensor:
+    """Set grad = scale_a * grad + scale_h * (h - mean) + shift in place; coefficients mean, scale_a, scale_h, shift, (N, C) each."""
+    samples, voxels, channels = h.shape
+    _call().sagittal_norm_backward(
+        grad.data_ptr(), h.data_ptr(), _pointers(coefficients), samples, voxels, channels, torch.get_num_threads()
+    )
+    return grad
+
+
+def gelu_(u: Tensor, grad: Tensor | None = None) -> Tensor:
+    """Set u = gelu(u) in place and, where given, grad = grad * gelu'(u); dense, a multiple of 16 elements."""
+    assert u.numel() % LANES == 0
+    _call().sagittal_gelu(u.data_ptr(), _pointer(grad), u.numel(), torch.get_num_threads())
+    return u
+
+
+def half(size: int) -> int:
+    """Return the output size of a convolution of stride 2 with padding k // 2."""
+    return math.ceil(size / 2)
