@@ -1,0 +1,168 @@
+"""Measuring a data set: shapes, spacings and foreground intensities of its training cases, in one pass over the files.
+
+nnU-Net's rules (fingerprint_extractor.py): each case is cropped to its non-zero box; each gives 100 million divided by
+the number of cases intensities, drawn with replacement from its foreground; statistics are of all draws pooled.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Float32, Int64
+
+from sagittal.data.dataset import Case, Dataset, content_hash
+from sagittal.data.label_index import LabelIndex, label_index
+from sagittal.errors import DataError, ResourceError, SagittalError
+from sagittal.plan import ChannelIntensities, Fingerprint
+from sagittal.plan.base import Triple, TripleMm
+from sagittal.volumes import read_channels, read_labels
+from sagittal.volumes.crop import nonzero_box
+from sagittal.volumes.geometry import reorientation_to_ras, spacing_of
+from sagittal.volumes.volume import require_same_grid
+
+INTENSITY_BUDGET = 100_000_000
+"""Foreground intensities drawn from all cases together."""
+_CHUNK = 4_000_000
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Intensities drawn with replacement: the distinct values, ascending, and how often each was drawn.
+
+    The same multiset as the list of draws, mostly in a few per cent of its memory: a small structure is drawn many
+    times over, and a CT has a few thousand distinct values.
+    """
+
+    values: Float32[np.ndarray, " n"]
+    counts: Int64[np.ndarray, " n"]
+
+
+@dataclass(frozen=True)
+class CaseMeasurement:
+    """What one case adds to the fingerprint."""
+
+    shape_vox: Triple
+    spacing_mm: TripleMm
+    relative_size_after_crop: float
+    samples: tuple[Sample, ...]
+    """One per channel."""
+
+
+def extract_fingerprint(dataset: Dataset, *, workers: int) -> Fingerprint:
+    """Measure all training cases, in RAS axis order.
+
+    Voxels of the ignore value are not foreground (nnU-Net counts them). A case without foreground adds no intensities.
+
+    Args:
+        dataset: labelled cases.
+        workers: threads; each holds one case in memory.
+
+    Raises:
+        DataError: a case can't be used (the message names it), or no case has any foreground.
+    """
+    index = label_index(dataset.spec)
+    budget = INTENSITY_BUDGET // len(dataset.cases)
+    with ThreadPoolExecutor(max_workers=max(1, workers), thread_name_prefix="fingerprint") as pool:
+        hashing = pool.submit(content_hash, dataset)
+        futures = [pool.submit(measure_case, case, index, budget) for case in dataset.cases]
+        try:
+            measured = [future.result() for future in futures]
+            content_sha256 = hashing.result()
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+    channels = list(zip(*(case.samples for case in measured), strict=True))
+    if not any(sample.values.size for sample in channels[0]):
+        raise DataError(
+            f"{dataset.folder}: none of {len(measured)} label maps has a foreground voxel. Expected at least one of "
+            f"{sorted(dataset.spec.foreground_values)}. Check that labels and images belong together.",
+            code="no_foreground",
+        )
+    return Fingerprint(
+        content_sha256=content_sha256,
+        shapes_vox=tuple(case.shape_vox for case in measured),
+        spacings_mm=tuple(case.spacing_mm for case in measured),
+        intensities=tuple(pooled_intensities(samples) for samples in channels),
+        median_relative_size_after_crop=float(np.median([case.relative_size_after_crop for case in measured])),
+    )
+
+
+def measure_case(case: Case, index: LabelIndex, budget: int) -> CaseMeasurement:
+    """Measure one case; draw `budget` foreground intensities per channel.
+
+    Raises:
+        DataError: the case can't be used; the message names it.
+    """
+    try:
+        return _measure(case, index, budget)
+    except SagittalError as error:
+        raise type(error)(f"{case.id}: {error.message}", code=error.code) from None
+    except MemoryError:
+        raise ResourceError(f"{case.id}: does not fit into memory. Use fewer workers or a larger machine.") from None
+
+
+def _measure(case: Case, index: LabelIndex, budget: int) -> CaseMeasurement:
+    if case.labels is None:
+        raise DataError("no label file. Expected one per training case in labelsTr.", code="missing_labels")
+    volume = read_channels(case.images)
+    if not np.isfinite(volume.array).all():
+        raise DataError("the image holds NaN or infinity. Expected finite intensities. Repair it.", code="nan")
+    values, geometry = read_labels(case.labels)
+    require_same_grid(volume.geometry, geometry, "image and label")
+    change = reorientation_to_ras(volume.affine)
+    image = change.apply(volume.array)
+    box = nonzero_box(image)
+    d, h, w = box.slices
+    indices = change.apply(index.encode(values, source=case.labels.name))[d, h, w]
+    foreground = (indices > 0) & (indices < index.num_indices)
+    random = np.random.RandomState(1234)
+    # The random numbers go on from channel to channel, as nnU-Net's do.
+    samples = tuple(draw_with_replacement(channel[d, h, w][foreground], budget, random) for channel in image)
+    spacing = spacing_of(change.affine(volume.affine, volume.geometry.shape))
+    relative = float(np.prod(box.shape) / np.prod(volume.geometry.shape))
+    return CaseMeasurement(box.shape, spacing, relative, samples)
+
+
+def draw_with_replacement(values: Float32[np.ndarray, " n"], budget: int, random: np.random.RandomState) -> Sample:
+    """Draw `budget` of `values` with replacement: the draws of numpy's `RandomState.choice`, as counts."""
+    counts = np.zeros(values.size, np.int64)
+    for start in range(0, budget if values.size else 0, _CHUNK):
+        drawn = random.randint(0, values.size, size=min(_CHUNK, budget - start))
+        counts += np.bincount(drawn, minlength=values.size)
+    kept = counts > 0
+    distinct, places = np.unique(values[kept], return_inverse=True)
+    totals = np.zeros(distinct.size, np.int64)
+    np.add.at(totals, places, counts[kept])
+    return Sample(distinct, totals)
+
+
+def pooled_intensities(samples: Sequence[Sample]) -> ChannelIntensities:
+    """Return the statistics of all samples of a channel as one multiset; at least one sample holds a value."""
+    values = np.concatenate([sample.values for sample in samples])
+    counts = np.concatenate([sample.counts for sample in samples])
+    order = np.argsort(values, kind="stable")
+    values, counts = values[order].astype(np.float64), counts[order]
+    last_place = np.cumsum(counts) - 1
+    total = int(last_place[-1]) + 1
+    mean = float(np.sum(values * counts) / total)
+    variance = float(np.sum((values - mean) ** 2 * counts) / total)
+
+    def percentile(share: float) -> float:
+        # Linear between the two neighbouring places of the sorted list, numpy's default.
+        place = share * (total - 1)
+        below = int(np.floor(place))
+        low, high = values[np.searchsorted(last_place, [below, min(below + 1, total - 1)])]
+        return float(low + (high - low) * (place - below))
+
+    return ChannelIntensities(
+        mean=mean,
+        median=percentile(0.5),
+        std=float(np.sqrt(variance)),
+        min=float(values[0]),
+        max=float(values[-1]),
+        percentile_00_5=percentile(0.005),
+        percentile_99_5=percentile(0.995),
+    )
