@@ -1,0 +1,61 @@
+"""The command line: one file per verb; heavy imports happen inside the verbs, so that `--help` is quick.
+
+Exit codes: 0 done, 1 failed, 2 usage, 75 stopped and resumable (SIGTERM), 130 Ctrl-C.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import traceback
+
+from cyclopts import App, CycloptsError
+
+from sagittal import __version__
+from sagittal.cli.demo import demo
+from sagittal.cli.doctor import doctor
+from sagittal.cli.evaluate import evaluate
+from sagittal.cli.info import info
+from sagittal.cli.networks import networks
+from sagittal.cli.plan import plan
+from sagittal.cli.predict import predict
+from sagittal.cli.train import train
+from sagittal.errors import SagittalError
+
+DONE, FAILED, USAGE, RESUMABLE, INTERRUPTED = 0, 1, 2, 75, 130
+
+app = App(
+    name="sagittal",
+    help="Labelled 3D medical scans in, a deployable segmentation model out: MedNeXt and SegFormer3D.",
+    help_epilogue="--debug, with any command, shows the traceback of an error.",
+    version=__version__,
+)
+for verb in (doctor, plan, train, predict, evaluate, info, networks, demo):
+    app.command(verb)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command line and exit with its code."""
+    sys.exit(run(sys.argv[1:] if arguments is None else arguments))
+
+
+def run(arguments: list[str]) -> int:
+    """Run one command and return its exit code; errors are told on stderr (with --json as JSON on stdout)."""
+    debug = "--debug" in arguments
+    arguments = [argument for argument in arguments if argument != "--debug"]
+    try:
+        code = app(arguments, exit_on_error=False, print_error=True)
+    except CycloptsError:
+        return USAGE
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return INTERRUPTED
+    except SagittalError as error:
+        if debug:
+            traceback.print_exc()
+        if "--json" in arguments:
+            print(json.dumps(error.as_dict()))
+        else:
+            print(f"error: {error.message}", file=sys.stderr)
+        return FAILED
+    return code if isinstance(code, int) else DONE

@@ -165,7 +165,7 @@ class Training(Frozen):
     gradient_clip_norm: Positive = 12.0
     ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Decay of the moving average of the weights that is validated and kept; 0 keeps the weights themselves."""
-    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    precision: Literal["fp32", "bf16"] = "fp32"
     folds: Annotated[int, Field(ge=2)] = 5
     split_seed: int = 12345
     seed: int = 0

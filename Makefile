@@ -1,0 +1,31 @@
+# make demo: from nothing to a trained network and a report.   make test: every check and test.
+.PHONY: setup demo test check system clean
+.DEFAULT_GOAL := setup
+
+BIN := .venv/bin
+SOURCES := $(wildcard src/sagittal/kernels/*.c) setup.py pyproject.toml constraints.txt scripts/setup.sh
+
+setup: .venv/.ready
+
+.venv/.ready: $(SOURCES)
+	./scripts/setup.sh
+
+demo: setup
+	$(BIN)/sagittal demo
+
+check: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-cache
+
+test: check
+	$(BIN)/pytest -n 2 --durations=10
+
+# Debian packages that the project builds and tests with; needs root.
+system:
+	apt-get update -qq
+	DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends gcc libc6-dev make python3-venv
+
+clean:
+	rm -rf .venv build src/*.egg-info src/sagittal/kernels/*.so

@@ -1,0 +1,35 @@
+"""`sagittal evaluate`: predictions against references, as numbers and as a page."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+
+def evaluate(predictions: Path, references: Path, *, out: Path, images: Path | None = None) -> int:
+    """Score label maps against references; write metrics.json, metrics.csv and report.html.
+
+    Parameters
+    ----------
+    predictions: folder of label maps, or one file
+    references: folder of label maps with the same names, or one file
+    out: folder for the results
+    images: folder of the scans, for the pictures of the report
+    """
+    from rich.console import Console
+    from rich.table import Table
+
+    from sagittal.report.evaluation import evaluate as evaluate_folders
+
+    result = evaluate_folders(predictions, references, out, images=images)
+    table = Table("class", "mean Dice", "mean HD95 (mm)", "missed", title=f"{result.summary.cases} cases")
+    for name, summary in result.summary.classes.items():
+        values = [summary.metrics[key].mean for key in ("dice", "hd95_mm")]
+        table.add_row(
+            name, *("undefined" if value is None else f"{value:.3f}" for value in values), str(summary.missed)
+        )
+    Console().print(table)
+    for failure in result.failures:
+        print(f"failed: {failure.case}: {failure.message}")
+    dice = result.summary.mean["dice"]
+    print(f"report: {out / 'report.html'} dice {'undefined' if dice is None else f'{dice:.4f}'}")
+    return 1 if result.failures else 0

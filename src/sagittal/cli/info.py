@@ -1,0 +1,104 @@
+"""`sagittal info`: what is this file or folder?"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+
+def info(path: Path) -> int:
+    """Say what an image, a data set, a plan or a bundle is and holds.
+
+    Parameters
+    ----------
+    path: a file or folder
+    """
+    from rich.console import Console
+    from rich.table import Table
+
+    from sagittal.errors import DataError
+
+    if not path.exists():
+        raise DataError(f"{path}: does not exist. Give an image, a data set, a plan or a bundle.", code="missing")
+    if path.is_dir() and (path / "manifest.json").exists():
+        kind, facts = "bundle", _bundle_facts(path)
+    elif path.is_dir() and (path / "dataset.json").exists():
+        kind, facts = "data set", _dataset_facts(path)
+    elif path.is_dir():
+        raise DataError(f"{path}: neither a bundle (manifest.json) nor a data set (dataset.json).", code="unknown_kind")
+    elif path.suffix == ".json":
+        kind, facts = "plan", _plan_facts(path)
+    else:
+        kind, facts = "image", _image_facts(path)
+    table = Table("", kind, title=str(path), show_header=False)
+    for name, value in facts.items():
+        table.add_row(name, value)
+    Console().print(kind)
+    Console().print(table)
+    return 0
+
+
+def _image_facts(path: Path) -> dict[str, str]:
+    from sagittal.volumes import read_volume
+    from sagittal.volumes.geometry import axis_codes
+
+    volume = read_volume(path)
+    return {
+        "channels": str(volume.array.shape[0]),
+        "shape (D, H, W)": " x ".join(map(str, volume.array.shape[1:])),
+        "spacing (D, H, W)": " x ".join(f"{value:.4g}" for value in volume.spacing_mm) + " mm",
+        "axes D, H, W run towards": axis_codes(volume.affine),
+        "values": f"{volume.array.min():.6g} to {volume.array.max():.6g}, mean {volume.array.mean():.6g}",
+        "affine (d, h, w, 1) to RAS mm": "\n".join(" ".join(f"{x:10.4f}" for x in row) for row in volume.affine),
+    }
+
+
+def _dataset_facts(path: Path) -> dict[str, str]:
+    from sagittal.data.dataset import read_dataset
+
+    dataset = read_dataset(path)
+    spec = dataset.spec
+    return {
+        "name": spec.name,
+        "cases": str(len(dataset.cases)),
+        "channels": ", ".join(spec.channel_names),
+        "labels": "\n".join(f"{label.name}: {', '.join(map(str, label.values))}" for label in spec.labels),
+        "kind": "regions" if spec.has_regions else "classes",
+        "ignore value": str(spec.ignore_value),
+        "files": spec.file_ending,
+    }
+
+
+def _plan_facts(path: Path) -> dict[str, str]:
+    from sagittal.plan import Plan
+
+    return _facts_of_plan(Plan.read(path))
+
+
+def _bundle_facts(path: Path) -> dict[str, str]:
+    from sagittal.bundle import read_bundle
+
+    bundle = read_bundle(path)
+    dice = bundle.metrics.get("mean_dice")
+    return {
+        "weights": ", ".join(bundle.weight_names),
+        "mean Dice": "not validated" if dice is None else f"{dice:.4f} ({bundle.metrics.get('validation')})",
+        "every byte": "verified against manifest.json",
+        **_facts_of_plan(bundle.plan),
+    }
+
+
+def _facts_of_plan(plan: object) -> dict[str, str]:
+    from sagittal.plan import Plan
+
+    assert isinstance(plan, Plan)
+    return {
+        "network": f"{plan.network_name} {json.dumps(plan.network.model_dump(mode='json', exclude_defaults=True))}",
+        "data set": f"{plan.dataset.name}: {', '.join(plan.dataset.channel_names)}",
+        "labels": ", ".join(label.name for label in plan.dataset.labels),
+        "spacing (D, H, W)": " x ".join(f"{value:.4g}" for value in plan.preprocessing.spacing_mm) + " mm",
+        "patch (D, H, W)": " x ".join(map(str, plan.patch.size)),
+        "batch": str(plan.training.batch_size),
+        "steps": f"{plan.schedule.steps} ({plan.reasons.get('schedule.steps', 'no reason recorded')})",
+        "optimiser": f"{plan.training.optimizer.kind}, learning rate {plan.training.optimizer.learning_rate:g}",
+    }

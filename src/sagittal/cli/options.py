@@ -1,0 +1,49 @@
+"""Types of options that several verbs share, and how their texts are read."""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Any
+
+from cyclopts import Parameter
+
+from sagittal.errors import PlanError
+from sagittal.plan.overrides import parse_settings
+
+Settings = Annotated[
+    list[str] | None,
+    Parameter(name="--set", help="A value of the plan, FIELD=VALUE, for example patch.size=96,96,96; may be repeated."),
+]
+
+_DURATION = re.compile(r"(?:(?P<h>\d+(?:\.\d+)?)h)?(?:(?P<m>\d+(?:\.\d+)?)m(?:in)?)?(?:(?P<s>\d+(?:\.\d+)?)s?)?")
+
+
+def parse_duration_s(text: str) -> float:
+    """Return the seconds that `90s`, `15m`, `1h30m` or `900` mean.
+
+    Raises:
+        PlanError: another form, or no time at all.
+    """
+    match = _DURATION.fullmatch(text.strip().lower())
+    hours, minutes, seconds = match.group("h", "m", "s") if match else (None, None, None)
+    total = 3600 * float(hours or 0) + 60 * float(minutes or 0) + float(seconds or 0)
+    if total <= 0:
+        raise PlanError(f"--budget {text}: not a time. Write for example 90s, 15m or 1h30m.", code="bad_budget")
+    return total
+
+
+def parse_input_shape(text: str) -> tuple[int, ...]:
+    """Return the sizes in `1x128x128x128` (channels, D, H, W).
+
+    Raises:
+        PlanError: not four positive integers.
+    """
+    parts = text.lower().split("x")
+    if len(parts) != 4 or not all(part.isdigit() and int(part) > 0 for part in parts):
+        raise PlanError(f"--input {text}: expected channels and D, H, W, for example 1x128x128x128.", code="bad_input")
+    return tuple(int(part) for part in parts)
+
+
+def parse_settings_option(texts: list[str] | None) -> dict[str, Any]:
+    """Return the dotted names and values of repeated `--set` options."""
+    return parse_settings(texts or [])

@@ -1,0 +1,69 @@
+"""`sagittal train`: a folder of labelled scans becomes a bundle."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from pathlib import Path
+from typing import Annotated, Literal
+
+from cyclopts import Parameter
+
+from sagittal.cli.options import Settings, parse_duration_s, parse_settings_option
+
+
+def train(
+    dataset: Path,
+    *,
+    out: Path,
+    plan: Path | None = None,
+    network: str | None = None,
+    fold: Literal["0", "1", "2", "3", "4", "all", "none"] = "0",
+    budget: str | None = None,
+    device: str = "auto",
+    cache: Path | None = None,
+    resume: Annotated[bool, Parameter(negative="")] = False,
+    memory_gib: float = 8.0,
+    settings: Settings = None,
+) -> int:
+    """Train a network and write a bundle; every step that is missing (check, plan, preprocess) is done and named.
+
+    Parameters
+    ----------
+    dataset: folder in nnU-Net's layout
+    out: the bundle to write; OUT.run beside it holds plan, log and checkpoints
+    plan: a plan made by `sagittal plan`
+    network: name of the network to plan for, mednext-s where neither it nor a plan is given
+    fold: which fifth of the cases is held out; `all` trains five networks, `none` trains on all cases
+    budget: time for everything together, for example 15m; the schedule is fitted to it
+    device: auto, cpu, cuda, cuda:1 or mps
+    cache: folder for preprocessed cases, which runs may share
+    resume: go on from the last checkpoint
+    memory_gib: memory that a training step may use, where a plan is made here
+    """
+    from sagittal.errors import PlanError
+    from sagittal.training.run import train as train_bundle
+    from sagittal.training.stages import RunOptions
+
+    if plan is not None and network is not None:
+        raise PlanError("--plan and --network exclude each other: a plan names its network. Give one of them.")
+    result = train_bundle(
+        dataset,
+        out,
+        network=network,
+        plan=plan,
+        settings=parse_settings_option(settings),
+        fold=fold,
+        budget_s=None if budget is None else parse_duration_s(budget),
+        options=RunOptions(device=device, cache=cache, resume=resume, memory_gib=memory_gib, say=_say),
+    )
+    if result.ended in ("interrupted", "terminated"):
+        again = [word for word in sys.argv[1:] if word != "--resume"]
+        _say(f"stopped; go on with: sagittal {shlex.join([*again, '--resume'])}")
+        return 130 if result.ended == "interrupted" else 75
+    _say(f"bundle: {result.bundle}")
+    return 0
+
+
+def _say(line: str) -> None:
+    print(line, flush=True)

@@ -1,0 +1,88 @@
+"""From a stated time to a schedule: how many steps fit once the step has been measured."""
+
+from __future__ import annotations
+
+from sagittal.errors import PlanError
+from sagittal.plan.base import Frozen
+from sagittal.plan.plan import Plan
+
+SAFETY = 0.97
+"""Share of the time that is planned for; the rest absorbs a machine that slows down. The clock takes care of more."""
+ENOUGH_STEPS = 2000
+"""Below this many steps a smaller batch is preferred to a larger one."""
+VALIDATION_SHARE = 0.08
+"""Share of the time that the validation at the end may take."""
+
+
+class Timing(Frozen):
+    """What was measured before the schedule was fitted."""
+
+    left_s: float
+    """Seconds left of the budget for training and validation."""
+    step_s: float
+    """Seconds per optimiser step at the plan's batch size."""
+    case_s: float
+    """Seconds to predict one whole case."""
+    validation_cases: int
+    """Cases held out; 0 when all are trained on."""
+
+
+def fit_schedule(plan: Plan, timing: Timing, *, budget_s: float) -> Plan:
+    """Return a plan whose schedule fills the time left, with the reason of every number that it changes.
+
+    Raises:
+        PlanError: not even ten steps fit.
+    """
+    final_cases = final_validation_cases(timing)
+    rounds = _validation_rounds(timing)
+    validation_s = (rounds * min(timing.validation_cases, plan.schedule.validation_cases) + final_cases) * timing.case_s
+    steps = int((timing.left_s * SAFETY - validation_s) / timing.step_s)
+    if steps < 10:
+        raise PlanError(
+            f"a budget of {budget_s:.0f} s leaves {timing.left_s:.0f} s for training, {max(steps, 0)} steps of "
+            f"{timing.step_s:.2f} s; at least 10 are needed. Give more time, or a smaller patch.size or network.",
+            code="budget_too_small",
+        )
+    warmup = min(plan.schedule.warmup_steps, steps // 50)
+    schedule = plan.schedule.replace(
+        steps=steps,
+        warmup_steps=warmup,
+        steps_per_epoch=max(min(plan.schedule.steps_per_epoch, steps // 10), 1),
+        validations=rounds + 1 if timing.validation_cases else 0,
+    )
+    reason = (
+        f"--budget {budget_s:.0f} s: {timing.left_s:.0f} s were left, a step takes {timing.step_s:.3f} s (measured), "
+        f"validation {validation_s:.0f} s"
+    )
+    changed = [name for name in type(schedule).model_fields if getattr(schedule, name) != getattr(plan.schedule, name)]
+    return plan.replace(schedule=schedule, reasons={**plan.reasons, **{f"schedule.{name}": reason for name in changed}})
+
+
+def final_validation_cases(timing: Timing) -> int:
+    """Return how many held-out cases the validation at the end may take, at least one where any are held out."""
+    if timing.validation_cases == 0:
+        return 0
+    return min(timing.validation_cases, max(int(timing.left_s * VALIDATION_SHARE / timing.case_s), 1))
+
+
+def _validation_rounds(timing: Timing) -> int:
+    """Return the number of validations before the last: one per five minutes, at most nineteen."""
+    return min(int(timing.left_s / 300), 19) if timing.validation_cases else 0
+
+
+def fit_batch(plan: Plan, *, step_s: float, left_s: float, budget_s: float) -> Plan:
+    """Return the plan with a smaller batch where the time holds too few steps; never below two.
+
+    Few steps of a large batch learn less than many of a small one: the rate can't be raised with the batch. The
+    batch is halved until `ENOUGH_STEPS` fit, taking a step's time as proportional to its batch.
+    """
+    batch = plan.training.batch_size
+    while batch > 2 and left_s / step_s < ENOUGH_STEPS:
+        step_s *= max(batch // 2, 2) / batch
+        batch = max(batch // 2, 2)
+    if batch == plan.training.batch_size:
+        return plan
+    reason = f"--budget {budget_s:.0f} s: fewer than {ENOUGH_STEPS} steps of batch {plan.training.batch_size} would fit"
+    return plan.replace(
+        training=plan.training.replace(batch_size=batch), reasons={**plan.reasons, "training.batch_size": reason}
+    )

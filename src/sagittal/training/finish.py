@@ -1,0 +1,173 @@
+"""The end of a fold: held-out cases predicted from their scans and scored, the report, and the bundle."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+from sagittal.bundle import hash_case, read_bundle, write_bundle
+from sagittal.data.dataset import Case, Dataset
+from sagittal.evaluation import ClassSet, Evaluation
+from sagittal.inference.predictor import Predictor
+from sagittal.plan.plan import Plan
+from sagittal.report.evaluation import evaluate
+from sagittal.report.page import Page
+from sagittal.training.fold import FoldJob, FoldRun
+from sagittal.training.log import read_log
+from sagittal.training.signals import StopFlag
+
+NOT_VALIDATED = {
+    "none": "not validated: every case was used for training",
+    "stopped": "not validated: training was stopped before its end",
+    "no_time": "not validated: no time of the budget was left",
+}
+
+
+def finish_fold(
+    job: FoldJob,
+    run: FoldRun,
+    data: Dataset,
+    out: Path,
+    *,
+    stop: StopFlag,
+    validation_s: float | None,
+    say: Callable[[str], None],
+) -> dict[str, Any]:
+    """Validate a fold on its held-out scans, and write it into the bundle beside the folds that are there.
+
+    Args:
+        job, run: the fold and its weights.
+        data: where the held-out scans are.
+        out: the bundle.
+        stop: a raised flag ends the validation after the case in progress.
+        validation_s: seconds that the validation may take, or None.
+        say: receives lines for a person.
+
+    Returns:
+        The metrics that the bundle holds.
+    """
+    evaluation = None
+    why = "none" if not job.validation else "stopped"
+    if job.validation and run.complete and not stop:
+        evaluation = _validate(job, run, data, stop, validation_s, say)
+        why = "no_time"
+    entry: dict[str, Any] = {
+        "steps": run.progress.step,
+        "planned_steps": job.plan.schedule.steps,
+        "ended": run.ended,
+        "shortening": None if run.progress.shortening is None else run.progress.shortening.model_dump(mode="json"),
+        "seconds": round(run.progress.elapsed_s, 1),
+        "waited_for_data_s": round(run.waited_s, 1),
+        "device": str(job.device),
+        "training_cases": len(job.train),
+        "held_out_cases": len(job.validation),
+        "validation": NOT_VALIDATED[why] if evaluation is None else f"{len(evaluation.cases)} held-out cases",
+        "cases": {} if evaluation is None else _by_case(evaluation),
+    }
+    weights, folds = _present(out, job.plan)
+    weights["all" if job.name == "none" else f"fold_{job.name}"] = run.weights()
+    folds[job.name] = entry
+    metrics = join_folds(job.plan, folds)
+    write_bundle(out, plan=job.plan, weights=weights, metrics=metrics)
+    return metrics
+
+
+def join_folds(plan: Plan, folds: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """Return the bundle's metrics from those of its folds: Dice per label over all held-out cases, then over labels."""
+    scores: dict[str, dict[str, float | None]] = {}
+    for entry in folds.values():
+        scores.update(entry["cases"])
+    dice: dict[str, float | None] = {}
+    for label in plan.dataset.labels:
+        known = [value for case in scores.values() if (value := case.get(label.name)) is not None]
+        dice[label.name] = mean(known) if known else None
+    defined = [value for value in dice.values() if value is not None]
+    reasons = sorted({str(entry["validation"]) for entry in folds.values()})
+    return {
+        "dice": dice,
+        "mean_dice": mean(defined) if defined else None,
+        "validation": f"{len(scores)} held-out cases, each predicted by networks that never saw it"
+        if scores
+        else "; ".join(reasons),
+        "training_cases": max(int(entry["training_cases"]) for entry in folds.values()),
+        "folds": {name: dict(folds[name]) for name in sorted(folds)},
+    }
+
+
+def _validate(
+    job: FoldJob,
+    run: FoldRun,
+    data: Dataset,
+    stop: StopFlag,
+    validation_s: float | None,
+    say: Callable[[str], None],
+) -> Evaluation | None:
+    began, done = time.monotonic(), []
+    folder = job.folder / "validation"
+    predictor = Predictor(job.plan, (run.network,), job.device)
+    for case in _held_out(job, data):
+        taken = time.monotonic() - began
+        # The next case must fit as well as those before it did.
+        if stop or (validation_s is not None and taken * (len(done) + 1) / max(len(done), 1) > validation_s):
+            break
+        predictor.predict(case.images, mirror=False).write(folder / f"{case.id}{job.plan.dataset.file_ending}")
+        done.append(case.id)
+    if not done:
+        return None
+    evaluation = evaluate(
+        folder,
+        data.folder / "labelsTr",
+        job.folder / "report",
+        labels=ClassSet.of_spec(job.plan.dataset),
+        cases=done,
+        page=_page(job, run, len(done)),
+    )
+    dice = evaluation.summary.mean["dice"]
+    shown = "undefined" if dice is None else f"{dice:.4f}"
+    say(f"validate: Dice {shown} on {len(done)} of {len(job.validation)} held-out cases")
+    say(f"report: {job.folder / 'report' / 'report.html'}")
+    return evaluation
+
+
+def _held_out(job: FoldJob, data: Dataset) -> list[Case]:
+    wanted = {job.cache.case_ids[position] for position in job.validation}
+    return [case for case in data.cases if case.id in wanted]
+
+
+def _page(job: FoldJob, run: FoldRun, scored: int) -> Page:
+    plan = job.plan
+    return Page(
+        title=f"{plan.dataset.name}: {plan.network_name}, fold {job.name}",
+        lead=f"{scored} of {len(job.validation)} held-out cases, predicted whole on their scans' grid, not mirrored.",
+        facts={
+            "Plan": dict(plan.reasons),
+            "Run": {
+                "steps": f"{run.progress.step} of {plan.schedule.steps} ({run.ended})",
+                "training time": f"{run.progress.elapsed_s:.0f} s, {run.waited_s:.1f} s of it waiting for data",
+                "device": str(job.device),
+                "patch (D, H, W)": " x ".join(map(str, plan.patch.size)),
+                "batch": plan.training.batch_size,
+            },
+        },
+        curve=read_log(job.folder / "log.jsonl"),
+    )
+
+
+def _by_case(evaluation: Evaluation) -> dict[str, dict[str, float | None]]:
+    return {
+        hash_case(case.case): {name: score.metrics["dice"] for name, score in case.classes.items()}
+        for case in evaluation.cases
+    }
+
+
+def _present(out: Path, plan: Plan) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return the weights and fold metrics that the bundle holds already, where they are of the same plan."""
+    if not out.exists():
+        return {}, {}
+    bundle = read_bundle(out)
+    if bundle.plan != plan:
+        return {}, {}
+    return {name: bundle.weights(name) for name in bundle.weight_names}, dict(bundle.metrics.get("folds", {}))

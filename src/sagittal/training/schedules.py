@@ -1,0 +1,63 @@
+"""The learning rate as a pure function of the step, and what the clock may do to it."""
+
+from __future__ import annotations
+
+from sagittal.plan.base import Frozen
+from sagittal.plan.plan import Schedule
+
+
+class Shortening(Frozen):
+    """The clock's verdict: from step `start` on, the rate decays to zero at step `end`, before the plan's last step."""
+
+    start: int
+    end: int
+    start_factor: float
+    """Learning rate at `start` as a share of its peak."""
+    reason: str
+
+
+def rate_factor(schedule: Schedule, step: int, shortening: Shortening | None = None) -> float:
+    """Return the learning rate of `step` (0-based) as a share of its peak.
+
+    Linear warm-up from `warmup_start_factor`, then (1 - t)^power, t from 0 after the warm-up to 1 at the last step.
+    After a shortening the rate runs linearly from where it stood to zero.
+    """
+    if shortening is not None and step >= shortening.start:
+        left = max(shortening.end - step, 0) / max(shortening.end - shortening.start, 1)
+        return shortening.start_factor * left
+    if step < schedule.warmup_steps:
+        start = schedule.warmup_start_factor
+        return start + (1 - start) * (step + 1) / schedule.warmup_steps
+    progress = (step - schedule.warmup_steps) / (schedule.steps - schedule.warmup_steps)
+    return max(float((1 - min(progress, 1.0)) ** schedule.power), schedule.final_factor)
+
+
+def validation_steps(schedule: Schedule) -> frozenset[int]:
+    """Return the numbers of finished steps after which whole cases are validated.
+
+    The last step is not among them: the end has a validation of its own, on all cases.
+    """
+    count = schedule.validations
+    return frozenset(round(schedule.steps * part / count) for part in range(1, count)) - {0, schedule.steps}
+
+
+def shorten(
+    schedule: Schedule, step: int, current: Shortening | None, *, left_s: float, step_s: float
+) -> Shortening | None:
+    """Return a (further) shortening where the steps still to do take longer than the time left, else `current`.
+
+    Args:
+        step: finished steps.
+        left_s: seconds until training must end.
+        step_s: seconds that a step takes at present.
+    """
+    end = schedule.steps if current is None else current.end
+    fitting = max(int(left_s / step_s), 0)
+    if step + fitting >= end:
+        return current
+    return Shortening(
+        start=step,
+        end=step + fitting,
+        start_factor=rate_factor(schedule, step, current),
+        reason=f"at step {step}, {left_s:.0f} s left, {step_s:.2f} s a step: {fitting} of {end - step} steps fit",
+    )

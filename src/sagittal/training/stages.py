@@ -1,0 +1,199 @@
+"""The stages before training: check, plan, preprocess, fit to the budget. Each says what it did."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from sagittal.data.cache import Cache, build_cache
+from sagittal.data.dataset import Dataset
+from sagittal.data.doctor import diagnose
+from sagittal.data.fingerprint import extract_fingerprint
+from sagittal.errors import DataError, PlanError
+from sagittal.plan.base import canonical_json
+from sagittal.plan.overrides import override
+from sagittal.plan.plan import Plan
+from sagittal.planning import make_plan
+from sagittal.planning.budget import Timing, fit_batch, fit_schedule
+from sagittal.training.step import measure_step_s
+from sagittal.training.validation import measure_case_s
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """What can't change a weight or a voxel, given the plan.
+
+    Attributes:
+        device: `auto`, `cpu`, `cuda`, `cuda:1` or `mps`.
+        cache: folder for preprocessed cases, which runs may share; by default `cache` in the run folder.
+        workers: threads that read and preprocess.
+        resume: go on from the last checkpoint.
+        memory_gib: memory that a plan made here may use in a training step.
+        say: receives lines for a person to read.
+    """
+
+    device: str = "auto"
+    cache: Path | None = None
+    workers: int = field(default_factory=lambda: os.cpu_count() or 1)
+    resume: bool = False
+    memory_gib: float = 8.0
+    say: Callable[[str], None] = lambda line: None
+
+
+@dataclass(frozen=True)
+class PlanChoice:
+    """What the user asked for: a plan, or a network to plan for, and overrides of either by dotted name."""
+
+    network: str | None = None
+    plan: Plan | str | os.PathLike[str] | None = None
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+
+def check(dataset: Dataset, options: RunOptions) -> None:
+    """Diagnose the data set and say what was found.
+
+    Raises:
+        DataError: at least one error; the first ones are in the message.
+    """
+    diagnosis = diagnose(dataset, workers=options.workers)
+    errors = [finding for finding in diagnosis.findings if finding.level == "error"]
+    warnings = [finding for finding in diagnosis.findings if finding.level == "warning"]
+    if errors:
+        shown = "\n".join(f"  {finding.message} {finding.fix}".rstrip() for finding in errors[:5])
+        more = f"\n  and {len(errors) - 5} more" if len(errors) > 5 else ""
+        raise DataError(
+            f"{dataset.folder}: {len(errors)} errors, so nothing was trained; 'sagittal doctor' lists them.\n"
+            f"{shown}{more}",
+            code=errors[0].code,
+        )
+    options.say(f"check: {len(dataset.cases)} cases, no errors, {len(warnings)} warnings")
+    for finding in warnings[:5]:
+        options.say(f"  warning: {finding.message}")
+    if len(warnings) > 5:
+        options.say(f"  and {len(warnings) - 5} more warnings; 'sagittal doctor' lists them")
+
+
+def find_plan(dataset: Dataset, stored: Path | None, choice: PlanChoice, options: RunOptions) -> tuple[Plan, bool]:
+    """Return the plan to train by, and whether it is new (then a budget may still fit its schedule).
+
+    A plan that the run folder holds beside checkpoints or a bundle is the run's plan.
+
+    Raises:
+        PlanError: the given plan is for another data set, or the choice contradicts the run's plan.
+    """
+    if stored is not None and stored.exists():
+        plan = Plan.read(stored)
+        _refuse_other_plan(plan, stored, choice)
+        options.say(f"plan: the run's own, {stored.name}")
+        is_new = False
+    elif choice.plan is not None:
+        plan = choice.plan if isinstance(choice.plan, Plan) else Plan.read(choice.plan)
+        plan = override(plan, choice.settings, origin="set by the user with --set")
+        options.say(f"plan: as given, {describe(plan)}")
+        is_new = True
+    else:
+        began = time.monotonic()
+        plan = make_plan(
+            extract_fingerprint(dataset, workers=options.workers),
+            dataset.spec,
+            choice.network or "mednext-s",
+            memory_gib=options.memory_gib,
+        )
+        plan = override(plan, choice.settings, origin="set by the user with --set")
+        options.say(f"plan: made in {time.monotonic() - began:.0f} s, {describe(plan)}")
+        is_new = True
+    if plan.dataset.replace(name=dataset.spec.name) != dataset.spec:
+        raise PlanError(
+            f"the plan is for channels {list(plan.dataset.channel_names)} and labels "
+            f"{[label.name for label in plan.dataset.labels]}; {dataset.folder} declares "
+            f"{list(dataset.spec.channel_names)} and {[label.name for label in dataset.spec.labels]}. "
+            "Make a plan for this data set with 'sagittal plan'.",
+            code="plan_mismatch",
+        )
+    return plan, is_new
+
+
+def describe(plan: Plan) -> str:
+    """Return the numbers of a plan that people ask for first, in one line."""
+    patch = "x".join(map(str, plan.patch.size))
+    spacing = "x".join(f"{value:.3g}" for value in plan.preprocessing.spacing_mm)
+    return f"{plan.network_name}, patch {patch}, batch {plan.training.batch_size}, spacing {spacing} mm (D, H, W)"
+
+
+def plan_sha256(plan: Plan) -> str:
+    """Return the hash of everything in the plan but its reasons."""
+    return hashlib.sha256(canonical_json(plan.replace(reasons={})).encode()).hexdigest()
+
+
+def preprocess(dataset: Dataset, plan: Plan, folder: Path, options: RunOptions) -> Cache:
+    """Fill the cache where it isn't complete, and return it."""
+    began, done = time.monotonic(), 0
+
+    def on_case(case: str) -> None:
+        nonlocal done
+        done += 1
+
+    cache = build_cache(dataset, plan, folder, workers=options.workers, on_case=on_case)
+    took = f"{done} cases in {time.monotonic() - began:.0f} s" if done else "nothing to do, all cases are cached"
+    options.say(f"preprocess: {took}")
+    return cache
+
+
+def fit_budget(
+    plan: Plan,
+    cache: Cache,
+    job: tuple[tuple[int, ...], tuple[int, ...]],
+    device: torch.device,
+    *,
+    left_s: Callable[[], float],
+    budget_s: float,
+    say: Callable[[str], None],
+) -> Plan:
+    """Measure a step and a whole-case prediction, and return the plan whose schedule fits the time left.
+
+    Args:
+        plan: the plan as it is without a budget.
+        cache: preprocessed cases.
+        job: cases to train on and cases held out, of one fold.
+        device: where training will run.
+        left_s: gives the seconds that are left for this fold, training and validation.
+        budget_s: the time that the user stated.
+        say: receives the outcome.
+    """
+    train_cases, held_out = job
+    first = measure_step_s(plan, cache, train_cases, device, limit_s=0.02 * budget_s)
+    fitted = fit_batch(plan, step_s=first, left_s=left_s(), budget_s=budget_s)
+    limit_s = 0.02 * budget_s
+    step_s = first if fitted == plan else measure_step_s(fitted, cache, train_cases, device, limit_s=limit_s)
+    case_s = measure_case_s(fitted, cache, held_out[0], device) if held_out else 0.0
+    timing = Timing(left_s=left_s(), step_s=step_s, case_s=case_s, validation_cases=len(held_out))
+    fitted = fit_schedule(fitted, timing, budget_s=budget_s)
+    batch = fitted.training.batch_size
+    say(f"budget: {fitted.reasons['schedule.steps']}; {fitted.schedule.steps} steps of batch {batch}")
+    return fitted
+
+
+def _refuse_other_plan(plan: Plan, stored: Path, choice: PlanChoice) -> None:
+    advice = f"Leave these options out to go on with it, or choose another --out, or remove {stored.parent}."
+    if choice.plan is not None:
+        given = choice.plan if isinstance(choice.plan, Plan) else Plan.read(choice.plan)
+        # A budget refits the schedule and may shrink the batch: everything else must be the same.
+        neutral = {"schedule": plan.schedule, "reasons": {}}
+        training = given.training.replace(batch_size=plan.training.batch_size)
+        if given.replace(**neutral, training=training) != plan.replace(reasons={}):
+            raise PlanError(
+                f"the plan given differs from {stored}, by which this run began. {advice}", code="plan_mismatch"
+            )
+    if choice.network is not None and choice.network.lower() != plan.network_name:
+        raise PlanError(f"{choice.network}: {stored} is for {plan.network_name}. {advice}", code="plan_mismatch")
+    if choice.settings and override(plan, choice.settings, origin="").replace(reasons={}) != plan.replace(reasons={}):
+        raise PlanError(
+            f"--set {', '.join(choice.settings)}: {stored} has other values. {advice}", code="plan_mismatch"
+        )

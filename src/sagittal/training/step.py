@@ -1,0 +1,103 @@
+"""One optimiser step, and what it needs: the optimiser, the device, the measured time of a step."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from contextlib import nullcontext
+
+import torch
+
+from sagittal.data.cache import Cache
+from sagittal.data.label_index import LabelIndex, label_index
+from sagittal.data.loader import Batch, TrainingBatches
+from sagittal.errors import TrainingError
+from sagittal.networks.build import build_network
+from sagittal.plan.plan import SGD, AdamW, Optimizer, Plan
+from sagittal.training.losses import segmentation_loss
+
+
+def new_network(plan: Plan, device: torch.device) -> torch.nn.Module:
+    """Build the plan's network with weights drawn from the plan's seed; the same on every device."""
+    torch.manual_seed(plan.training.seed)
+    network = build_network(plan.network, len(plan.dataset.channel_names), plan.dataset.num_outputs)
+    return network.to(device)
+
+
+def new_optimizer(network: torch.nn.Module, config: Optimizer) -> torch.optim.Optimizer:
+    """Make the optimiser of the plan."""
+    match config:
+        case AdamW():
+            return torch.optim.AdamW(
+                network.parameters(),
+                lr=config.learning_rate,
+                betas=config.betas,
+                eps=config.eps,
+                weight_decay=config.weight_decay,
+            )
+        case SGD():
+            return torch.optim.SGD(
+                network.parameters(),
+                lr=config.learning_rate,
+                momentum=config.momentum,
+                nesterov=config.momentum > 0,
+                weight_decay=config.weight_decay,
+            )
+
+
+def train_on_batch(
+    network: torch.nn.Module,
+    optimizer: torch.optim.Optimizer,
+    batch: Batch,
+    plan: Plan,
+    *,
+    learning_rate: float,
+    index: LabelIndex,
+) -> float:
+    """Do one optimiser step in place and return its loss.
+
+    Raises:
+        TrainingError: the loss is not finite; the weights are those from before the step.
+    """
+    device = next(network.parameters()).device
+    images, targets = batch.images.to(device, non_blocking=True), batch.labels.to(device, non_blocking=True)
+    autocast = torch.autocast(device.type, torch.bfloat16) if plan.training.precision == "bf16" else nullcontext()
+    for group in optimizer.param_groups:
+        group["lr"] = learning_rate
+    optimizer.zero_grad(set_to_none=True)
+    with autocast:
+        output = network(images)
+    outputs = output if isinstance(output, list) else [output]
+    loss = segmentation_loss(outputs, targets, index, plan.training.loss)
+    value = float(loss.detach())
+    if not torch.isfinite(loss.detach()):
+        raise TrainingError(
+            f"step {batch.step}: the loss is {value}, expected a finite number; cases in the batch: "
+            f"{', '.join(batch.cases)}. Look at these cases, or lower training.optimizer.learning_rate.",
+            code="loss_not_finite",
+        )
+    loss.backward()  # type: ignore[no-untyped-call]
+    torch.nn.utils.clip_grad_norm_(network.parameters(), plan.training.gradient_clip_norm)
+    optimizer.step()
+    return value
+
+
+def measure_step_s(plan: Plan, cache: Cache, cases: tuple[int, ...], device: torch.device, *, limit_s: float) -> float:
+    """Return the seconds that a real training step takes: the median of a few, the first left out.
+
+    Args:
+        limit_s: about how long the measurement may take; at least two steps are done.
+    """
+    network = new_network(plan, device).train()
+    optimizer = new_optimizer(network, plan.training.optimizer)
+    index = label_index(plan.dataset)
+    seconds: list[float] = []
+    began = time.monotonic()
+    with TrainingBatches(cache, cases, plan, start_step=0) as batches:
+        for batch in batches:
+            start = time.monotonic()
+            train_on_batch(network, optimizer, batch, plan, learning_rate=1e-6, index=index)
+            seconds.append(time.monotonic() - start)
+            if len(seconds) >= 2 and (len(seconds) >= 8 or time.monotonic() - began > limit_s):
+                break
+    return statistics.median(seconds[1:])

@@ -1,0 +1,71 @@
+"""Whole-case validation by real sliding-window prediction."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from sagittal.data.cache import Cache
+from sagittal.data.label_index import LabelIndex
+from sagittal.inference.sliding_window import predict_logits
+from sagittal.plan.plan import Plan
+
+
+@dataclass(frozen=True)
+class Score:
+    """Dice per label, over cases; None where no case has the label, in reference or prediction."""
+
+    dice: dict[str, float | None]
+    mean_dice: float
+
+
+def validate_on_cache(
+    network: torch.nn.Module, cache: Cache, cases: tuple[int, ...], plan: Plan, index: LabelIndex
+) -> Score:
+    """Predict cached cases whole, on the network's grid, without mirroring, and compare with their labels.
+
+    A label absent from both reference and prediction of a case is left out of that label's mean; one that was missed or
+    invented counts as 0. The network is left in training mode.
+    """
+    network.eval()
+    device = next(network.parameters()).device
+    scores = []
+    for case in cases:
+        image = torch.from_numpy(np.asarray(cache.image(case), dtype=np.float32)).to(device)
+        logits = predict_logits(
+            network,
+            image,
+            patch_size=plan.patch.size,
+            overlap=plan.inference.overlap,
+            mirror_axes=(),
+            num_outputs=plan.dataset.num_outputs,
+        )
+        reference = torch.from_numpy(np.asarray(cache.labels(case), dtype=np.int64)).to(device)
+        scores.append(_dice_of_case(logits, reference, index))
+    network.train()
+    names = [label.name for label in plan.dataset.labels]
+    table = np.array(scores, dtype=np.float64)
+    means = {name: _mean(table[:, column]) for column, name in enumerate(names)}
+    known = [value for value in means.values() if value is not None]
+    return Score(dice=means, mean_dice=float(np.mean(known)) if known else 0.0)
+
+
+def _dice_of_case(logits: torch.Tensor, reference: torch.Tensor, index: LabelIndex) -> list[float]:
+    valid = (
+        torch.ones_like(reference, dtype=torch.bool) if index.ignore_index is None else reference != index.ignore_index
+    )
+    membership = torch.from_numpy(index.membership).to(reference.device)
+    winner = None if index.spec.has_regions else logits.argmax(0)
+    scores = []
+    for output in range(0 if index.spec.has_regions else 1, logits.shape[0]):
+        wanted = membership[output][reference.where(valid, torch.zeros_like(reference))] & valid
+        predicted = (logits[output] > 0 if winner is None else winner == output) & valid
+        total = int(wanted.sum()) + int(predicted.sum())
+        scores.append(2 * int((wanted & predicted).sum()) / total if total else float("nan"))
+    return scores
+
+
+def _mean(values: np.ndarray) -> float | None:
+    return None if np.isnan(values).all() else float(np.nanmean(values))

@@ -1,0 +1,59 @@
+"""The learning rate: warm-up, decay, and what the clock does to it."""
+
+from __future__ import annotations
+
+import pytest
+
+from sagittal.plan.plan import Schedule
+from sagittal.training.schedules import rate_factor, shorten, validation_steps
+
+
+def test_poly_decay_starts_at_one_and_follows_the_power() -> None:
+    schedule = Schedule(steps=100, power=0.9)
+    assert rate_factor(schedule, 0) == 1.0
+    assert rate_factor(schedule, 50) == pytest.approx(0.5**0.9)
+    assert 0 < rate_factor(schedule, 99) < 0.02
+
+
+def test_warm_up_reaches_the_peak_and_never_starts_there() -> None:
+    schedule = Schedule(steps=100, warmup_steps=10, warmup_start_factor=0.01)
+    factors = [rate_factor(schedule, step) for step in range(10)]
+    assert factors == sorted(factors)
+    assert factors[0] == pytest.approx(0.01 + 0.99 / 10)
+    assert factors[-1] == 1.0
+    assert rate_factor(schedule, 10) == 1.0
+
+
+def test_the_rate_never_falls_below_its_floor() -> None:
+    assert rate_factor(Schedule(steps=10, final_factor=0.2), 9) == 0.2
+
+
+def test_enough_time_shortens_nothing() -> None:
+    assert shorten(Schedule(steps=100), 10, None, left_s=90.0, step_s=1.0) is None
+
+
+def test_too_little_time_decays_the_rate_to_zero_in_the_steps_that_fit() -> None:
+    schedule = Schedule(steps=100)
+    cut = shorten(schedule, 20, None, left_s=30.5, step_s=1.0)
+    assert cut is not None
+    assert (cut.start, cut.end) == (20, 50)
+    assert rate_factor(schedule, 20, cut) == pytest.approx(rate_factor(schedule, 20))
+    assert rate_factor(schedule, 35, cut) == pytest.approx(rate_factor(schedule, 20) / 2)
+    assert rate_factor(schedule, 50, cut) == 0.0
+    assert "30 of 80 steps fit" in cut.reason
+
+
+def test_a_shortened_run_may_be_shortened_again_but_never_lengthened() -> None:
+    schedule = Schedule(steps=100)
+    first = shorten(schedule, 20, None, left_s=30.0, step_s=1.0)
+    assert shorten(schedule, 30, first, left_s=1000.0, step_s=1.0) == first
+    second = shorten(schedule, 30, first, left_s=10.0, step_s=1.0)
+    assert second is not None
+    assert second.end == 40
+    assert rate_factor(schedule, 30, second) == pytest.approx(rate_factor(schedule, 30, first))
+
+
+def test_validations_are_spread_and_leave_the_end_to_the_last_one() -> None:
+    assert validation_steps(Schedule(steps=100, validations=4)) == {25, 50, 75}
+    assert validation_steps(Schedule(steps=100, validations=0)) == frozenset()
+    assert validation_steps(Schedule(steps=2, validations=20)) <= {1}
