@@ -1,0 +1,348 @@
+"""A folder of labelled scans in nnU-Net v2's layout, and the scans that a prediction is asked for.
+
+    DATASET/dataset.json                   channel_names, labels (classes, regions, ignore), file_ending
+    DATASET/imagesTr/CASE_0000.nii.gz      one file per channel: _0000, _0001, ...
+    DATASET/labelsTr/CASE.nii.gz           one label map per case
+
+Or the files stand in dataset.json under "dataset". Reading a data set opens no scan: what is missing or wrong in the
+files is the doctor's business, so that one bad case does not hide the next.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from sagittal.errors import DataError, did_you_mean
+from sagittal.plan.base import canonical_json, describe_validation_error
+from sagittal.plan.dataset import DatasetSpec, Label
+from sagittal.volumes.io import FORMATS, known_suffix
+
+CHANNEL_NUMBER = re.compile(r"^(?P<case>.+)_(?P<channel>\d{4})$")
+JSON_NAME = "dataset.json"
+
+
+@dataclass(frozen=True)
+class Case:
+    """One scan: its images in channel order, and its label map where there is one.
+
+    In a training set the paths are those that should exist; the doctor tells which don't.
+    """
+
+    id: str
+    images: tuple[Path, ...]
+    labels: Path | None = None
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A folder of labelled scans.
+
+    Attributes:
+        folder: where dataset.json lies.
+        spec: what dataset.json declares.
+        cases: sorted by id.
+        declared_cases: `numTraining`, where dataset.json says it.
+        unused: files beside the images and labels that belong to no case: an undeclared channel, a label without image.
+    """
+
+    folder: Path
+    spec: DatasetSpec
+    cases: tuple[Case, ...]
+    declared_cases: int | None = None
+    unused: tuple[Path, ...] = ()
+
+
+def read_dataset(folder: str | os.PathLike[str]) -> Dataset:
+    """Read dataset.json and list the cases; `imagesTs` is left alone.
+
+    Raises:
+        DataError: the folder or its dataset.json is missing or makes no sense, or there is no case.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise DataError(
+            f"{folder}: no such folder. Expected dataset.json, imagesTr and labelsTr in it. Check the path."
+        )
+    source = folder / JSON_NAME
+    content = _read_json(source)
+    spec = parse_spec(content, str(source), default_name=folder.resolve().name)
+    listed = content.get("dataset")
+    if listed is not None:
+        cases: tuple[Case, ...] = _listed_cases(folder, listed, spec, source)
+        unused: tuple[Path, ...] = ()
+    else:
+        cases, unused = _found_cases(folder, spec)
+    declared = content.get("numTraining")
+    return Dataset(folder, spec, cases, declared if type(declared) is int else None, unused)
+
+
+def parse_spec(content: Mapping[str, Any], source: str, default_name: str) -> DatasetSpec:
+    """Return what a dataset.json declares; keys that mean nothing to Sagittal are left alone.
+
+    Labels follow nnU-Net: `background` is 0 and not listed, `ignore` is set apart, lists of several values are regions.
+
+    Raises:
+        DataError: a key is missing or of the wrong kind, values clash, or files of that ending can't be read.
+    """
+    labels, channels = content.get("labels"), content.get("channel_names")
+    swapped = isinstance(labels, dict) and any(isinstance(value, str) for value in labels.values())
+    if swapped or (channels is None and "modality" in content):
+        raise _wrong(
+            source,
+            "this is the layout of nnU-Net v1 ('modality', labels as number: name)",
+            'rename "modality" to "channel_names", swap "labels" to {"background": 0, "name": 1}, add "file_ending"',
+        )
+    if not isinstance(channels, dict) or not channels:
+        raise _wrong(source, f"channel_names is {_shown(channels)}", 'write for example {"0": "T1", "1": "FLAIR"}')
+    if sorted(channels) != sorted(str(number) for number in range(len(channels))):
+        raise _wrong(
+            source, f"channel_names has the keys {sorted(channels)}", 'number the channels "0", "1", ... in a row'
+        )
+    if not isinstance(labels, dict) or not labels:
+        raise _wrong(source, f"labels is {_shown(labels)}", 'write for example {"background": 0, "tumour": 1}')
+    ending = content.get("file_ending")
+    if not isinstance(ending, str) or known_suffix("x" + ending) != ending:
+        hint = did_you_mean(ending, FORMATS) if isinstance(ending, str) else f" Known: {', '.join(FORMATS)}."
+        raise _wrong(
+            source, f"file_ending is {_shown(ending)}, which can't be read", f"name a format.{hint}".rstrip(".")
+        )
+    values = {name: _label_values(name, value, source) for name, value in labels.items()}
+    if values.pop("background", (0,)) != (0,):
+        raise _wrong(source, f"background is {labels['background']}", "give it the value 0")
+    ignore = values.pop("ignore", None)
+    has_regions = any(len(several) > 1 for several in values.values())
+    order = content.get("regions_class_order") if has_regions else None
+    # Regions keep the order of dataset.json, which their outputs follow; classes are ordered by value.
+    entries = list(values.items()) if has_regions else sorted(values.items(), key=lambda entry: entry[1])
+    try:
+        return DatasetSpec(
+            name=content.get("name", default_name),
+            channel_names=tuple(channels[str(number)] for number in range(len(channels))),
+            labels=tuple(Label(name=name, values=several) for name, several in entries),
+            ignore_value=None if ignore is None else ignore[0],
+            regions_class_order=tuple(order) if isinstance(order, list) else order,
+            file_ending=ending,
+        )
+    except ValidationError as error:
+        raise DataError(
+            describe_validation_error(error, source) + ". Correct dataset.json.", code="dataset_json"
+        ) from None
+
+
+def read_cases(
+    inputs: str | os.PathLike[str] | Sequence[str | os.PathLike[str]], channel_names: Sequence[str]
+) -> tuple[Case, ...]:
+    """List the cases that a prediction is asked for, sorted by id; every channel exists.
+
+    Args:
+        inputs: a file; several files (the channels of one case, or of several by CASE_0000 names); or a folder of such
+            files. Of a whole data set, `imagesTs` is taken where there is one, else `imagesTr`.
+        channel_names: the model's channels, in order.
+
+    Raises:
+        DataError: a file is missing or of an unknown format, a channel is missing or too many, or an id occurs twice.
+    """
+    paths = [Path(inputs)] if isinstance(inputs, str | os.PathLike) else [Path(item) for item in inputs]
+    files: list[Path] = []
+    for path in paths:
+        files.extend(_images_in(path) if path.is_dir() else [path])
+    if not files:
+        raise DataError("no input. Expected a file, the channel files of a case, or a folder of them. Name one.")
+    for file in files:
+        if not file.is_file():
+            raise DataError(f"{file}: no such file. Expected an image or a folder of images. Check the path.")
+        if known_suffix(file) is None:
+            raise DataError(f"{file}: not an image that can be read. Expected {', '.join(FORMATS)}. Convert it first.")
+    grouped = _grouped(files, len(channel_names))
+    return tuple(
+        _complete_case(name, channels, channel_names)
+        for name, channels in sorted(grouped.items(), key=lambda item: item[0])
+    )
+
+
+def content_hash(dataset: Dataset) -> str:
+    """Return a SHA-256 over what dataset.json means and over every case's file names, sizes and contents.
+
+    It does not depend on where the folder lies. Files are read piece by piece. A missing file counts as missing.
+    """
+    total = hashlib.sha256(canonical_json(dataset.spec).encode())
+    for case in dataset.cases:
+        files = [*case.images, *([] if case.labels is None else [case.labels])]
+        entry = [case.id, *([_relative(path, dataset.folder), *_file_digest(path)] for path in files)]
+        total.update(json.dumps(entry).encode() + b"\n")
+    return total.hexdigest()
+
+
+def _file_digest(path: Path) -> tuple[int, str]:
+    if not path.is_file():
+        return -1, "missing"
+    try:
+        with path.open("rb") as file:
+            return path.stat().st_size, hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise DataError(f"{path}: can't be read ({error.strerror}). Check the file and its permissions.") from None
+
+
+def _relative(path: Path, folder: Path) -> str:
+    return path.relative_to(folder).as_posix() if path.is_relative_to(folder) else path.name
+
+
+def _read_json(source: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(source.read_bytes())
+    except FileNotFoundError:
+        raise _wrong(
+            source, "no such file", "add a dataset.json as nnU-Net v2 has it, or name the folder that holds it"
+        ) from None
+    except OSError as error:
+        raise _wrong(source, f"can't be read ({error.strerror})", "check its permissions") from None
+    except ValueError as error:
+        raise _wrong(source, f"not valid JSON ({error})", "correct it") from None
+    if not isinstance(content, dict):
+        raise _wrong(source, f"holds {_shown(content)}", "write an object with channel_names, labels and file_ending")
+    return content
+
+
+def _label_values(name: str, value: Any, source: str) -> tuple[int, ...]:
+    several = value if isinstance(value, list) else [value]
+    if not several or any(type(item) is not int for item in several):
+        raise _wrong(
+            source, f"label '{name}' is {_shown(value)}", "give a whole number, or a list of them for a region"
+        )
+    if name != "background" and (min(several) < 1 or max(several) > 65535):
+        raise _wrong(source, f"label '{name}' is {_shown(value)}", "use values from 1 to 65535; 0 is the background")
+    return tuple(sorted(several))
+
+
+def _wrong(source: str | Path, what: str, remedy: str) -> DataError:
+    return DataError(f"{source}: {what}. Expected nnU-Net v2's dataset.json: {remedy}.", code="dataset_json")
+
+
+def _shown(value: Any) -> str:
+    text = "missing" if value is None else json.dumps(value)
+    return text if len(text) <= 80 else text[:77] + "..."
+
+
+def _listed_cases(folder: Path, listed: Any, spec: DatasetSpec, source: Path) -> tuple[Case, ...]:
+    """Return the cases under "dataset" in dataset.json; paths are relative to the folder or absolute."""
+    if not isinstance(listed, dict) or not listed:
+        raise _wrong(source, f'"dataset" is {_shown(listed)}', 'write {"CASE": {"images": ["..."], "label": "..."}}')
+    cases = []
+    for name, entry in sorted(listed.items()):
+        images = entry.get("images") if isinstance(entry, dict) else None
+        label = entry.get("label") if isinstance(entry, dict) else None
+        if (
+            not isinstance(images, list)
+            or not isinstance(label, str)
+            or not all(isinstance(one, str) for one in images)
+        ):
+            raise _wrong(
+                source, f'"dataset" has {_shown(entry)} for {name}', 'write {"images": ["..."], "label": "..."}'
+            )
+        if len(images) != len(spec.channel_names):
+            found = f"{len(images)} images for {name} and {len(spec.channel_names)} channel_names"
+            raise _wrong(source, f'"dataset" has {found}', "list one image per channel")
+        cases.append(Case(name, tuple(folder / image for image in images), folder / label))
+    return tuple(cases)
+
+
+def _found_cases(folder: Path, spec: DatasetSpec) -> tuple[tuple[Case, ...], tuple[Path, ...]]:
+    images, labels = folder / "imagesTr", folder / "labelsTr"
+    example = f"imagesTr/CASE_0000{spec.file_ending}"
+    for needed in (images, labels):
+        if not needed.is_dir():
+            raise DataError(
+                f"{needed}: no such folder. Expected {example} and labelsTr/CASE{spec.file_ending}. Add it."
+            )
+    names, unused = set(), []
+    for path in _visible(images):
+        stem = _stem(path.name, spec.file_ending)
+        match = CHANNEL_NUMBER.match(stem) if stem is not None else None
+        if match is None or int(match["channel"]) >= len(spec.channel_names):
+            unused.append(path)
+        if match is not None:
+            names.add(match["case"])
+    if not names:
+        endings = sorted({"".join(path.suffixes[-2:]) for path in unused})
+        found = f"{len(unused)} files ending in {', '.join(endings)}" if unused else "it is empty"
+        raise DataError(f"{images}: no case ({found}). Expected files like {example}. Check names and file_ending.")
+    unused += [path for path in _visible(labels) if _stem(path.name, spec.file_ending) not in names]
+    cases = tuple(
+        Case(
+            name,
+            tuple(images / f"{name}_{channel:04d}{spec.file_ending}" for channel in range(len(spec.channel_names))),
+            labels / f"{name}{spec.file_ending}",
+        )
+        for name in sorted(names)
+    )
+    return cases, tuple(unused)
+
+
+def _visible(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.iterdir() if not path.name.startswith("."))
+
+
+def _stem(name: str, ending: str) -> str | None:
+    return name[: -len(ending)] if name.endswith(ending) and len(name) > len(ending) else None
+
+
+def _images_in(folder: Path) -> list[Path]:
+    if (folder / JSON_NAME).is_file():
+        folder = next((folder / name for name in ("imagesTs", "imagesTr") if (folder / name).is_dir()), folder)
+    files = [path for path in _visible(folder) if known_suffix(path) is not None]
+    if not files:
+        raise DataError(
+            f"{folder}: no image. Expected files like CASE_0000.nii.gz ({', '.join(FORMATS)}). Check the path."
+        )
+    return files
+
+
+def _grouped(files: Iterable[Path], num_channels: int) -> dict[str, dict[int, Path]]:
+    """Return the channel files of each case id."""
+    files = list(files)
+    stems = [path.name[: -len(known_suffix(path) or "")] for path in files]
+    numbered = [CHANNEL_NUMBER.match(stem) for stem in stems]
+    if num_channels == len(files) > 1 and not all(numbered):
+        # Channels of one case under names of their own, in the order given.
+        return {stems[0]: dict(enumerate(files))}
+    grouped: dict[str, dict[int, Path]] = {}
+    for path, stem, match in zip(files, stems, numbered, strict=True):
+        # With one channel, a name may end in any four digits: scan_2021 is no channel 2021.
+        counts = match is not None and (num_channels > 1 or int(match["channel"]) == 0)
+        name, channel = (match["case"], int(match["channel"])) if match is not None and counts else (stem, 0)
+        channels = grouped.setdefault(name, {})
+        if channel in channels:
+            raise DataError(
+                f"{path}: the same case and channel as {channels[channel]}. Expected distinct names. Rename one."
+            )
+        channels[channel] = path
+    return grouped
+
+
+def _complete_case(name: str, channels: Mapping[int, Path], channel_names: Sequence[str]) -> Case:
+    some = next(iter(channels.values()))
+    for number, channel in enumerate(channel_names):
+        if number not in channels:
+            missing = some.with_name(f"{name}_{number:04d}{known_suffix(some)}")
+            raise DataError(
+                f"{name}: channel {number} ({channel}) is missing. Expected {len(channel_names)} files per case, "
+                f"here {missing}. Add it, or pass all channel files in order.",
+                code="missing_channel",
+            )
+    extra = sorted(set(channels) - set(range(len(channel_names))))
+    if extra:
+        raise DataError(
+            f"{channels[extra[0]]}: channel {extra[0]} of {name}, but the model has {len(channel_names)} "
+            f"({', '.join(channel_names)}). Remove the file, or take another model.",
+            code="undeclared_channel",
+        )
+    return Case(name, tuple(channels[number] for number in range(len(channel_names))))
