@@ -16,6 +16,7 @@ from torch.utils.checkpoint import checkpoint
 from sagittal.errors import PlanError, did_you_mean
 from sagittal.networks.layout import check_input, crop_end, pad_end, pointwise, to_preferred_layout
 from sagittal.networks.mednext_blocks import (
+    BlockOptions,
     Grn,
     MedNeXtBlock,
     MedNeXtDownBlock,
@@ -75,7 +76,7 @@ class MedNeXt(nn.Module):
         num_classes: int,
         *,
         channels: int = 32,
-        expansion_ratio: int | Sequence[int] = 4,
+        expansion_ratio: int | Sequence[int] = 2,
         kernel_size: int = 3,
         block_counts: Sequence[int] = (2, 2, 2, 2, 2, 2, 2, 2, 2),
         deep_supervision: bool = False,
@@ -86,56 +87,41 @@ class MedNeXt(nn.Module):
     ) -> None:
         super().__init__()
         ratios = (expansion_ratio,) * STAGES if isinstance(expansion_ratio, int) else tuple(expansion_ratio)
-        _check_config(in_channels, num_classes, channels, ratios, tuple(block_counts), grn)
+        _check_config(in_channels, num_classes, channels, ratios, tuple(block_counts))
         self.in_channels = in_channels
         self.num_classes = num_classes
         self.deep_supervision = deep_supervision
         self.spatial_dims = spatial_dims
         self.checkpointing = checkpointing
 
+        def options(index: int) -> BlockOptions:
+            return {
+                "expansion_ratio": ratios[index],
+                "kernel_size": kernel_size,
+                "norm": norm,
+                "grn": grn,
+                "spatial_dims": spatial_dims,
+            }
+
         def stage(level: int, index: int) -> nn.Sequential:
-            return nn.Sequential(
-                *(
-                    MedNeXtBlock(
-                        channels << level,
-                        channels << level,
-                        expansion_ratio=ratios[index],
-                        kernel_size=kernel_size,
-                        norm=norm,
-                        grn=grn,
-                        spatial_dims=spatial_dims,
-                    )
-                    for _ in range(block_counts[index])
-                )
-            )
+            width = channels << level
+            return nn.Sequential(*(MedNeXtBlock(width, width, **options(index)) for _ in range(block_counts[index])))
 
         self.stem = convolution_class(spatial_dims)(in_channels, channels, kernel_size=1)
         for level in range(LEVELS - 1):
             self.add_module(f"enc_block_{level}", stage(level, level))
-            down = MedNeXtDownBlock(
-                channels << level,
-                channels << (level + 1),
-                expansion_ratio=ratios[level + 1],
-                kernel_size=kernel_size,
-                norm=norm,
-                # v1's code has none here, and its weights must fit.
-                grn=False if grn is True and level == 0 else grn,
-                spatial_dims=spatial_dims,
-            )
+            resampling = options(level + 1)
+            if level == 0 and grn is True:
+                # v1's code has no GRN in this block, and its weights must fit.
+                resampling["grn"] = False
+            down = MedNeXtDownBlock(channels << level, channels << (level + 1), **resampling)
             self.add_module(f"down_{level}", down)
         self.bottleneck = stage(LEVELS - 1, LEVELS - 1)
         for level in reversed(range(LEVELS - 1)):
-            up = MedNeXtUpBlock(
-                channels << (level + 1),
-                channels << level,
-                expansion_ratio=ratios[STAGES - 1 - level],
-                kernel_size=kernel_size,
-                norm=norm,
-                grn=grn,
-                spatial_dims=spatial_dims,
-            )
+            index = STAGES - 1 - level
+            up = MedNeXtUpBlock(channels << (level + 1), channels << level, **options(index))
             self.add_module(f"up_{level}", up)
-            self.add_module(f"dec_block_{level}", stage(level, STAGES - 1 - level))
+            self.add_module(f"dec_block_{level}", stage(level, index))
         for level in range(LEVELS if deep_supervision else 1):
             self.add_module(f"out_{level}", MedNeXtHead(channels << level, num_classes, spatial_dims))
 
@@ -260,7 +246,6 @@ def _check_config(
     channels: int,
     ratios: tuple[int, ...],
     block_counts: tuple[int, ...],
-    grn: Grn,
 ) -> None:
     for name, value in (("in_channels", in_channels), ("num_classes", num_classes), ("channels", channels)):
         if value < 1:
@@ -271,7 +256,3 @@ def _check_config(
                 f"MedNeXt({name}={values}): expected {STAGES} numbers of at least 1, one per stage "
                 "(encoder 0-3, bottleneck, decoder 3-0)."
             )
-    if grn not in (False, True, "v2"):
-        raise PlanError(
-            f"MedNeXt(grn={grn!r}): expected False, True (the form of v1's code) or 'v2' (arXiv 2512.17774)."
-        )

@@ -8,16 +8,30 @@ functions of them, so that a faster kernel can take the place of any one.
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Callable
+from typing import Literal, TypedDict, Unpack
 
 import torch
 from torch import Tensor, nn
 
 from sagittal.errors import PlanError
+from sagittal.kernels import TailWeights, depthwise_conv, depthwise_conv_transpose, expand_contract, mednext_block
 from sagittal.networks.layout import every_second_voxel, pointwise
 
 Norm = Literal["group", "layer"]
 Grn = bool | Literal["v2"]
+
+
+class BlockOptions(TypedDict, total=False):
+    """The keyword arguments of all three blocks; `MedNeXtBlock` explains them."""
+
+    expansion_ratio: int
+    kernel_size: int
+    norm: Norm
+    grn: Grn
+    spatial_dims: int
+    residual: bool
+
 
 _GRN_EPS = 1e-6
 
@@ -65,30 +79,45 @@ def global_response_norm(x: Tensor, gamma: Tensor, beta: Tensor, *, by_sum: bool
 
 
 class _Block(nn.Module):
-    """What the three blocks share: weights under their official names, and the steps after the depthwise one."""
+    """What the three blocks share: weights under their official names, and the steps after the depthwise one.
 
-    conv1: nn.Module
+    Args:
+        in_channels: channels of the input.
+        out_channels: channels of the output.
+        expansion_ratio: width of the expansion as a multiple of `in_channels`.
+        kernel_size: odd size of the depthwise kernel.
+        norm: "group" (per channel over space) or "layer" (per voxel over channels).
+        grn: global response normalisation after the GELU: False, True (v1's form) or "v2".
+        spatial_dims: 3 or 2.
+        residual: add the residual path.
+
+    Raises:
+        PlanError: an argument makes no sense.
+    """
 
     def __init__(
         self,
         in_channels: int,
         out_channels: int,
         *,
-        expansion_ratio: int,
-        kernel_size: int,
-        norm: Norm,
-        grn: Grn,
-        spatial_dims: int,
+        expansion_ratio: int = 4,
+        kernel_size: int = 3,
+        norm: Norm = "group",
+        grn: Grn = False,
+        spatial_dims: int = 3,
+        residual: bool = True,
     ) -> None:
         super().__init__()
-        _check_block(in_channels, out_channels, expansion_ratio, kernel_size)
+        _check_block(in_channels, out_channels, expansion_ratio, kernel_size, grn)
         self.in_channels = in_channels
         self.out_channels = out_channels
         self.kernel_size = kernel_size
+        self.spatial_dims = spatial_dims
         self.grn: Grn = grn
+        self.residual = residual
         convolution = convolution_class(spatial_dims)
         wide = expansion_ratio * in_channels
-        self.conv1 = self._depthwise_module(spatial_dims)
+        self.conv1 = self._depthwise_module()
         self.norm = channel_norm(norm, in_channels)
         self.conv2 = convolution(in_channels, wide, kernel_size=1)
         self.conv3 = convolution(wide, out_channels, kernel_size=1)
@@ -97,24 +126,47 @@ class _Block(nn.Module):
             self.grn_beta = nn.Parameter(torch.zeros(shape))
             self.grn_gamma = nn.Parameter(torch.zeros(shape))
 
-    def _depthwise_module(self, spatial_dims: int) -> nn.Module:
-        return convolution_class(spatial_dims)(
+    def _depthwise_module(self) -> nn.Module:
+        return self._depthwise(convolution_class(self.spatial_dims), stride=1)
+
+    def _depthwise(self, convolution: Callable[..., nn.Module], *, stride: int) -> nn.Module:
+        return convolution(
             self.in_channels,
             self.in_channels,
             kernel_size=self.kernel_size,
+            stride=stride,
             padding=self.kernel_size // 2,
             groups=self.in_channels,
         )
 
-    def _expand_contract(self, x: Tensor, extra_bias: Tensor | None = None) -> Tensor:
-        """Return conv3(GRN(GELU(conv2(x)))), plus `extra_bias` (out_channels,) at every voxel."""
-        wide = nn.functional.gelu(pointwise(x, self.conv2.weight, self.conv2.bias))
+    def _tail(self, h: Tensor, residual: Tensor | None, extra_bias: Tensor | None = None) -> Tensor:
+        """Return residual + conv3(GRN(GELU(conv2(norm(h))))) + `extra_bias` (out_channels,) at every voxel."""
+        if self._fusible():
+            return expand_contract(h, self._tail_weights(extra_bias), residual=residual, eps=self.norm.eps)
+        wide = nn.functional.gelu(pointwise(self.norm(h), self.conv2.weight, self.conv2.bias))
         if self.grn:
             wide = global_response_norm(wide, self.grn_gamma, self.grn_beta, by_sum=self.grn == "v2")
+        y = pointwise(wide, self.conv3.weight, self._contract_bias(extra_bias))
+        return y if residual is None else residual + y
+
+    def _fusible(self) -> bool:
+        return isinstance(self.norm, ChannelGroupNorm) and not self.grn
+
+    def _contract_bias(self, extra_bias: Tensor | None) -> Tensor:
         bias = self.conv3.bias
-        if bias is not None and extra_bias is not None:
-            bias = bias + extra_bias
-        return pointwise(wide, self.conv3.weight, bias)
+        assert bias is not None
+        return bias if extra_bias is None else bias + extra_bias
+
+    def _tail_weights(self, extra_bias: Tensor | None = None) -> TailWeights:
+        assert self.conv2.bias is not None
+        return TailWeights(
+            self.norm.weight,
+            self.norm.bias,
+            self.conv2.weight,
+            self.conv2.bias,
+            self.conv3.weight,
+            self._contract_bias(extra_bias),
+        )
 
 
 class MedNeXtBlock(_Block):
@@ -134,38 +186,21 @@ class MedNeXtBlock(_Block):
         PlanError: a size is below 1, the kernel is even, or `residual` where the channels differ.
     """
 
-    def __init__(
-        self,
-        in_channels: int,
-        out_channels: int,
-        *,
-        expansion_ratio: int = 4,
-        kernel_size: int = 3,
-        norm: Norm = "group",
-        grn: Grn = False,
-        spatial_dims: int = 3,
-        residual: bool = True,
-    ) -> None:
-        if residual and in_channels != out_channels:
+    def __init__(self, in_channels: int, out_channels: int, **options: Unpack[BlockOptions]) -> None:
+        super().__init__(in_channels, out_channels, **options)
+        if self.residual and in_channels != out_channels:
             raise PlanError(
                 f"MedNeXtBlock(in_channels={in_channels}, out_channels={out_channels}): "
                 "a residual needs equal numbers of channels. Make them equal or pass residual=False."
             )
-        super().__init__(
-            in_channels,
-            out_channels,
-            expansion_ratio=expansion_ratio,
-            kernel_size=kernel_size,
-            norm=norm,
-            grn=grn,
-            spatial_dims=spatial_dims,
-        )
-        self.residual = residual
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (N, in_channels, D, H, W) to (N, out_channels, D, H, W)."""
-        y = self._expand_contract(self.norm(self.conv1(x)))
-        return x + y if self.residual else y
+        if self._fusible():
+            return mednext_block(
+                x, self.conv1.weight, self.conv1.bias, self._tail_weights(), residual=self.residual, eps=self.norm.eps
+            )
+        return self._tail(depthwise_conv(x, self.conv1.weight, self.conv1.bias), x if self.residual else None)
 
 
 class MedNeXtDownBlock(_Block):
@@ -175,47 +210,20 @@ class MedNeXtDownBlock(_Block):
     channels may differ.
     """
 
-    def __init__(
-        self,
-        in_channels: int,
-        out_channels: int,
-        *,
-        expansion_ratio: int = 4,
-        kernel_size: int = 3,
-        norm: Norm = "group",
-        grn: Grn = False,
-        spatial_dims: int = 3,
-        residual: bool = True,
-    ) -> None:
-        super().__init__(
-            in_channels,
-            out_channels,
-            expansion_ratio=expansion_ratio,
-            kernel_size=kernel_size,
-            norm=norm,
-            grn=grn,
-            spatial_dims=spatial_dims,
-        )
-        self.residual = residual
-        if residual:
-            self.res_conv = convolution_class(spatial_dims)(in_channels, out_channels, kernel_size=1, stride=2)
+    def __init__(self, in_channels: int, out_channels: int, **options: Unpack[BlockOptions]) -> None:
+        super().__init__(in_channels, out_channels, **options)
+        if self.residual:
+            self.res_conv = convolution_class(self.spatial_dims)(in_channels, out_channels, kernel_size=1, stride=2)
 
-    def _depthwise_module(self, spatial_dims: int) -> nn.Module:
-        return convolution_class(spatial_dims)(
-            self.in_channels,
-            self.in_channels,
-            kernel_size=self.kernel_size,
-            stride=2,
-            padding=self.kernel_size // 2,
-            groups=self.in_channels,
-        )
+    def _depthwise_module(self) -> nn.Module:
+        return self._depthwise(convolution_class(self.spatial_dims), stride=2)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (N, in_channels, D, H, W) to (N, out_channels, ceil(D / 2), ceil(H / 2), ceil(W / 2))."""
-        y = self._expand_contract(self.norm(self.conv1(x)))
-        if not self.residual:
-            return y
-        return y + pointwise(every_second_voxel(x, 0), self.res_conv.weight, self.res_conv.bias)
+        residual = None
+        if self.residual:
+            residual = pointwise(every_second_voxel(x, 0), self.res_conv.weight, self.res_conv.bias)
+        return self._tail(depthwise_conv(x, self.conv1.weight, self.conv1.bias, stride=2), residual)
 
 
 class MedNeXtUpBlock(_Block):
@@ -226,44 +234,18 @@ class MedNeXtUpBlock(_Block):
     but the front planes. Arguments and errors as in `MedNeXtBlock`; the numbers of channels may differ.
     """
 
-    def __init__(
-        self,
-        in_channels: int,
-        out_channels: int,
-        *,
-        expansion_ratio: int = 4,
-        kernel_size: int = 3,
-        norm: Norm = "group",
-        grn: Grn = False,
-        spatial_dims: int = 3,
-        residual: bool = True,
-    ) -> None:
-        super().__init__(
-            in_channels,
-            out_channels,
-            expansion_ratio=expansion_ratio,
-            kernel_size=kernel_size,
-            norm=norm,
-            grn=grn,
-            spatial_dims=spatial_dims,
-        )
-        self.residual = residual
-        if residual:
-            self.res_conv = transposed_class(spatial_dims)(in_channels, out_channels, kernel_size=1, stride=2)
+    def __init__(self, in_channels: int, out_channels: int, **options: Unpack[BlockOptions]) -> None:
+        super().__init__(in_channels, out_channels, **options)
+        if self.residual:
+            self.res_conv = transposed_class(self.spatial_dims)(in_channels, out_channels, kernel_size=1, stride=2)
 
-    def _depthwise_module(self, spatial_dims: int) -> nn.Module:
-        return transposed_class(spatial_dims)(
-            self.in_channels,
-            self.in_channels,
-            kernel_size=self.kernel_size,
-            stride=2,
-            padding=self.kernel_size // 2,
-            groups=self.in_channels,
-        )
+    def _depthwise_module(self) -> nn.Module:
+        return self._depthwise(transposed_class(self.spatial_dims), stride=2)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (N, in_channels, D, H, W) to (N, out_channels, 2D, 2H, 2W)."""
-        y = self._expand_contract(self.norm(self.conv1(x)), self.res_conv.bias if self.residual else None)
+        h = depthwise_conv_transpose(x, self.conv1.weight, self.conv1.bias)
+        y = self._tail(h, None, self.res_conv.bias if self.residual else None)
         y = nn.functional.pad(y, (1, 0) * (x.ndim - 2))
         if self.residual:
             # The product runs at the coarse grid, where a strided transposed convolution would also multiply zeros.
@@ -294,7 +276,7 @@ def transposed_class(spatial_dims: int) -> type[nn.ConvTranspose2d] | type[nn.Co
     return nn.ConvTranspose3d if convolution_class(spatial_dims) is nn.Conv3d else nn.ConvTranspose2d
 
 
-def _check_block(in_channels: int, out_channels: int, expansion_ratio: int, kernel_size: int) -> None:
+def _check_block(in_channels: int, out_channels: int, expansion_ratio: int, kernel_size: int, grn: Grn) -> None:
     if min(in_channels, out_channels, expansion_ratio) < 1:
         raise PlanError(
             f"a MedNeXt block with in_channels={in_channels}, out_channels={out_channels}, "
@@ -304,4 +286,8 @@ def _check_block(in_channels: int, out_channels: int, expansion_ratio: int, kern
         raise PlanError(
             f"kernel_size={kernel_size} in a MedNeXt block: "
             "expected an odd number, so that the grid keeps its size. Use 3, 5 or 7."
+        )
+    if not isinstance(grn, bool) and grn != "v2":
+        raise PlanError(
+            f"grn={grn!r} in a MedNeXt block: expected False, True (the form of v1's code) or 'v2' (arXiv 2512.17774)."
         )

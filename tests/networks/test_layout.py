@@ -1,0 +1,42 @@
+"""Padding, cropping, 1x1x1 convolution and strided views, in both layouts."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from sagittal.networks.layout import crop_end, every_second_voxel, pad_end, pointwise, to_preferred_layout
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_pad_end_repeats_the_last_plane(dtype: torch.dtype) -> None:
+    x = torch.randn(2, 3, 4, 5, 1).to(dtype)
+    padded = pad_end(x, (6, 5, 4))
+    assert torch.equal(padded.float(), nn.functional.pad(x.float(), (0, 3, 0, 0, 0, 2), mode="replicate"))
+    assert pad_end(x, (4, 2, 1)) is x
+    assert torch.equal(crop_end(padded, (4, 5, 1)), x)
+
+
+@pytest.mark.parametrize("sizes", [(3, 4, 5), (3, 4)])
+def test_pointwise_is_a_convolution(sizes: tuple[int, ...]) -> None:
+    x = torch.randn(2, 3, *sizes)
+    weight, bias = torch.randn(4, 3, *(1,) * len(sizes)), torch.randn(4)
+    convolution = nn.functional.conv3d if len(sizes) == 3 else nn.functional.conv2d
+    for layout in (x, to_preferred_layout(x)):
+        torch.testing.assert_close(pointwise(layout, weight, bias), convolution(x, weight, bias))
+        torch.testing.assert_close(pointwise(layout, weight, None), convolution(x, weight))
+
+
+def test_pointwise_keeps_channels_last_without_a_copy() -> None:
+    x = to_preferred_layout(torch.randn(2, 3, 4, 5, 6))
+    assert x.is_contiguous(memory_format=torch.channels_last_3d)
+    y = pointwise(x, torch.randn(8, 3, 1, 1, 1), None)
+    assert y.is_contiguous(memory_format=torch.channels_last_3d)
+
+
+def test_every_second_voxel_is_a_view() -> None:
+    x = torch.zeros(1, 2, 4, 6, 3)
+    every_second_voxel(x, 1).add_(1)
+    assert x.sum() == 2 * 2 * 3 * 1
+    assert x[0, 0, 1, 1, 1] == 1

@@ -1,0 +1,103 @@
+"""Configurations become the networks they describe, and the room imports nothing heavy."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from sagittal.networks import MedNeXt, SegFormer3D, create_mednext, create_segformer3d
+from sagittal.networks.build import build_network
+from sagittal.plan.networks import NETWORKS, MedNeXtConfig, SegFormer3DConfig, network_config
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_every_named_network_is_built(name: str) -> None:
+    config = network_config(name)
+    with torch.device("meta"):
+        network = build_network(config, 2, 5)
+    assert isinstance(network, MedNeXt if isinstance(config, MedNeXtConfig) else SegFormer3D)
+    assert (network.in_channels, network.num_classes) == (2, 5)
+
+
+@pytest.mark.parametrize("size", ["S", "B", "M", "L"])
+@pytest.mark.parametrize("kernel_size", [3, 5])
+def test_named_mednexts_are_the_published_ones(size: str, kernel_size: int) -> None:
+    name = f"mednext-{size.lower()}" + ("" if kernel_size == 3 else f"-k{kernel_size}")
+    with torch.device("meta"):
+        built = build_network(network_config(name), 1, 3)
+        published = create_mednext(size, in_channels=1, num_classes=3, kernel_size=kernel_size, deep_supervision=True)
+    assert [(key, tensor.shape) for key, tensor in built.state_dict().items()] == [
+        (key, tensor.shape) for key, tensor in published.state_dict().items()
+    ]
+    assert built.checkpointing == published.checkpointing
+
+
+def test_every_field_of_a_mednext_arrives() -> None:
+    config = MedNeXtConfig(
+        channels=4,
+        expansion_ratio=(1, 2, 3, 4, 5, 6, 7, 8, 9),
+        kernel_size=5,
+        block_counts=(1, 2, 1, 1, 1, 1, 1, 1, 2),
+        deep_supervision=False,
+        norm="layer",
+        grn="v2",
+        checkpointing=True,
+    )
+    expected = MedNeXt(
+        1,
+        2,
+        channels=4,
+        expansion_ratio=(1, 2, 3, 4, 5, 6, 7, 8, 9),
+        kernel_size=5,
+        block_counts=(1, 2, 1, 1, 1, 1, 1, 1, 2),
+        norm="layer",
+        grn="v2",
+        checkpointing=True,
+    )
+    assert str(build_network(config, 1, 2)) == str(expected)
+    assert build_network(config, 1, 2).checkpointing
+    assert build_network(config, 1, 2, deep_supervision=True).deep_supervision
+
+
+def test_every_field_of_a_segformer3d_arrives() -> None:
+    config = SegFormer3DConfig(
+        embed_dims=(4, 8, 12, 16),
+        num_heads=(1, 2, 3, 4),
+        depths=(1, 2, 1, 1),
+        sr_ratios=(2, 1, 2, 1),
+        mlp_ratios=(1, 2, 3, 4),
+        decoder_dim=8,
+        attention_scale="paper",
+    )
+    network = build_network(config, 1, 2)
+    expected = SegFormer3D(
+        1,
+        2,
+        embed_dims=(4, 8, 12, 16),
+        num_heads=(1, 2, 3, 4),
+        depths=(1, 2, 1, 1),
+        sr_ratios=(2, 1, 2, 1),
+        mlp_ratios=(1, 2, 3, 4),
+        decoder_dim=8,
+        attention_scale="paper",
+    )
+    assert str(network) == str(expected)
+    assert (
+        network.segformer_encoder.tf_block2[0].attention.scale
+        == expected.segformer_encoder.tf_block2[0].attention.scale
+    )
+    with torch.device("meta"):
+        named = build_network(network_config("segformer3d"), 4, 3)
+        assert str(named) == str(create_segformer3d(in_channels=4, num_classes=3))
+
+
+def test_networks_import_without_pydantic() -> None:
+    program = (
+        "import sys; import sagittal.networks, sagittal.networks.cost; "
+        "print([name for name in ('pydantic', 'nibabel', 'scipy', 'jaxtyping') if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
