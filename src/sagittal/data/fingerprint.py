@@ -26,6 +26,7 @@ from sagittal.volumes.volume import require_same_grid
 INTENSITY_BUDGET = 100_000_000
 """Foreground intensities drawn from all cases together."""
 _CHUNK = 4_000_000
+_EVEN_DRAWS = 100
 
 
 @dataclass(frozen=True)
@@ -127,8 +128,15 @@ def _measure(case: Case, index: LabelIndex, budget: int) -> CaseMeasurement:
 
 
 def draw_with_replacement(values: Float32[np.ndarray, " n"], budget: int, random: np.random.RandomState) -> Sample:
-    """Draw `budget` of `values` with replacement: the draws of numpy's `RandomState.choice`, as counts."""
+    """Draw `budget` of `values` with replacement: the draws of numpy's `RandomState.choice`, as counts.
+
+    Where each value would be drawn a hundred times and more, all are taken equally often: what so many draws tend to.
+    """
     counts = np.zeros(values.size, np.int64)
+    if values.size * _EVEN_DRAWS <= budget and values.size:
+        counts += budget // values.size
+        counts[: budget % values.size] += 1
+        budget = 0
     for start in range(0, budget if values.size else 0, _CHUNK):
         drawn = random.randint(0, values.size, size=min(_CHUNK, budget - start))
         counts += np.bincount(drawn, minlength=values.size)

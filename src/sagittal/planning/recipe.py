@@ -1,0 +1,131 @@
+"""How each network is trained by default: its paper's optimiser and schedule, nnU-Net's augmentation."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Literal, assert_never
+
+from sagittal.plan import DatasetSpec
+from sagittal.plan.base import Triple
+from sagittal.plan.networks import MedNeXtConfig, NetworkConfig, SegFormer3DConfig
+from sagittal.plan.overrides import deep_supervision_weights
+from sagittal.plan.plan import AdamW, Augmentation, Loss, Schedule
+
+EPOCHS = 1000
+STEPS_PER_EPOCH = 250
+_ANISOTROPIC_PATCH = 3
+_LEFT_RIGHT_AXIS = 2
+_SIDES = {"left": "right", "l": "r", "lt": "rt", "lh": "rh", "sin": "dex", "sinistra": "dextra"}
+
+Axes = tuple[Literal[0, 1, 2], ...]
+
+
+def optimizer(network: NetworkConfig) -> tuple[AdamW, dict[str, str]]:
+    """Return the optimiser and the reasons of its fields, by their names."""
+    match network:
+        case MedNeXtConfig():
+            return AdamW(learning_rate=1e-3, weight_decay=3e-5), {
+                "learning_rate": "MedNeXt's recipe",
+                "weight_decay": "MedNeXt's recipe",
+                "eps": "AdamW's own 1e-8, because training runs in fp32; MedNeXt's 1e-4 guards fp16 against NaN",
+            }
+        case SegFormer3DConfig():
+            return AdamW(learning_rate=4e-4, weight_decay=0.01), {
+                "learning_rate": "SegFormer3D's paper: the peak after the warm-up",
+                "weight_decay": "SegFormer3D's repository",
+                "eps": "AdamW's own",
+            }
+        case _:
+            assert_never(network)
+
+
+def schedule(network: NetworkConfig) -> tuple[Schedule, dict[str, str]]:
+    """Return the schedule and the reasons of its fields, by their names."""
+    steps = EPOCHS * STEPS_PER_EPOCH
+    length = f"{EPOCHS} epochs of {STEPS_PER_EPOCH} steps"
+    match network:
+        case MedNeXtConfig():
+            return Schedule(steps=steps, steps_per_epoch=STEPS_PER_EPOCH, power=0.9), {
+                "steps": f"MedNeXt's recipe, {length}",
+                "power": "MedNeXt's recipe, polynomial decay (1 - t)^0.9",
+                "warmup_steps": "MedNeXt's recipe has none",
+            }
+        case SegFormer3DConfig():
+            warmup = steps // 50
+            return Schedule(
+                steps=steps,
+                steps_per_epoch=STEPS_PER_EPOCH,
+                warmup_steps=warmup,
+                warmup_start_factor=0.01,
+                power=0.9,
+            ), {
+                "steps": f"SegFormer3D's paper, {EPOCHS} epochs, here of {STEPS_PER_EPOCH} steps (nnU-Net's)",
+                "power": "SegFormer3D's paper, polynomial decay",
+                "warmup_steps": "2 % of the steps; the paper warms up but does not say for how long",
+                "warmup_start_factor": "SegFormer3D's paper, from 4e-6 to 4e-4",
+            }
+        case _:
+            assert_never(network)
+
+
+def loss(network: NetworkConfig) -> tuple[Loss, dict[str, str]]:
+    """Return the loss, Dice + cross-entropy in equal parts for either network, and the reasons of its fields."""
+    outputs = 5 if isinstance(network, MedNeXtConfig) and network.deep_supervision else 1
+    halves = (
+        "halved from each output to the next coarser one and scaled to sum to 1, MedNeXt's recipe"
+        if outputs > 1
+        else "the network has one output in training"
+    )
+    return Loss(deep_supervision_weights=deep_supervision_weights(outputs)), {
+        "dice_weight": "Dice and cross-entropy in equal parts, as MedNeXt, SegFormer3D and nnU-Net train",
+        "cross_entropy_weight": "Dice and cross-entropy in equal parts, as MedNeXt, SegFormer3D and nnU-Net train",
+        "deep_supervision_weights": halves,
+    }
+
+
+def augmentation(spec: DatasetSpec, patch_size: Triple) -> tuple[Augmentation, dict[str, str]]:
+    """Return nnU-Net's augmentation, fitted to the labels' sides and the patch's shape, and the reasons."""
+    axes, why_axes = mirror_axes(spec)
+    degrees, why_degrees = rotation_degrees(patch_size)
+    return Augmentation(mirror_axes=axes, rotation_degrees=degrees), {
+        "mirror_axes": why_axes,
+        "rotation_degrees": why_degrees,
+    }
+
+
+def mirror_axes(spec: DatasetSpec) -> tuple[Axes, str]:
+    """Return the axes (of D, H, W in RAS order) that are mirrored, and why: not W where labels tell left from right."""
+    pair = left_right_pair([label.name for label in spec.labels])
+    if pair is None:
+        return (0, 1, 2), "nnU-Net's default, all axes; no label's name tells left from right"
+    return (0, 1), f"not left to right, because '{pair[0]}' and '{pair[1]}' differ by their side only"
+
+
+def left_right_pair(names: Sequence[str]) -> tuple[str, str] | None:
+    """Return the first two names that are equal but for the side, for example kidney_left and kidney_right."""
+    by_words = {tuple(sorted(_words(name))): name for name in names}
+    for name in names:
+        words = _words(name)
+        for position, word in enumerate(words):
+            if word in _SIDES:
+                other = sorted([*words[:position], _SIDES[word], *words[position + 1 :]])
+                if tuple(other) in by_words:
+                    return name, by_words[tuple(other)]
+    return None
+
+
+def rotation_degrees(patch_size: Triple) -> tuple[float, str]:
+    """Return the largest angle of rotation about an axis, and why."""
+    ratio = max(patch_size) / min(patch_size)
+    if ratio > _ANISOTROPIC_PATCH:
+        return 180.0, (
+            f"the patch is {ratio:.3g} > {_ANISOTROPIC_PATCH} times longer than thick, so it is turned in the plane "
+            "only, there by any angle (nnU-Net)"
+        )
+    return 30.0, f"nnU-Net's default; the patch is at most {_ANISOTROPIC_PATCH} times longer than thick ({ratio:.3g})"
+
+
+def _words(name: str) -> list[str]:
+    """Split snake_case, CamelCase and spaced names into lower-case words."""
+    return [word.lower() for word in re.findall(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])|\d+", name)]
