@@ -1,0 +1,261 @@
+"""A case to look at: three orthogonal planes with the reference and the prediction outlined.
+
+Arrays come in RAS order (D to the head, H to the front, W to the right), so a plane is turned for the screen in one
+place: `_on_screen`. The scan is a small JPEG; outlines are vector paths in millimetres over it, sharp at any zoom.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from contourpy import contour_generator
+from jaxtyping import Bool, Float, Integer, Shaped
+from PIL import Image
+
+from sagittal.evaluation import ClassSet
+from sagittal.evaluation.masks import check_spacing
+from sagittal.plan.base import Triple, TripleMm
+from sagittal.report.colours import PREDICTION_COLOUR, class_colour
+from sagittal.volumes.crop import Box, bounding_box
+
+PlaneName = Literal["axial", "coronal", "sagittal"]
+Side = Literal["left", "right", "top", "bottom"]
+Window = tuple[float, float]
+"""Intensities shown as black and as white."""
+
+CT_SOFT_TISSUE: Window = (-160.0, 240.0)
+"""The usual abdominal window in HU: percentiles of a CT are ruled by air and bone."""
+
+LONG_SIDE_PX = 440
+MAX_JPEG_BYTES = 44_000
+"""Base64 adds a third: a picture stays below 60 kB in the page."""
+
+
+@dataclass(frozen=True)
+class PlaneLayout:
+    """Which axes of a RAS volume a plane shows, and which sides of the patient lie at the edges of the picture."""
+
+    name: PlaneName
+    across: int
+    """Axis that the plane cuts."""
+    rows: int
+    columns: int
+    sides: dict[Side, str]
+
+
+# Radiological convention: the reader faces the patient, or looks from the feet, so the patient's right is on the left.
+PLANES = (
+    PlaneLayout("axial", across=0, rows=1, columns=2, sides={"left": "R", "right": "L", "top": "A", "bottom": "P"}),
+    PlaneLayout("coronal", across=1, rows=0, columns=2, sides={"left": "R", "right": "L", "top": "S", "bottom": "I"}),
+    PlaneLayout("sagittal", across=2, rows=0, columns=1, sides={"left": "A", "right": "P", "top": "S", "bottom": "I"}),
+)
+
+
+@dataclass(frozen=True)
+class Outline:
+    """The border of one class in a plane, as the path of an SVG in mm from the picture's top left corner."""
+
+    class_name: str
+    role: Literal["reference", "prediction"]
+    colour: str
+    path: str
+
+
+@dataclass(frozen=True)
+class Plane:
+    """One picture: its size in mm, the scan under it (None: plain grey), the outlines, and where one is."""
+
+    layout: PlaneLayout
+    index: int
+    """Position along the axis that is cut, in the volume in RAS order."""
+    slices: int
+    width_mm: float
+    height_mm: float
+    image: str | None
+    """Data URI."""
+    outlines: tuple[Outline, ...]
+    scale_bar_mm: float
+    alt: str
+
+
+@dataclass(frozen=True)
+class CaseView:
+    """Three planes of one case."""
+
+    case: str
+    planes: tuple[Plane, ...]
+
+
+def view_case(
+    case: str,
+    reference: Integer[np.ndarray, "D H W"],
+    prediction: Integer[np.ndarray, "D H W"],
+    spacing_mm: Sequence[float],
+    classes: ClassSet,
+    *,
+    image: Float[np.ndarray, "D H W"] | None = None,
+    window: Window | None = None,
+) -> CaseView:
+    """Draw the axial, coronal and sagittal plane in which the reference (or, without one, the prediction) is largest.
+
+    Args:
+        case: name for the alt texts.
+        reference: label map in RAS order: D to the head, H to the front, W to the right.
+        prediction: label map on the same grid.
+        spacing_mm: voxel sizes in D, H, W order; pictures show millimetres in equal lengths along both of their sides.
+        classes: what to outline.
+        image: one channel of the scan on the same grid; without it outlines lie over grey.
+        window: intensities for black and white; the 1st and 99th percentile of what is shown where not given.
+    """
+    spacing = check_spacing(spacing_mm)
+    values = sorted(classes.foreground_values)
+    in_reference, in_prediction = np.isin(reference, values), np.isin(prediction, values)
+    shown = in_reference if in_reference.any() else in_prediction
+    field = _field_of_view(in_reference | in_prediction, spacing)
+    limits = None if image is None else window or _window(image[field.slices])
+    planes = []
+    for layout in PLANES:
+        index = _largest_section(shown, layout.across)
+        pair = (_cut(reference, layout, index, field), _cut(prediction, layout, index, field))
+        size = spacing[layout.rows], spacing[layout.columns]
+        scan = None if image is None or limits is None else _cut(image, layout, index, field)
+        outlines = _outlines(*pair, size, classes)
+        height_mm, width_mm = (length * step for length, step in zip(pair[0].shape, size, strict=True))
+        planes.append(
+            Plane(
+                layout=layout,
+                index=index,
+                slices=reference.shape[layout.across],
+                width_mm=width_mm,
+                height_mm=height_mm,
+                image=None if scan is None or limits is None else _encode(scan, size, limits),
+                outlines=outlines,
+                scale_bar_mm=_round_length(width_mm / 4),
+                alt=_alt_text(case, layout, index, reference.shape[layout.across], outlines),
+            )
+        )
+    return CaseView(case=case, planes=tuple(planes))
+
+
+def _cut(
+    array: Shaped[np.ndarray, "D H W"], layout: PlaneLayout, index: int, field: Box
+) -> Shaped[np.ndarray, "rows columns"]:
+    chosen: list[slice | int] = list(field.slices)
+    chosen[layout.across] = index
+    return _on_screen(array[tuple(chosen)])
+
+
+def _on_screen(plane: Shaped[np.ndarray, "rows columns"]) -> Shaped[np.ndarray, "rows columns"]:
+    # Screens count down and to the right. Head and front belong to the top, so rows run backwards in every plane; the
+    # patient's right (axial, coronal) and front (sagittal) belong to the left, so columns do too.
+    return plane[::-1, ::-1]
+
+
+def _largest_section(mask: Bool[np.ndarray, "D H W"], axis: int) -> int:
+    areas = mask.sum(axis=tuple(other for other in range(3) if other != axis))
+    if not areas.any():
+        return int(mask.shape[axis] // 2)
+    # The middle of all largest sections: a box-shaped structure is cut through its centre, not at its face.
+    largest = np.flatnonzero(areas == areas.max())
+    return int(largest[len(largest) // 2])
+
+
+def _field_of_view(mask: Bool[np.ndarray, "D H W"], spacing_mm: TripleMm) -> Box:
+    """Return the structures' box with room around it: a lesion in a whole head would be a dot."""
+    box = bounding_box(mask)
+    if box is None:
+        return Box.whole((mask.shape[0], mask.shape[1], mask.shape[2]))
+    extent_mm = max(length * step for length, step in zip(box.shape, spacing_mm, strict=True))
+    margin_mm = max(20.0, 0.3 * extent_mm)
+    start, stop = [], []
+    for axis in range(3):
+        margin = math.ceil(margin_mm / spacing_mm[axis])
+        start.append(max(0, box.start[axis] - margin))
+        stop.append(min(mask.shape[axis], box.stop[axis] + margin))
+    return Box(_triple(start), _triple(stop))
+
+
+def _triple(values: Sequence[int]) -> Triple:
+    return values[0], values[1], values[2]
+
+
+def _window(image: Float[np.ndarray, "D H W"]) -> Window:
+    finite = image[np.isfinite(image)]
+    if not finite.size:
+        return 0.0, 1.0
+    low, high = (float(value) for value in np.percentile(finite, (1.0, 99.0)))
+    return (low, high) if high > low else (low, low + 1.0)
+
+
+def _encode(plane: Float[np.ndarray, "rows columns"], size_mm: tuple[float, float], window: Window) -> str:
+    low, high = window
+    grey = np.nan_to_num((plane.astype(np.float64) - low) / (high - low), nan=0.0, posinf=1.0, neginf=0.0)
+    picture = Image.fromarray((np.clip(grey, 0.0, 1.0) * 255).round().astype(np.uint8))
+    height_mm, width_mm = (length * step for length, step in zip(plane.shape, size_mm, strict=True))
+    scale = LONG_SIDE_PX / max(height_mm, width_mm)
+    shape = max(1, round(width_mm * scale)), max(1, round(height_mm * scale))
+    picture = picture.resize(shape, Image.Resampling.BICUBIC)
+    for quality in (85, 70, 50, 30):
+        content = io.BytesIO()
+        picture.save(content, "JPEG", quality=quality, optimize=True)
+        if content.tell() <= MAX_JPEG_BYTES:
+            break
+    return "data:image/jpeg;base64," + base64.b64encode(content.getvalue()).decode()
+
+
+def _outlines(
+    reference: Integer[np.ndarray, "rows columns"],
+    prediction: Integer[np.ndarray, "rows columns"],
+    size_mm: tuple[float, float],
+    classes: ClassSet,
+) -> tuple[Outline, ...]:
+    kept = np.ones(reference.shape, bool) if classes.ignore_value is None else reference != classes.ignore_value
+    found = []
+    # References first: dashes of the prediction lie over them, so that both can be seen where they agree.
+    roles: tuple[tuple[Literal["reference", "prediction"], np.ndarray], ...] = (
+        ("reference", reference),
+        ("prediction", prediction),
+    )
+    for role, labels in roles:
+        for number, label in enumerate(classes.labels):
+            path = outline_path(np.isin(labels, label.values) & kept, size_mm)
+            only = len(classes.labels) == 1 and role == "prediction"
+            if path:
+                found.append(Outline(label.name, role, PREDICTION_COLOUR if only else class_colour(number), path))
+    return tuple(found)
+
+
+def outline_path(mask: Bool[np.ndarray, "rows columns"], size_mm: tuple[float, float]) -> str:
+    """Return the border of a mask as an SVG path in mm (x to the right, y down), empty where the mask is.
+
+    The border runs half-way between the centres of voxels inside and outside. Corners are cut, as in any contour at
+    one half; no voxel's centre ever changes sides.
+    """
+    if not mask.any():
+        return ""
+    # One voxel of nothing around it closes the border of what touches the picture's edge.
+    lines = contour_generator(z=np.pad(mask, 1).astype(np.float64)).lines(0.5)
+    parts = []
+    for line in lines:
+        points = [f"{(x - 0.5) * size_mm[1]:.2f} {(y - 0.5) * size_mm[0]:.2f}" for x, y in np.asarray(line)[:-1]]
+        parts.append("M" + "L".join(points) + "Z")
+    return "".join(parts)
+
+
+def _round_length(length: float) -> float:
+    """Return the largest of 1, 2 and 5 times a power of ten that is not longer than `length`."""
+    power = 10.0 ** math.floor(math.log10(length))
+    return max(step * power for step in (1.0, 2.0, 5.0) if step * power <= length)
+
+
+def _alt_text(case: str, layout: PlaneLayout, index: int, slices: int, outlines: Sequence[Outline]) -> str:
+    drawn = {role: [line.class_name for line in outlines if line.role == role] for role in ("reference", "prediction")}
+    told = "; ".join(f"{role}: {', '.join(names) if names else 'nothing here'}" for role, names in drawn.items())
+    left, right = layout.sides["left"], layout.sides["right"]
+    return f"{case}, {layout.name} plane {index + 1} of {slices}, {left} on the left and {right} on the right. {told}."
