@@ -24,8 +24,12 @@ from sagittal.errors import DataError, ResourceError
 from sagittal.evaluation.overlap import dice
 from sagittal.plan.base import Frozen, Triple, write_atomically
 from sagittal.volumes import Volume, read_labels, read_volume
+from sagittal.volumes.crop import crop, nonzero_box
+from sagittal.volumes.resampling import axis_weights
 
 SPACING_MM = 3.0
+SMOOTHING_SHARE = 0.4
+"""Deviation of the blur before the template is sampled at `SPACING_MM`, as a share of it: no aliasing."""
 SHAPE: Triple = (66, 78, 62)
 CENTRE_MM = (0.0, -17.0, 5.0)
 """Middle of the template's brain and of every case's grid, x, y, z."""
@@ -166,16 +170,18 @@ def _read_template() -> Volume:
             code="missing_package",
         )
     template, grey, white = (read_volume(folder / _FILES.format(kind)).reoriented() for kind in ("t1", "gm", "wm"))
+    box = nonzero_box(template.array)
+    template, grey, white = (crop(volume, box) for volume in (template, grey, white))
     intensity, grey_share, white_share = (volume.array[0] / _TEMPLATE_MAX for volume in (template, grey, white))
     brain = intensity > 0
     fluid_share = np.clip(1.0 - grey_share - white_share, 0.0, 1.0)
-    shares = np.stack([intensity, fluid_share * brain, grey_share * brain, white_share * brain])
-    sigma = 0.4 * SPACING_MM / np.asarray(template.spacing_mm)
-    smooth = [ndimage.gaussian_filter(channel, sigma, truncate=2.5) for channel in shares.astype(np.float32)]
+    shares = [intensity, fluid_share * brain, grey_share * brain, white_share * brain]
+    sigma = SMOOTHING_SHARE * SPACING_MM / np.asarray(template.spacing_mm)
+    smooth = np.stack([ndimage.gaussian_filter(share, sigma, mode="constant", truncate=2.5) for share in shares])
     # The blur darkens the rim of the brain by the empty surroundings; dividing by its share takes that back.
-    inside = np.maximum(sum(smooth[1:]), 1e-3)
-    smooth[0] = np.where(inside > 0.1, smooth[0] / inside, 0.0).astype(np.float32)
-    return template.with_array(np.stack(smooth))
+    inside = smooth[1:].sum(axis=0)
+    smooth[0] = np.where(inside > 0.1, smooth[0] / np.maximum(inside, 0.1), 0.0)
+    return template.with_array(smooth)
 
 
 def _grid_affine() -> Float64[np.ndarray, "4 4"]:
@@ -226,9 +232,10 @@ def _deformed_points(rng: np.random.Generator) -> Float64[np.ndarray, "3 D H W"]
 
 def _smooth_field(rng: np.random.Generator, knot_mm: float) -> Float64[np.ndarray, "D H W"]:
     """Return cubic interpolation between random values on a coarse grid of `knot_mm`."""
-    coarse = rng.uniform(-1.0, 1.0, tuple(math.ceil(size * SPACING_MM / knot_mm) + 1 for size in SHAPE))
-    zoom = [size / count for size, count in zip(SHAPE, coarse.shape, strict=True)]
-    return np.asarray(ndimage.zoom(coarse, zoom, order=3, mode="nearest"))
+    counts = [math.ceil(size * SPACING_MM / knot_mm) + 1 for size in SHAPE]
+    coarse = rng.uniform(-1.0, 1.0, counts)
+    to_d, to_h, to_w = (axis_weights(count, size, 3) for count, size in zip(counts, SHAPE, strict=True))
+    return np.asarray(np.einsum("abc,da,hb,wc->dhw", coarse, to_d, to_h, to_w, optimize=True))
 
 
 def _contrast_curve(rng: np.random.Generator, log_slope: tuple[float, float]) -> Float64[np.ndarray, " knots"]:

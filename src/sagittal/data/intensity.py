@@ -28,6 +28,9 @@ BLUR_REACH_SIGMA = 3.0
 _FLAT = 1e-7
 """A patch whose range or deviation is below this is constant: gamma has nothing to stretch."""
 
+_SERIAL_VOXELS = 16384
+"""torch never splits an elementwise operation of this size among threads."""
+
 
 @dataclass(frozen=True, slots=True)
 class IntensityDraw:
@@ -135,7 +138,7 @@ def blur(channel: Float[Tensor, "D H W"], sigma_vox: tuple[float, float, float])
 def change_contrast(channel: Float[Tensor, "D H W"], factor: float) -> Float[Tensor, "D H W"]:
     """Stretch about the mean by `factor`, then clip to the range that was there before (nnU-Net's preserve_range)."""
     lowest, highest = channel.aminmax()
-    mean = channel.mean()
+    mean, _ = _mean_and_std(channel)
     return ((channel - mean) * factor + mean).clamp_(lowest, highest)
 
 
@@ -149,10 +152,25 @@ def change_gamma(channel: Float[Tensor, "D H W"], gamma: float) -> Float[Tensor,
     """Raise the patch, scaled to 0..1, to the power `gamma`, and give it back its mean and deviation."""
     lowest, highest = channel.aminmax()
     extent = highest - lowest
-    std, mean = torch.std_mean(channel)
+    mean, std = _mean_and_std(channel)
     flat = (extent < _FLAT) | ~(std > _FLAT)
-    curved = ((channel - lowest) / extent.clamp_min(_FLAT)).clamp_(0.0, 1.0).pow_(gamma)
-    curved_std, curved_mean = torch.std_mean(curved)
+    curved = _power_((channel - lowest).contiguous().div_(extent.clamp_min(_FLAT)).clamp_(0.0, 1.0), gamma)
+    curved_mean, curved_std = _mean_and_std(curved)
     curved = (curved - curved_mean) * (std / curved_std.clamp_min(_FLAT)) + mean
     # Chosen on the device: a branch in Python would make the processor wait for the accelerator.
     return torch.where(flat, channel, curved)
+
+
+def _mean_and_std(channel: Float[Tensor, "D H W"]) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
+    # Plane by plane: one sum over everything is split among threads, and its last bits would depend on their number.
+    mean = channel.flatten(1).mean(1).mean()
+    return mean, (channel - mean).square_().flatten(1).mean(1).mean().sqrt()
+
+
+def _power_(values: Float[Tensor, "D H W"], exponent: float) -> Float[Tensor, "D H W"]:
+    if values.device.type != "cpu":
+        return values.pow_(exponent)
+    # The power differs in its last bit between the vectorised middle and the scalar end of each thread's share.
+    for part in torch.split(values.view(-1), _SERIAL_VOXELS):
+        part.pow_(exponent)
+    return values

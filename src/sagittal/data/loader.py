@@ -11,13 +11,14 @@ import time
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
 
 import numpy as np
 import torch
-from jaxtyping import Float32, Int64
+from jaxtyping import Float32, Int16, Int64
 from torch import Tensor
 
 from sagittal.data.augmentation import augment, masked_channels, spatial_draw
@@ -39,6 +40,8 @@ class Batch:
     step: int
     images: Float32[Tensor, "N C D H W"]
     labels: Int64[Tensor, "N D H W"]
+    cases: tuple[str, ...]
+    """Case of each sample."""
 
 
 def make_batch(
@@ -66,10 +69,12 @@ def make_batch(
         spacing_mm=spacing_mm,
         masked_channels=masked_channels(plan.preprocessing),
     )
-    return Batch(step, patches, targets)
+    return Batch(step, patches, targets, tuple(cache.case_ids[draw.case] for draw in draws))
 
 
-def _read_box(cache: Cache, draw: PatchDraw, patch_size: Triple, size: Triple) -> tuple[np.ndarray, np.ndarray]:
+def _read_box(
+    cache: Cache, draw: PatchDraw, patch_size: Triple, size: Triple
+) -> tuple[Float32[np.ndarray, "C d h w"], Int16[np.ndarray, "d h w"]]:
     """Return the box around a patch as float32 (C, d, h, w) and int16 (d, h, w); 0 beyond the case."""
     try:
         image, labels = cache.image(draw.case), cache.labels(draw.case)
@@ -90,6 +95,17 @@ def _read_box(cache: Cache, draw: PatchDraw, patch_size: Triple, size: Triple) -
             code="unreadable_cache",
         ) from error
     return box, target
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Keep torch's operations on one thread: a patch is too small to share, and other threads only spin and wait."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 class TrainingBatches:
@@ -120,7 +136,8 @@ class TrainingBatches:
             plan: seed, patch, augmentation and number of steps.
             start_step: first step, for a resumed run.
             workers: threads; 0 makes each batch when it is asked for. None takes 0 on the CPU, where training keeps
-                all cores busy and threads only get in each other's way, and 2 beside an accelerator.
+                all cores busy and threads only get in each other's way (torch's number of threads is one for the
+                whole process), and 2 beside an accelerator.
             device: where batches are augmented and come out.
         """
         if not case_indices:
@@ -164,7 +181,8 @@ class TrainingBatches:
             if self._next_step >= last:
                 raise StopIteration
             self._next_step += 1
-            return self._make(self._next_step - 1)
+            with _one_thread():
+                return self._make(self._next_step - 1)
         while self._next_step < last and len(self._pending) <= AHEAD:
             self._pending.append(self._pool.submit(self._make, self._next_step))
             self._next_step += 1
