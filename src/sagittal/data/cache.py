@@ -28,12 +28,11 @@ from jaxtyping import Float, Int32, UInt
 
 from sagittal.data.dataset import Case, Dataset, content_hash
 from sagittal.data.label_index import LabelIndex, label_index
+from sagittal.data.labelled_case import named, read_case
 from sagittal.data.preprocessing import Prepared, prepare
-from sagittal.errors import DataError, ResourceError, SagittalError
+from sagittal.errors import DataError, ResourceError
 from sagittal.plan.base import canonical_json
 from sagittal.plan.plan import NoNormalization, Plan
-from sagittal.volumes import read_channels, read_labels
-from sagittal.volumes.volume import require_same_grid
 
 FORMAT_VERSION = 1
 """Raise it whenever preprocessing code changes what the files hold."""
@@ -157,21 +156,9 @@ def prepare_case(case: Case, plan: Plan, index: LabelIndex) -> Prepared:
     Raises:
         DataError: the case can't be used; the message names it.
     """
-    try:
-        if case.labels is None:
-            raise DataError("no label file. Expected one per training case in labelsTr.", code="missing_labels")
-        volume = read_channels(case.images)
-        if not np.isfinite(volume.array).all():
-            raise DataError("the image holds NaN or infinity. Expected finite intensities. Repair it.", code="nan")
-        values, geometry = read_labels(case.labels)
-        require_same_grid(volume.geometry, geometry, "image and label")
-        return prepare(volume, plan.preprocessing, index.encode(values, source=case.labels.name))
-    except SagittalError as error:
-        raise type(error)(f"{case.id}: {error.message}", code=error.code) from None
-    except MemoryError:
-        raise ResourceError(
-            f"{case.id}: does not fit into memory. Use fewer workers, a coarser spacing or a larger machine."
-        ) from None
+    with named(case):
+        image, labels = read_case(case, index)
+        return prepare(image, plan.preprocessing, labels)
 
 
 def foreground_locations(labels: UInt[np.ndarray, "D H W"], num_indices: int) -> dict[int, Int32[np.ndarray, "n 3"]]:
@@ -197,8 +184,8 @@ def _build_case(case: Case, plan: Plan, index: LabelIndex, folder: Path) -> None
     locations = foreground_locations(labels, index.num_indices)
     _write(image_path(folder, case.id), lambda file: np.save(file, image, allow_pickle=False))
     _write(labels_path(folder, case.id), lambda file: np.save(file, labels, allow_pickle=False))
-    named = {str(number): voxels for number, voxels in locations.items()}
-    _write(locations_path(folder, case.id), lambda file: np.savez(file, **named))  # type: ignore[arg-type]  # its stub takes them for flags
+    arrays = {str(number): voxels for number, voxels in locations.items()}
+    _write(locations_path(folder, case.id), lambda file: np.savez(file, **arrays))  # type: ignore[arg-type]  # its stub takes them for flags
 
 
 def _stored_image(image: Float[np.ndarray, "C D H W"], plan: Plan) -> Float[np.ndarray, "C D H W"]:

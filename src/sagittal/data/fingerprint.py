@@ -11,17 +11,17 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Float32, Int64
+from jaxtyping import Float32, Int64, UInt
 
 from sagittal.data.dataset import Case, Dataset, content_hash
 from sagittal.data.label_index import LabelIndex, label_index
-from sagittal.errors import DataError, ResourceError, SagittalError
+from sagittal.data.labelled_case import named, read_case
+from sagittal.errors import DataError
 from sagittal.plan import ChannelIntensities, Fingerprint
 from sagittal.plan.base import Triple, TripleMm
-from sagittal.volumes import read_channels, read_labels
+from sagittal.volumes import Volume
 from sagittal.volumes.crop import nonzero_box
 from sagittal.volumes.geometry import reorientation_to_ras, spacing_of
-from sagittal.volumes.volume import require_same_grid
 
 INTENSITY_BUDGET = 100_000_000
 """Foreground intensities drawn from all cases together."""
@@ -97,27 +97,19 @@ def measure_case(case: Case, index: LabelIndex, budget: int) -> CaseMeasurement:
     Raises:
         DataError: the case can't be used; the message names it.
     """
-    try:
-        return _measure(case, index, budget)
-    except SagittalError as error:
-        raise type(error)(f"{case.id}: {error.message}", code=error.code) from None
-    except MemoryError:
-        raise ResourceError(f"{case.id}: does not fit into memory. Use fewer workers or a larger machine.") from None
+    with named(case):
+        volume, indices = read_case(case, index)
+        return _measure(volume, indices, index, budget)
 
 
-def _measure(case: Case, index: LabelIndex, budget: int) -> CaseMeasurement:
-    if case.labels is None:
-        raise DataError("no label file. Expected one per training case in labelsTr.", code="missing_labels")
-    volume = read_channels(case.images)
-    if not np.isfinite(volume.array).all():
-        raise DataError("the image holds NaN or infinity. Expected finite intensities. Repair it.", code="nan")
-    values, geometry = read_labels(case.labels)
-    require_same_grid(volume.geometry, geometry, "image and label")
+def _measure(
+    volume: Volume, stored_indices: UInt[np.ndarray, "D H W"], index: LabelIndex, budget: int
+) -> CaseMeasurement:
     change = reorientation_to_ras(volume.affine)
     image = change.apply(volume.array)
     box = nonzero_box(image)
     d, h, w = box.slices
-    indices = change.apply(index.encode(values, source=case.labels.name))[d, h, w]
+    indices = change.apply(stored_indices)[d, h, w]
     foreground = (indices > 0) & (indices < index.num_indices)
     random = np.random.RandomState(1234)
     # The random numbers go on from channel to channel, as nnU-Net's do.
@@ -142,9 +134,8 @@ def draw_with_replacement(values: Float32[np.ndarray, " n"], budget: int, random
         counts += np.bincount(drawn, minlength=values.size)
     kept = counts > 0
     distinct, places = np.unique(values[kept], return_inverse=True)
-    totals = np.zeros(distinct.size, np.int64)
-    np.add.at(totals, places, counts[kept])
-    return Sample(distinct, totals)
+    # Sums of counts stay far below 2^53, so the float64 of weighted bins is exact.
+    return Sample(distinct, np.bincount(places, counts[kept], distinct.size).astype(np.int64))
 
 
 def pooled_intensities(samples: Sequence[Sample]) -> ChannelIntensities:

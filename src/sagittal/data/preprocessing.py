@@ -46,11 +46,8 @@ class Frame:
     """The crop, in voxels of the reoriented scan."""
     spacing_mm: TripleMm
     """Spacing of the reoriented scan, before resampling."""
-    target_spacing_mm: TripleMm
     prepared_shape: Triple
     """Shape after resampling: the network's grid."""
-    apart_back: int | None
-    """Axis that takes the nearest plane when the prepared grid is resampled to `cropped_shape`."""
 
     @property
     def cropped_shape(self) -> Triple:
@@ -107,9 +104,7 @@ def prepare(
         reorientation=change,
         box=box,
         spacing_mm=spacing,
-        target_spacing_mm=target,
         prepared_shape=shape,
-        apart_back=separate_axis(target, spacing, preprocessing.anisotropy_threshold),
     )
     prepared_labels = None
     if labels is not None:

@@ -1,4 +1,4 @@
-"""Resampling images, labels and logits to another grid: one small matrix per axis, applied in torch as float32.
+"""Resampling images and labels to another grid: one small matrix per axis, applied in torch as float32.
 
 The rules are nnU-Net's (default_resampling.py): images by cubic spline, clamped to their range; labels by linear
 interpolation of each label apart, written where it reaches one half; where voxels are much longer than wide, the long
@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from jaxtyping import Float, Float32, UInt
+from jaxtyping import Float32, UInt
 
 from sagittal.plan.base import Triple
 from sagittal.volumes.resampling import Order, axis_weights
@@ -87,21 +87,6 @@ def resample_labels(
             share = _multiply(share, weights[axis][targets[axis], sources[axis]], axis)
         out[tuple(targets)][(share >= 0.5).numpy()] = index
     return out
-
-
-def resample_linear(
-    values: Float[torch.Tensor, "K D H W"], shape: Triple, *, apart: int | None = None
-) -> Float[torch.Tensor, "K d h w"]:
-    """Return logits or probabilities on a grid of `shape` over the same space, by linear interpolation.
-
-    Each channel by itself, two taps per axis; `apart` as for `resample_image`.
-    """
-    if tuple(values.shape[1:]) == shape:
-        return values
-    if apart is not None:
-        nearest = axis_weights(values.shape[1 + apart], shape[apart], 0).argmax(axis=1)
-        values = values.index_select(1 + apart, torch.from_numpy(nearest).to(values.device))
-    return torch.nn.functional.interpolate(values[None], size=shape, mode="trilinear", align_corners=False)[0]
 
 
 def indices_present(labels: UInt[np.ndarray, "D H W"]) -> tuple[int, ...]:
