@@ -42,6 +42,6 @@ def test_a_range_on_one_side_of_one_is_uniform() -> None:
 
 
 def test_the_same_seed_gives_the_same_numbers_and_new_seeds_differ() -> None:
-    assert uniform(seeded(6), 0, 1) == uniform(seeded(6), 0, 1)
+    assert uniform(seeded(6), 0.0, 1.0) == uniform(seeded(6), 0.0, 1.0)
     generator = seeded(7)
     assert len({new_seed(generator) for _ in range(50)}) == 50
