@@ -32,7 +32,7 @@ def test_anything_else_is_refused(reference: np.ndarray, prediction: np.ndarray,
 
 
 def test_spacing_keeps_its_order() -> None:
-    assert check_spacing(np.array([5, 0.5, 0.25])) == (5.0, 0.5, 0.25)
+    assert check_spacing([5.0, 0.5, 0.25]) == (5.0, 0.5, 0.25)
 
 
 @pytest.mark.parametrize("spacing", [(1.0, 1.0), (1.0, 1.0, 1.0, 1.0), (1.0, 0.0, 1.0), (1.0, math.inf, 1.0)])

@@ -88,10 +88,10 @@ def test_larger_direction_counts_and_directions_are_not_pooled() -> None:
     reference, prediction = np.zeros((1, 1, 40), bool), np.zeros((1, 1, 40), bool)
     reference[0, 0, :30] = True
     prediction[0, 0, 0] = True
-    distances = surface_distances_mm(reference, prediction, (1, 1, 1))
+    distances = surface_distances_mm(reference, prediction, (1.0, 1.0, 1.0))
     assert distances is not None
     assert distances.from_prediction_mm.tolist() == [0.0]
-    assert hd95_mm(reference, prediction, (1, 1, 1)) == pytest.approx(0.95 * 29)
+    assert hd95_mm(reference, prediction, (1.0, 1.0, 1.0)) == pytest.approx(0.95 * 29)
 
 
 def test_cropping_does_not_change_the_distance() -> None:
@@ -136,4 +136,4 @@ def test_bad_spacing_is_refused(spacing: tuple[float, ...]) -> None:
 def test_label_map_is_refused() -> None:
     labels = np.ones((2, 3, 4), np.uint8)
     with pytest.raises(DataError, match="boolean mask"):
-        hd95_mm(labels, labels, (1, 1, 1))
+        hd95_mm(labels, labels, (1.0, 1.0, 1.0))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 from pydantic import ValidationError, model_validator
@@ -25,7 +25,7 @@ class ClassSet(Frozen):
     """Voxels of the reference with this value are left out of both masks of every class."""
 
     @model_validator(mode="after")
-    def _check(self) -> Self:
+    def _check(self) -> ClassSet:
         names = [label.name for label in self.labels]
         if len(set(names)) != len(names):
             raise ValueError(f"class names must differ, got {names}")
@@ -49,12 +49,12 @@ class ClassSet(Frozen):
         return tuple(label.name for label in self.labels)
 
     @classmethod
-    def of_spec(cls, spec: DatasetSpec) -> Self:
+    def of_spec(cls, spec: DatasetSpec) -> ClassSet:
         """Take the labels of a data set's declaration."""
         return cls(labels=spec.labels, ignore_value=spec.ignore_value)
 
     @classmethod
-    def of_mapping(cls, labels: Mapping[str, Any], *, source: str = "labels") -> Self:
+    def of_mapping(cls, labels: Mapping[str, Any], *, source: str = "labels") -> ClassSet:
         """Read the `labels` of a dataset.json: a name to one value (a class) or to a list of values (a region).
 
         `background` is skipped and `ignore` names the ignore value, as in nnU-Net v2.
@@ -84,7 +84,7 @@ class ClassSet(Frozen):
             raise DataError(describe_validation_error(error, source), code="label_value") from None
 
     @classmethod
-    def of_values(cls, values: Sequence[int]) -> Self:
+    def of_values(cls, values: Sequence[int]) -> ClassSet:
         """Make one class per non-zero value, named by the value: what is left where nothing declares any names."""
         return cls.of_mapping({str(value): int(value) for value in sorted(set(values)) if value != 0})
 

@@ -9,7 +9,7 @@ import csv
 import io
 import statistics
 from collections.abc import Iterable, Sequence
-from typing import Literal, Self
+from typing import Literal
 
 from sagittal.evaluation.classes import ClassSet
 from sagittal.evaluation.metrics import METRICS
@@ -112,7 +112,7 @@ class Evaluation(Frozen):
         *,
         failures: Sequence[Failure] = (),
         warnings: Sequence[str] = (),
-    ) -> Self:
+    ) -> Evaluation:
         """Summarise scored cases; the order in which they were finished does not matter."""
         ordered = tuple(sorted(cases, key=lambda score: score.case))
         return cls(

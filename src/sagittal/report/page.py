@@ -128,8 +128,8 @@ def summary_sentence(evaluation: Evaluation, page: Page) -> str:
         side = "above" if gain >= 0 else "below"
         told.append(f"The mean Dice is {abs(gain):.3f} {side} the floor of {page.floor:.3f} ({page.floor_note}).")
     means = [(mean, name) for name in names if (mean := summary.classes[name].metrics["dice"].mean) is not None]
-    if len(means) > 1:
-        (low, weakest), (high, strongest) = min(means), max(means)
+    (low, weakest), (high, strongest) = min(means), max(means)
+    if high - low >= 0.0005:
         told.append(f"Strongest class: {strongest} ({high:.3f}). Weakest: {weakest} ({low:.3f}).")
     missed = sum(scores.missed for scores in summary.classes.values())
     alarms = sum(scores.false_alarms for scores in summary.classes.values())
