@@ -16,7 +16,7 @@ def test_poly_decay_starts_at_one_and_follows_the_power() -> None:
 
 
 def test_warm_up_reaches_the_peak_and_never_starts_there() -> None:
-    schedule = Schedule(steps=100, warmup_steps=10, warmup_start_factor=0.01)
+    schedule = Schedule(steps=100, warmup_fraction=0.1, warmup_start_factor=0.01)
     factors = [rate_factor(schedule, step) for step in range(10)]
     assert factors == sorted(factors)
     assert factors[0] == pytest.approx(0.01 + 0.99 / 10)

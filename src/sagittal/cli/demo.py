@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from sagittal.data.heads import HeadsDescription
+    from sagittal.report.page import Page
     from sagittal.training.run import TrainResult
 
 MARKER = "sagittal-demo.txt"
@@ -24,6 +25,7 @@ def demo(*, out: Path = Path("sagittal-demo"), network: str = "mednext-s", budge
     """
     from sagittal.cli.options import parse_duration_s
     from sagittal.data.heads import make_heads, mean_label_map_dice
+    from sagittal.errors import DataError
     from sagittal.inference.folder import predict_folder
     from sagittal.inference.predictor import load
     from sagittal.plan.networks import network_config
@@ -45,9 +47,15 @@ def demo(*, out: Path = Path("sagittal-demo"), network: str = "mednext-s", budge
         print("demo: stopped before its end")
         return 130 if result.ended == "interrupted" else 75
     print("demo: predicting the held-out heads", flush=True)
-    predicted = predict_folder(load(out / "bundle"), data / "imagesTs", out / "predictions", mirror=False, on_case=_say)
+    predicted = predict_folder(
+        load(out / "bundle"),
+        data / "imagesTs",
+        out / "predictions",
+        mirror=False,
+        on_case=_say,
+    )
     if predicted.failures:
-        raise predicted.failures[0].error
+        raise DataError(f"demo: {predicted.failures[0].message}")
     evaluation = evaluate(
         out / "predictions",
         data / "labelsTs",
@@ -61,7 +69,7 @@ def demo(*, out: Path = Path("sagittal-demo"), network: str = "mednext-s", budge
     return 0
 
 
-def _page(result: TrainResult, description: HeadsDescription, floor: float, out: Path) -> object:
+def _page(result: TrainResult, description: HeadsDescription, floor: float, out: Path) -> Page:
     from sagittal.report.page import Page
     from sagittal.training.log import read_log
 

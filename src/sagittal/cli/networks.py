@@ -38,14 +38,13 @@ def networks(
         bare = config.replace(deep_supervision=False) if config.kind == "mednext" else config
         with torch.device("meta"):
             network = build_network(bare, shape[0], classes)
-        rows.append(
-            {"name": name, "parameters": parameters(network), "multiply_adds": multiply_adds(network, (1, *shape))}
-        )
+        rows.append((name, parameters(network), multiply_adds(network, (1, *shape))))
     if json:
-        print(jsonlib.dumps({"input": list(shape), "classes": classes, "networks": rows}))
+        listed = [{"name": name, "parameters": count, "multiply_adds": macs} for name, count, macs in rows]
+        print(jsonlib.dumps({"input": list(shape), "classes": classes, "networks": listed}))
         return 0
     table = Table("network", "parameters (M)", f"multiply-adds (G) at {input}", title="without deep supervision")
-    for row in rows:
-        table.add_row(str(row["name"]), f"{row['parameters'] / 1e6:.2f}", f"{row['multiply_adds'] / 1e9:.1f}")
+    for name, count, macs in rows:
+        table.add_row(name, f"{count / 1e6:.2f}", f"{macs / 1e9:.1f}")
     Console().print(table)
     return 0

@@ -39,6 +39,8 @@ def predict(
         memory_gib=memory_gib,
         on_case=lambda case: print(case, flush=True),
     )
-    for failure in result.failures:
-        print(f"failed: {failure.case}: {failure.message}")
+    if result.failures:
+        print(f"{len(result.failures)} of {len(result.cases)} cases failed:")
+        for failure in result.failures:
+            print(f"  {failure}")
     return 1 if result.failures else 0

@@ -57,7 +57,7 @@ def override(plan: Plan, settings: Mapping[str, Any], *, origin: str) -> Plan:
     try:
         return Plan.model_validate_json(json.dumps(tree))
     except ValidationError as error:
-        raise PlanError(describe_validation_error(error, ", ".join(f"{origin} {name}" for name in settings))) from None
+        raise PlanError(describe_validation_error(error, ", ".join(settings))) from None
 
 
 def _assign(tree: dict[str, Any], name: str, value: Any) -> None:

@@ -100,7 +100,8 @@ class Schedule(Frozen):
     """Optimiser steps in all."""
     steps_per_epoch: Count = 250
     """Steps between two lines of the log."""
-    warmup_steps: Annotated[int, Field(ge=0)] = 0
+    warmup_fraction: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Share of the steps in which the rate rises linearly to its peak."""
     warmup_start_factor: Probability = 0.0
     power: NonNegative = 0.9
     final_factor: Probability = 0.0
@@ -110,11 +111,10 @@ class Schedule(Frozen):
     validation_cases: Count = 20
     """Cases predicted whole at each validation but the last, which takes them all where the time allows."""
 
-    @model_validator(mode="after")
-    def _check(self) -> Self:
-        if self.warmup_steps >= self.steps and self.warmup_steps > 0:
-            raise ValueError(f"a warm-up of {self.warmup_steps} steps leaves nothing of {self.steps} steps")
-        return self
+    @property
+    def warmup_steps(self) -> int:
+        """Steps of the warm-up."""
+        return int(self.warmup_fraction * self.steps)
 
 
 class Loss(Frozen):

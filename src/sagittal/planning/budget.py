@@ -43,10 +43,8 @@ def fit_schedule(plan: Plan, timing: Timing, *, budget_s: float) -> Plan:
             f"{timing.step_s:.2f} s; at least 10 are needed. Give more time, or a smaller patch.size or network.",
             code="budget_too_small",
         )
-    warmup = min(plan.schedule.warmup_steps, steps // 50)
     schedule = plan.schedule.replace(
         steps=steps,
-        warmup_steps=warmup,
         steps_per_epoch=max(min(plan.schedule.steps_per_epoch, steps // 10), 1),
         validations=rounds + 1 if timing.validation_cases else 0,
     )

@@ -49,20 +49,19 @@ def schedule(network: NetworkConfig) -> tuple[Schedule, dict[str, str]]:
             return Schedule(steps=steps, steps_per_epoch=STEPS_PER_EPOCH, power=0.9), {
                 "steps": f"MedNeXt's recipe, {length}",
                 "power": "MedNeXt's recipe, polynomial decay (1 - t)^0.9",
-                "warmup_steps": "MedNeXt's recipe has none",
+                "warmup_fraction": "MedNeXt's recipe has none",
             }
         case SegFormer3DConfig():
-            warmup = steps // 50
             return Schedule(
                 steps=steps,
                 steps_per_epoch=STEPS_PER_EPOCH,
-                warmup_steps=warmup,
+                warmup_fraction=0.02,
                 warmup_start_factor=0.01,
                 power=0.9,
             ), {
                 "steps": f"SegFormer3D's paper, {EPOCHS} epochs, here of {STEPS_PER_EPOCH} steps (nnU-Net's)",
                 "power": "SegFormer3D's paper, polynomial decay",
-                "warmup_steps": "2 % of the steps; the paper warms up but does not say for how long",
+                "warmup_fraction": "2 % of the steps; the paper warms up but does not say for how long",
                 "warmup_start_factor": "SegFormer3D's paper, from 4e-6 to 4e-4",
             }
         case _:

@@ -103,7 +103,7 @@ def load_checkpoint(
 
 
 def _named_states(network: torch.nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, dict[str, torch.Tensor]]:
-    names = {parameter: name for name, parameter in network.named_parameters()}
+    names: dict[torch.Tensor, str] = {parameter: name for name, parameter in network.named_parameters()}
     return {
         names[parameter]: {key: value for key, value in state.items() if isinstance(value, torch.Tensor)}
         for parameter, state in optimizer.state.items()

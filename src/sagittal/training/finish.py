@@ -105,7 +105,8 @@ def _validate(
     validation_s: float | None,
     say: Callable[[str], None],
 ) -> Evaluation | None:
-    began, done = time.monotonic(), []
+    began = time.monotonic()
+    done: list[str] = []
     folder = job.folder / "validation"
     predictor = Predictor(job.plan, (run.network,), job.device)
     for case in _held_out(job, data):

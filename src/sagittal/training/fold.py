@@ -27,7 +27,6 @@ from sagittal.training.validation import validate_on_cache
 
 Say = Callable[[str], None]
 
-CHECKPOINT_EVERY_S = 60.0
 SAY_EVERY_S = 15.0
 CLOCK_EVERY_STEPS = 10
 
@@ -41,6 +40,7 @@ class FoldJob:
         train, validation: indices of cases in the cache.
         folder: where checkpoints and the log live.
         deadline: `time.monotonic()` at which training must end, or None.
+        checkpoint_every_s: seconds between two checkpoints.
     """
 
     plan: Plan
@@ -52,6 +52,7 @@ class FoldJob:
     folder: Path
     device: torch.device
     deadline: float | None
+    checkpoint_every_s: float
 
 
 @dataclass(frozen=True)
@@ -97,7 +98,7 @@ def train_fold(job: FoldJob, stop: StopFlag, say: Say) -> FoldRun:
 
     with (
         JsonlLog(job.folder / "log.jsonl", keep_to_step=step) as log,
-        closing(TrainingBatches(job.cache, job.train, job.plan, start_step=step)) as batches,
+        closing(TrainingBatches(job.cache, job.train, job.plan, start_step=step, device=job.device)) as batches,
     ):
         last_saved = time.monotonic()
         for batch in batches:
@@ -117,7 +118,7 @@ def train_fold(job: FoldJob, stop: StopFlag, say: Say) -> FoldRun:
                 score = validate_on_cache(network, job.cache, cases, job.plan, index)
                 log.write("validation", step, dice=score.dice, mean_dice=score.mean_dice, cases=len(cases))
                 say(f"step {step}: Dice {score.mean_dice:.3f} on {len(cases)} whole held-out cases")
-            if time.monotonic() - last_saved > CHECKPOINT_EVERY_S:
+            if time.monotonic() - last_saved > job.checkpoint_every_s:
                 save_checkpoint(job.folder, network, optimizer, state())
                 last_saved = time.monotonic()
         save_checkpoint(job.folder, network, optimizer, state())

@@ -121,8 +121,25 @@ def train(
     ended: Ended = "finished"
     with graceful_stop() as stop:
         for position, name in enumerate(names):
+            finished = _finished_before(out, the_plan, name)
+            if finished is not None:
+                metrics = finished
+                options.say(f"train: fold {name} is finished already")
+                continue
             share_s = None if budget_s is None else left_s(len(names) - position)
-            job = _fold_job(the_plan, cache, name, run_folder, device, share_s)
+            train_cases, held_out = _cases(cache, the_plan, name)
+            job = FoldJob(
+                plan=the_plan,
+                plan_sha256=plan_sha256(the_plan),
+                cache=cache,
+                name=name,
+                train=train_cases,
+                validation=held_out,
+                folder=run_folder / f"fold_{name}",
+                device=device,
+                deadline=_deadline(share_s, held_out),
+                checkpoint_every_s=options.checkpoint_every_s,
+            )
             outcome, metrics = _train_one(job, data, out, stop, options, share_s)
             ended = outcome if outcome != "finished" else ended
             if outcome in ("interrupted", "terminated"):
@@ -139,6 +156,22 @@ def _train_one(
     run = train_fold(job, stop, options.say)
     validation_s = None if share_s is None else share_s - (time.monotonic() - began)
     return run.ended, finish_fold(job, run, data, out, stop=stop, validation_s=validation_s, say=options.say)
+
+
+def _finished_before(out: Path, plan: Plan, name: str) -> Mapping[str, Any] | None:
+    """Return the bundle's metrics where it holds this fold, trained to its end by the same plan."""
+    if not out.exists():
+        return None
+    bundle = read_bundle(out)
+    entry = bundle.metrics.get("folds", {}).get(name)
+    complete = entry is not None and entry["ended"] in ("finished", "shortened")
+    return bundle.metrics if complete and bundle.plan == plan else None
+
+
+def _deadline(share_s: float | None, held_out: tuple[int, ...]) -> float | None:
+    if share_s is None:
+        return None
+    return time.monotonic() + share_s * (1 - VALIDATION_RESERVE if held_out else 1)
 
 
 def _started(out: Path, run_folder: Path, names: tuple[str, ...], options: RunOptions) -> bool:
@@ -202,25 +235,3 @@ def _cases(cache: Cache, plan: Plan, name: str) -> tuple[tuple[int, ...], tuple[
     position = {case: number for number, case in enumerate(cache.case_ids)}
     chosen = folds[int(name)]
     return tuple(position[case] for case in chosen.train), tuple(position[case] for case in chosen.validation)
-
-
-def _fold_job(
-    plan: Plan, cache: Cache, name: str, run_folder: Path, device: torch.device, share_s: float | None
-) -> FoldJob:
-    train_cases, held_out = _cases(cache, plan, name)
-    folder = run_folder / f"fold_{name}"
-    folder.mkdir(parents=True, exist_ok=True)
-    deadline = None
-    if share_s is not None:
-        deadline = time.monotonic() + share_s * (1 - VALIDATION_RESERVE if held_out else 1)
-    return FoldJob(
-        plan=plan,
-        plan_sha256=plan_sha256(plan),
-        cache=cache,
-        name=name,
-        train=train_cases,
-        validation=held_out,
-        folder=folder,
-        device=device,
-        deadline=deadline,
-    )

@@ -36,6 +36,7 @@ class RunOptions:
         workers: threads that read and preprocess.
         resume: go on from the last checkpoint.
         memory_gib: memory that a plan made here may use in a training step.
+        checkpoint_every_s: seconds between two checkpoints.
         say: receives lines for a person to read.
     """
 
@@ -44,6 +45,7 @@ class RunOptions:
     workers: int = field(default_factory=lambda: os.cpu_count() or 1)
     resume: bool = False
     memory_gib: float = 8.0
+    checkpoint_every_s: float = 60.0
     say: Callable[[str], None] = lambda line: None
 
 

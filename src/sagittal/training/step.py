@@ -93,7 +93,7 @@ def measure_step_s(plan: Plan, cache: Cache, cases: tuple[int, ...], device: tor
     index = label_index(plan.dataset)
     seconds: list[float] = []
     began = time.monotonic()
-    with TrainingBatches(cache, cases, plan, start_step=0) as batches:
+    with TrainingBatches(cache, cases, plan, device=device) as batches:
         for batch in batches:
             start = time.monotonic()
             train_on_batch(network, optimizer, batch, plan, learning_rate=1e-6, index=index)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,6 +12,7 @@ from sagittal.data.cache import Cache
 from sagittal.data.label_index import LabelIndex
 from sagittal.inference.sliding_window import predict_logits
 from sagittal.plan.plan import Plan
+from sagittal.training.step import new_network
 
 
 @dataclass(frozen=True)
@@ -30,19 +32,10 @@ def validate_on_cache(
     invented counts as 0. The network is left in training mode.
     """
     network.eval()
-    device = next(network.parameters()).device
     scores = []
     for case in cases:
-        image = torch.from_numpy(np.asarray(cache.image(case), dtype=np.float32)).to(device)
-        logits = predict_logits(
-            network,
-            image,
-            patch_size=plan.patch.size,
-            overlap=plan.inference.overlap,
-            mirror_axes=(),
-            num_outputs=plan.dataset.num_outputs,
-        )
-        reference = torch.from_numpy(np.asarray(cache.labels(case), dtype=np.int64)).to(device)
+        logits = _predict(network, cache, case, plan)
+        reference = torch.from_numpy(np.asarray(cache.labels(case), dtype=np.int64)).to(logits.device)
         scores.append(_dice_of_case(logits, reference, index))
     network.train()
     names = [label.name for label in plan.dataset.labels]
@@ -50,6 +43,29 @@ def validate_on_cache(
     means = {name: _mean(table[:, column]) for column, name in enumerate(names)}
     known = [value for value in means.values() if value is not None]
     return Score(dice=means, mean_dice=float(np.mean(known)) if known else 0.0)
+
+
+def measure_case_s(plan: Plan, cache: Cache, case: int, device: torch.device) -> float:
+    """Return the seconds that predicting one whole case takes, the second time it is done."""
+    network = new_network(plan, device).eval()
+    _predict(network, cache, case, plan)
+    start = time.monotonic()
+    _predict(network, cache, case, plan)
+    return time.monotonic() - start
+
+
+def _predict(network: torch.nn.Module, cache: Cache, case: int, plan: Plan) -> torch.Tensor:
+    device = next(network.parameters()).device
+    image = torch.from_numpy(np.asarray(cache.image(case), dtype=np.float32)).to(device)
+    return predict_logits(
+        network,
+        image,
+        patch_size=plan.patch.size,
+        overlap=plan.inference.overlap,
+        mirror_axes=(),
+        window_batch=1,
+        num_outputs=plan.dataset.num_outputs,
+    )
 
 
 def _dice_of_case(logits: torch.Tensor, reference: torch.Tensor, index: LabelIndex) -> list[float]:
