@@ -255,6 +255,25 @@ def test_the_cause_of_the_damage_is_said(folder, name, cause):
         read_volume(path)
 
 
+@pytest.mark.parametrize("kind", [nib.Nifti1Image, nib.Nifti2Image])
+@pytest.mark.parametrize("suffix", [".nii", ".nii.gz"])
+def test_random_damage_is_a_data_error_or_harmless(folder, kind, suffix):
+    whole = saved(folder / f"sound{suffix}", ramp(), kind=kind).read_bytes()
+    random = np.random.default_rng(7)
+    path = folder / f"unsound{suffix}"
+    refused = 0
+    for _ in range(150):
+        content = bytearray(whole)
+        for place in random.integers(0, min(len(content), 600), size=2):
+            content[place] = random.choice([0, 127, 128, 255])
+        path.write_bytes(content)
+        try:
+            assert read_volume(path).array.dtype == np.float32
+        except DataError:
+            refused += 1
+    assert refused > 8
+
+
 def test_gzip_files_of_several_members_are_read(folder):
     whole = gzip.decompress(saved(folder / "members.nii.gz", ramp()).read_bytes())
     (folder / "members.nii.gz").write_bytes(gzip.compress(whole[:400]) + gzip.compress(whole[400:]))

@@ -273,7 +273,8 @@ def _intensity_scales(reports: Sequence[_Report], spec: DatasetSpec) -> Iterator
         far = [case for case, scale in scales.items() if not middle / SCALE_OUTLIER < scale < middle * SCALE_OUTLIER]
         message = (
             f"intensity scales of channel {channel} ({name}) differ by orders of magnitude: "
-            f"from {min(scales.values()):.3g} to {max(scales.values()):.3g}, median {middle:.3g}; far from it are {len(far)} cases ({_named(far)})."
+            f"from {min(scales.values()):.3g} to {max(scales.values()):.3g}, median {middle:.3g}; "
+            f"far from it are {len(far)} cases ({_named(far)})."
         )
         fix = "Harmless where images are normalised one by one (MR). For CT, check that all are in Hounsfield units."
         yield Finding("warning", "intensity_scale", "", message, fix)

@@ -84,7 +84,7 @@ def crop(volume: Volume, box: Box) -> Volume:
     return Volume(volume.array[:, d, h, w], shifted(volume.affine, box.start), volume.header)
 
 
-def pad(volume: Volume, before: Triple, after: Triple, value: float = 0.0) -> Volume:
+def pad(volume: Volume, before: Triple, after: Triple, value: float | int = 0) -> Volume:
     """Return the volume with `before` and `after` voxels of `value` added along D, H, W; the affine moves along."""
     assert min(before + after) >= 0, f"padding {before}, {after} must not be negative"
     widths = [(0, 0), *zip(before, after, strict=True)]
@@ -92,7 +92,7 @@ def pad(volume: Volume, before: Triple, after: Triple, value: float = 0.0) -> Vo
     return Volume(array, shifted(volume.affine, [-count for count in before]), volume.header)
 
 
-def uncrop(array: NDArray[Any], box: Box, shape: Triple, value: float = 0) -> NDArray[Any]:
+def uncrop(array: NDArray[Any], box: Box, shape: Triple, value: float | int = 0) -> NDArray[Any]:
     """Put the (..., D, H, W) voxels of `box` back into a volume of `shape`, filled with `value` elsewhere."""
     assert array.shape[-3:] == box.shape, f"{array.shape} are not the voxels of {box}"
     whole = np.full((*array.shape[:-3], *shape), value, dtype=array.dtype)

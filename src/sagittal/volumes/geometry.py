@@ -30,6 +30,8 @@ ORIGIN_TOLERANCE_VOX = 1e-2
 """In voxels of the finest axis: no label moves by this."""
 DIRECTION_TOLERANCE_DEG = 0.1
 """A qform near a half turn keeps its angle to 0.04 degrees only: the quaternion's first part is not stored."""
+MAX_MM = 1e9
+"""No scan is a thousand kilometres away, nor a voxel a femtometre wide: such numbers are damage."""
 SHEAR_TOLERANCE = 1e-3
 """Cosine between two axes above which a grid counts as sheared."""
 
@@ -60,11 +62,13 @@ def is_usable(affine: NDArray[Any]) -> bool:
     """Whether the affine is a finite (4, 4) matrix that gives every voxel a place of its own."""
     if affine.shape != (4, 4) or not np.isfinite(affine).all() or not np.array_equal(affine[3], (0.0, 0.0, 0.0, 1.0)):
         return False
+    if np.abs(affine).max() > MAX_MM:
+        return False
     lengths = np.sqrt((affine[:3, :3] ** 2).sum(axis=0))
-    return bool(lengths.min() > 0.0 and abs(np.linalg.det(affine[:3, :3] / lengths)) > 1e-6)
+    return bool(lengths.min() > 1.0 / MAX_MM and abs(np.linalg.det(affine[:3, :3] / lengths)) > 1e-6)
 
 
-def shifted(affine: Affine, start: Iterable[float]) -> Affine:
+def shifted(affine: Affine, start: Iterable[int]) -> Affine:
     """Return the affine of the grid whose voxel (0, 0, 0) is this grid's voxel `start`, which may be negative."""
     moved = affine.copy()
     moved[:3, 3] = affine[:3, :3] @ np.fromiter(start, dtype=np.float64) + affine[:3, 3]

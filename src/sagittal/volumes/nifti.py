@@ -10,8 +10,9 @@ import logging
 import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
+from io import BufferedIOBase
 from pathlib import Path
-from typing import IO, Any, cast
+from typing import Any, cast
 
 import nibabel
 import numpy as np
@@ -48,7 +49,7 @@ def read_nifti(path: Path) -> Stored:
         dtype = _scalar_type(header, path)
         affine, facts = _placement(header, shape, path)
         slope, intercept = header.get_slope_inter()
-        voxels = _read_voxels(file, int(header.get_data_offset()), shape, dtype, path)
+        voxels = _read_voxels(file, _offset(header, path), shape, dtype, path)
     return Stored(path, voxels, affine, 1.0 if slope is None else slope, intercept or 0.0, facts)
 
 
@@ -86,11 +87,11 @@ def write_nifti(path: Path, voxels: NDArray[Any], geometry: Geometry) -> None:
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[IO[bytes]]:
+def _opened(path: Path) -> Iterator[BufferedIOBase]:
     with path.open("rb") as raw:
         if path.name.lower().endswith(".gz"):
             with igzip.IGzipFile(fileobj=raw, mode="rb") as unpacked:  # type: ignore[no-untyped-call]
-                yield cast(IO[bytes], unpacked)
+                yield cast(BufferedIOBase, unpacked)
         else:
             yield raw
 
@@ -116,7 +117,7 @@ def _damaged(path: Path, cause: str) -> str:
     return f"{path}: can't be read ({cause}). Expected a whole NIfTI file. Copy or export it again."
 
 
-def _read_header(file: IO[bytes], path: Path) -> Any:
+def _read_header(file: BufferedIOBase, path: Path) -> Any:
     start = file.read(4)
     if len(start) < 4:
         raise DataError(
@@ -199,7 +200,14 @@ def _affine_mm(header: Any) -> Affine:
     return affine
 
 
-def _read_voxels(file: IO[bytes], offset: int, shape: Triple, dtype: np.dtype[Any], path: Path) -> NDArray[Any]:
+def _offset(header: Any, path: Path) -> int:
+    offset = float(header["vox_offset"])
+    if not 0 <= offset < 2**62:
+        raise DataError(_damaged(path, f"the voxels are said to begin at byte {offset:g}"), code="unreadable")
+    return int(offset)
+
+
+def _read_voxels(file: BufferedIOBase, offset: int, shape: Triple, dtype: np.dtype[Any], path: Path) -> NDArray[Any]:
     count = shape[0] * shape[1] * shape[2]
     size = count * dtype.itemsize
     on_disk = path.stat().st_size
@@ -212,7 +220,7 @@ def _read_voxels(file: IO[bytes], offset: int, shape: Triple, dtype: np.dtype[An
     filled = 0
     while filled < size:
         # isal's reader takes lengths of 32 bits.
-        got = file.readinto(target[filled : filled + (1 << 30)])  # type: ignore[attr-defined]
+        got = file.readinto(target[filled : filled + (1 << 30)])
         if not got:
             cause = f"{size} bytes of voxels expected, {filled} found: it is truncated"
             raise DataError(_damaged(path, cause), code="unreadable")

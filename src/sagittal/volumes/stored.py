@@ -54,7 +54,7 @@ class Stored:
 
     def image(self) -> Float32[np.ndarray, "D H W"]:
         """Return the values as float32, rounded once: slope and intercept are applied in float64."""
-        with np.errstate(over="ignore"):
+        with np.errstate(over="ignore", invalid="ignore"):
             if not self.is_scaled:
                 return self.voxels.astype(np.float32, copy=False)
             values = np.empty(self.voxels.shape, dtype=np.float32)
@@ -74,7 +74,8 @@ class Stored:
         """
         values = self.voxels
         if self.is_scaled:
-            values = values * np.float64(self.slope) + np.float64(self.intercept)
+            with np.errstate(over="ignore", invalid="ignore"):
+                values = values * np.float64(self.slope) + np.float64(self.intercept)
         if values.dtype.kind in "iu":
             return values
         # NaN is unequal to its own rounding; infinity is equal and needs the second test.
@@ -90,7 +91,7 @@ class Stored:
         return values.astype(smallest_label_type(float(values.min()), float(values.max())))
 
 
-def smallest_label_type(lowest: float, highest: float) -> type[np.integer[Any]]:
+def smallest_label_type(lowest: float | int, highest: float | int) -> type[np.integer[Any]]:
     """Return the smallest label type that holds both values."""
     for kind in LABEL_TYPES:
         if np.iinfo(kind).min <= lowest and highest <= np.iinfo(kind).max:

@@ -6,15 +6,15 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Self
+from typing import Any
 
 import numpy as np
 from jaxtyping import Integer, Shaped
+from numpy.typing import NDArray
 
 from sagittal.errors import DataError
 from sagittal.plan.base import TripleMm
 from sagittal.volumes.geometry import (
-    Affine,
     Geometry,
     axis_codes,
     describe,
@@ -41,8 +41,8 @@ class Volume:
         DataError: `array` has not four axes, or `affine` is not finite and invertible.
     """
 
-    array: Shaped[np.ndarray, "C D H W"]
-    affine: Affine
+    array: NDArray[Any]
+    affine: NDArray[Any]
     header: NiftiHeader | None = None
 
     def __post_init__(self) -> None:
@@ -65,7 +65,7 @@ class Volume:
         return f"Volume({self.array.shape} {self.array.dtype}, spacing_mm ({spacing}), axes {axis_codes(self.affine)})"
 
     @classmethod
-    def on(cls, geometry: Geometry, array: Shaped[np.ndarray, "*C D H W"]) -> Self:
+    def on(cls, geometry: Geometry, array: Shaped[np.ndarray, "*C D H W"]) -> Volume:
         """Return `array`, (D, H, W) or (C, D, H, W) of any type, on a grid.
 
         Raises:
@@ -89,9 +89,9 @@ class Volume:
         """Voxel size along D, H, W."""
         return spacing_of(self.affine)
 
-    def with_array(self, array: Shaped[np.ndarray, "*C D H W"]) -> Self:
+    def with_array(self, array: Shaped[np.ndarray, "*C D H W"]) -> Volume:
         """Return other voxels, for example a prediction, on this grid; their type is kept."""
-        return type(self).on(self.geometry, array)
+        return Volume.on(self.geometry, array)
 
     def reoriented(self) -> Volume:
         """Return the same scan in RAS order: D to the head, H to the front, W to the right.

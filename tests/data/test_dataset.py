@@ -1,0 +1,290 @@
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sagittal.data.dataset import Case, content_hash, read_cases, read_dataset
+from sagittal.errors import DataError
+
+DECLARED: dict[str, Any] = {
+    "channel_names": {"0": "T1", "1": "FLAIR"},
+    "labels": {"background": 0, "tumour": 2, "oedema": 1},
+    "numTraining": 2,
+    "file_ending": ".nii.gz",
+    "licence": "none of our business",
+    "overwrite_image_reader_writer": "SimpleITKIO",
+}
+
+
+def a_dataset(folder: Path, cases: tuple[str, ...] = ("b", "a"), channels: int = 2, **changes: Any) -> Path:
+    """A data set of empty files: reading the layout opens no scan."""
+    for name in ("imagesTr", "labelsTr"):
+        (folder / name).mkdir(parents=True)
+    for case in cases:
+        for channel in range(channels):
+            (folder / "imagesTr" / f"{case}_{channel:04d}.nii.gz").write_bytes(b"x")
+        (folder / "labelsTr" / f"{case}.nii.gz").write_bytes(b"y")
+    content = {key: value for key, value in {**DECLARED, **changes}.items() if value is not None}
+    (folder / "dataset.json").write_text(json.dumps(content))
+    return folder
+
+
+def test_a_dataset_in_nnunet_s_layout(tmp_path):
+    dataset = read_dataset(a_dataset(tmp_path / "Dataset001_Heads"))
+    folder = tmp_path / "Dataset001_Heads"
+    assert dataset.cases == (
+        Case(
+            "a",
+            (folder / "imagesTr/a_0000.nii.gz", folder / "imagesTr/a_0001.nii.gz"),
+            folder / "labelsTr/a.nii.gz",
+        ),
+        Case(
+            "b",
+            (folder / "imagesTr/b_0000.nii.gz", folder / "imagesTr/b_0001.nii.gz"),
+            folder / "labelsTr/b.nii.gz",
+        ),
+    )
+    spec = dataset.spec
+    assert spec.name == "Dataset001_Heads"
+    assert spec.channel_names == ("T1", "FLAIR")
+    assert [(label.name, label.values) for label in spec.labels] == [("oedema", (1,)), ("tumour", (2,))]
+    assert spec.ignore_value is None
+    assert not spec.has_regions
+    assert dataset.declared_cases == 2
+    assert dataset.unused == ()
+
+
+def test_real_datasets(shared_data):
+    hippocampus, lesions = read_dataset(shared_data / "hippocampus"), read_dataset(shared_data / "ms_lesions")
+    assert len(hippocampus.cases) == hippocampus.declared_cases == 200
+    assert hippocampus.spec.name == "Hippocampus"
+    assert [len(case.images) for case in lesions.cases] == [4, 4]
+    for case in hippocampus.cases + lesions.cases:
+        assert all(path.is_file() for path in (*case.images, case.labels))
+
+
+def test_regions_keep_their_order_and_ignore_is_set_apart(tmp_path):
+    labels = {"background": 0, "whole": [1, 3, 2], "core": [2, 3], "enhancing": 3, "ignore": 4}
+    spec = read_dataset(a_dataset(tmp_path / "d", labels=labels, regions_class_order=[1, 2, 3])).spec
+    assert [(label.name, label.values) for label in spec.labels] == [
+        ("whole", (1, 2, 3)),
+        ("core", (2, 3)),
+        ("enhancing", (3,)),
+    ]
+    assert spec.regions_class_order == (1, 2, 3)
+    assert spec.ignore_value == 4
+    assert spec.declared_values == {0, 1, 2, 3, 4}
+
+
+def test_an_order_without_regions_means_nothing(tmp_path):
+    assert read_dataset(a_dataset(tmp_path / "d", regions_class_order=[1, 2])).spec.regions_class_order is None
+
+
+def test_files_listed_in_dataset_json(tmp_path):
+    listed = {
+        "x": {"images": ["there/x1.nii.gz", "there/x2.nii.gz"], "label": "there/x_seg.nii.gz"},
+        "c": {"images": ["/else/c1.nii.gz", "/else/c2.nii.gz"], "label": "/else/seg.nii.gz"},
+    }
+    dataset = read_dataset(a_dataset(tmp_path / "d", dataset=listed))
+    assert [case.id for case in dataset.cases] == ["c", "x"]
+    assert dataset.cases[1].images == (tmp_path / "d/there/x1.nii.gz", tmp_path / "d/there/x2.nii.gz")
+    assert dataset.cases[0].labels == Path("/else/seg.nii.gz")
+
+
+def test_what_is_missing_is_left_to_the_doctor(tmp_path):
+    folder = a_dataset(tmp_path / "d")
+    (folder / "imagesTr/a_0001.nii.gz").unlink()
+    (folder / "labelsTr/b.nii.gz").unlink()
+    assert [case.id for case in read_dataset(folder).cases] == ["a", "b"]
+
+
+def test_files_that_belong_to_no_case_are_kept_apart(tmp_path):
+    folder = a_dataset(tmp_path / "d")
+    for name in ("imagesTr/a_0002.nii.gz", "imagesTr/notes.txt", "labelsTr/c.nii.gz", "imagesTr/.hidden"):
+        (folder / name).write_bytes(b"")
+    dataset = read_dataset(folder)
+    assert [case.id for case in dataset.cases] == ["a", "b"]
+    assert [path.name for path in dataset.unused] == ["a_0002.nii.gz", "notes.txt", "c.nii.gz"]
+
+
+def test_images_for_testing_are_left_alone(tmp_path):
+    folder = a_dataset(tmp_path / "d")
+    (folder / "imagesTs").mkdir()
+    (folder / "imagesTs/z_0000.nii.gz").write_bytes(b"")
+    assert [case.id for case in read_dataset(folder).cases] == ["a", "b"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"channel_names": None}, "channel_names is missing"),
+        ({"channel_names": {}}, "channel_names is {}"),
+        ({"channel_names": ["T1"]}, "channel_names is"),
+        ({"channel_names": {"0": "T1", "2": "FLAIR"}}, "number the channels"),
+        ({"channel_names": {"0": "T1", "1": 7}}, r"channel_names\.1"),
+        ({"channel_names": None, "modality": {"0": "T1"}}, 'nnU-Net v1.*rename "modality"'),
+        ({"labels": {"0": "background", "1": "tumour"}}, 'nnU-Net v1.*swap "labels"'),
+        ({"labels": None}, "labels is missing"),
+        ({"labels": {"background": 0}}, "at least one foreground label"),
+        ({"labels": {"background": 1, "tumour": 2}}, "background is 1"),
+        ({"labels": {"background": 0, "tumour": 0}}, "label 'tumour' is 0"),
+        ({"labels": {"background": 0, "tumour": 1.5}}, "label 'tumour' is 1.5"),
+        ({"labels": {"background": 0, "tumour": True}}, "label 'tumour' is true"),
+        ({"labels": {"background": 0, "tumour": []}}, "label 'tumour' is"),
+        ({"labels": {"background": 0, "tumour": 70000}}, "from 1 to 65535"),
+        ({"labels": {"background": 0, "a": 1, "b": 1}}, "distinct values"),
+        ({"labels": {"background": 0, "a": 1, "ignore": 1}}, "ignore value 1 is also"),
+        ({"labels": {"background": 0, "a": [1, 2], "b": 2}}, "need regions_class_order"),
+        ({"labels": {"background": 0, "a": [1, 2], "b": 2}, "regions_class_order": [1]}, "1 values for 2 regions"),
+        ({"file_ending": None}, "file_ending is missing"),
+        ({"file_ending": "nii.gz"}, "Did you mean '.nii.gz'"),
+        ({"file_ending": ".png"}, r'file_ending is ".png", which can\'t be read'),
+        ({"name": 5}, "name"),
+        ({"dataset": []}, '"dataset" is'),
+        ({"dataset": {"a": {"images": "a.nii.gz", "label": "b.nii.gz"}}}, "for a"),
+        ({"dataset": {"a": {"images": ["a.nii.gz"], "label": "b.nii.gz"}}}, "1 images for a and 2 channel_names"),
+    ],
+)
+def test_a_dataset_json_that_makes_no_sense_is_named(tmp_path, changes, message):
+    folder = a_dataset(tmp_path / "d", **changes)
+    with pytest.raises(DataError, match=message) as caught:
+        read_dataset(folder)
+    assert caught.value.message.startswith(str(folder / "dataset.json"))
+    assert caught.value.code == "dataset_json"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"), [("{", "not valid JSON"), ("[1]", r"holds \[1\]"), ("\xff", "not valid JSON")]
+)
+def test_a_dataset_json_that_is_none(tmp_path, text, message):
+    folder = a_dataset(tmp_path / "d")
+    (folder / "dataset.json").write_bytes(text.encode("latin-1"))
+    with pytest.raises(DataError, match=message):
+        read_dataset(folder)
+
+
+def test_missing_and_empty_folders_are_named(tmp_path):
+    with pytest.raises(DataError, match="no such folder"):
+        read_dataset(tmp_path / "absent")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DataError, match=r"dataset.json: no such file"):
+        read_dataset(tmp_path / "empty")
+    folder = a_dataset(tmp_path / "d")
+    shutil.rmtree(folder / "labelsTr")
+    with pytest.raises(DataError, match="labelsTr: no such folder"):
+        read_dataset(folder)
+    (tmp_path / "d2" / "dataset.json").parent.mkdir()
+    (tmp_path / "d2" / "dataset.json").mkdir()
+    with pytest.raises(DataError, match="can't be read"):
+        read_dataset(tmp_path / "d2")
+
+
+def test_a_folder_without_cases_says_what_it_found(tmp_path):
+    folder = a_dataset(tmp_path / "d", cases=())
+    with pytest.raises(DataError, match=r"no case \(it is empty\).*imagesTr/CASE_0000.nii.gz"):
+        read_dataset(folder)
+    (folder / "imagesTr" / "a_0000.nrrd").write_bytes(b"")
+    (folder / "imagesTr" / "b.nii.gz").write_bytes(b"")
+    with pytest.raises(DataError, match=r"2 files ending in .nii.gz, .nrrd"):
+        read_dataset(folder)
+
+
+def touch(folder: Path, *names: str) -> list[Path]:
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in names:
+        (folder / name).write_bytes(b"")
+    return [folder / name for name in names]
+
+
+def test_a_folder_of_cases_to_predict(tmp_path):
+    touch(tmp_path, "b_0000.nii.gz", "b_0001.nii.gz", "a_0001.nii", "a_0000.nii", "notes.txt")
+    cases = read_cases(tmp_path, ["T1", "FLAIR"])
+    assert [(case.id, [path.name for path in case.images], case.labels) for case in cases] == [
+        ("a", ["a_0000.nii", "a_0001.nii"], None),
+        ("b", ["b_0000.nii.gz", "b_0001.nii.gz"], None),
+    ]
+
+
+def test_of_a_dataset_the_test_images_are_predicted_else_the_training_images(tmp_path):
+    folder = a_dataset(tmp_path / "d")
+    assert [case.id for case in read_cases(folder, ["T1", "FLAIR"])] == ["a", "b"]
+    touch(folder / "imagesTs", "z_0000.nii.gz", "z_0001.nii.gz")
+    assert [case.id for case in read_cases(folder, ["T1", "FLAIR"])] == ["z"]
+
+
+def test_one_file_is_a_case_under_any_name(tmp_path):
+    for name, expected in (("scan.nii.gz", "scan"), ("scan_0000.nii", "scan"), ("scan_2021.nii.gz", "scan_2021")):
+        (path,) = touch(tmp_path, name)
+        assert read_cases(path, ["CT"]) == (Case(expected, (path,)),)
+        assert read_cases(str(path), ["CT"]) == (Case(expected, (path,)),)
+
+
+def test_channel_files_in_the_given_order_or_by_number(tmp_path):
+    t1, flair = touch(tmp_path, "my_t1.nii.gz", "a_flair.nii.gz")
+    assert read_cases([t1, flair], ["T1", "FLAIR"]) == (Case("my_t1", (t1, flair)),)
+    first, second = touch(tmp_path, "c_0000.nii.gz", "c_0001.nii.gz")
+    assert read_cases([second, first], ["T1", "FLAIR"]) == (Case("c", (first, second)),)
+
+
+def test_several_files_are_several_cases_of_one_channel(tmp_path):
+    files = touch(tmp_path, "b.nii.gz", "a.nii.gz")
+    assert [case.id for case in read_cases(files, ["CT"])] == ["a", "b"]
+
+
+def test_inputs_that_can_t_be_predicted_are_named(tmp_path):
+    (single,) = touch(tmp_path / "single", "c_0001.nii.gz")
+    with pytest.raises(DataError, match=r"c: channel 0 \(T1\) is missing.*c_0000.nii.gz") as caught:
+        read_cases(single, ["T1", "FLAIR"])
+    assert caught.value.code == "missing_channel"
+    touch(tmp_path / "many", "c_0000.nii.gz", "c_0001.nii.gz", "c_0002.nii.gz")
+    with pytest.raises(DataError, match=r"channel 2 of c, but the model has 2 \(T1, FLAIR\)"):
+        read_cases(tmp_path / "many", ["T1", "FLAIR"])
+    with pytest.raises(DataError, match="no such file"):
+        read_cases(tmp_path / "absent.nii.gz", ["CT"])
+    with pytest.raises(DataError, match="no input"):
+        read_cases([], ["CT"])
+    touch(tmp_path / "texts", "notes.txt")
+    with pytest.raises(DataError, match="no image"):
+        read_cases(tmp_path / "texts", ["CT"])
+    with pytest.raises(DataError, match="not an image that can be read"):
+        read_cases(tmp_path / "texts" / "notes.txt", ["CT"])
+    twice = [*touch(tmp_path / "one", "s.nii.gz"), *touch(tmp_path / "two", "s.nii.gz")]
+    with pytest.raises(DataError, match="the same case and channel as"):
+        read_cases(twice, ["CT"])
+
+
+def test_the_content_hash_moves_with_the_content_and_not_with_the_place(tmp_path):
+    folder = a_dataset(tmp_path / "d")
+    first = content_hash(read_dataset(folder))
+    shutil.copytree(folder, tmp_path / "else" / "d")
+    assert content_hash(read_dataset(tmp_path / "else" / "d")) == first
+    touch(folder / "imagesTs", "z_0000.nii.gz")
+    assert content_hash(read_dataset(folder)) == first
+
+    seen = {first}
+    (folder / "labelsTr/a.nii.gz").write_bytes(b"z")
+    seen.add(content_hash(read_dataset(folder)))
+    (folder / "labelsTr/a.nii.gz").unlink()
+    seen.add(content_hash(read_dataset(folder)))
+    (folder / "labelsTr/a.nii.gz").write_bytes(b"y")
+    assert content_hash(read_dataset(folder)) == first
+    (folder / "dataset.json").write_text(json.dumps({**DECLARED, "licence": "another"}))
+    assert content_hash(read_dataset(folder)) == first
+    (folder / "dataset.json").write_text(json.dumps({**DECLARED, "labels": {"background": 0, "tumour": 1}}))
+    seen.add(content_hash(read_dataset(folder)))
+    assert len(seen) == 4
+
+
+def test_a_file_that_can_t_be_hashed_is_named(tmp_path, monkeypatch):
+    dataset = read_dataset(a_dataset(tmp_path / "d"))
+
+    def refuse(*_: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "open", refuse)
+    with pytest.raises(DataError, match=r"a_0000.nii.gz: can't be read \(Permission denied\)"):
+        content_hash(dataset)
