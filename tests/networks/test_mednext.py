@@ -15,7 +15,7 @@ NINE = (1, 2, 1, 1, 1, 1, 1, 1, 2)
 
 class TestMedNeXt(NetworkContract):
     def build(self) -> nn.Module:
-        return MedNeXt(IN_CHANNELS, NUM_CLASSES, channels=4, block_counts=NINE, deep_supervision=True)
+        return MedNeXt(IN_CHANNELS, NUM_CLASSES, channels=16, block_counts=NINE, deep_supervision=True)
 
 
 class TestMedNeXtK5GrnV1(NetworkContract):

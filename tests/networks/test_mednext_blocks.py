@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -14,9 +16,10 @@ BLOCKS = {"same": MedNeXtBlock, "down": MedNeXtDownBlock, "up": MedNeXtUpBlock}
 CHANNELS = {"same": (4, 4), "down": (4, 6), "up": (4, 2)}
 
 
-def build(kind: str, **options: object) -> nn.Module:
+def build(kind: str, *, widen: int = 1, **options: object) -> nn.Module:
     torch.manual_seed(0)
-    block = BLOCKS[kind](*CHANNELS[kind], **{"expansion_ratio": 2, **options}).double()
+    widths = (widen * channels for channels in CHANNELS[kind])
+    block = BLOCKS[kind](*widths, **{"expansion_ratio": 2, **options}).double()
     with torch.no_grad():
         for parameter in block.parameters():
             parameter.add_(0.2 * torch.randn(parameter.shape))
@@ -71,6 +74,27 @@ def test_gradients_match_finite_differences(kind: str, norm: str, grn: bool | st
         return torch.func.functional_call(block, dict(zip(parameters, values, strict=True)), (image,))
 
     assert torch.autograd.gradcheck(run, (x, *parameters.values()), fast_mode=True)
+
+
+@pytest.mark.parametrize("kind", BLOCKS)
+@pytest.mark.parametrize("sizes", [(6, 4, 9), (1, 1, 1), (5, 8)])
+@pytest.mark.parametrize("kernel_size", [3, 5])
+def test_single_precision_follows_the_definition_too(kind: str, sizes: tuple[int, ...], kernel_size: int) -> None:
+    # Widths of full vectors in float32 are what the compiled kernels take.
+    exact = build(kind, widen=8, kernel_size=kernel_size, spatial_dims=len(sizes))
+    single = copy.deepcopy(exact).float()
+    images = [torch.randn(2, 32, *sizes, dtype=torch.float64, requires_grad=True)]
+    images.append(images[0].detach().float().requires_grad_())
+    outputs = [definition(kind, exact, images[0]), single(images[1])]
+    slopes = torch.randn(outputs[0].shape, dtype=torch.float64)
+    for output in outputs:
+        (output * slopes.to(output.dtype)).sum().backward()
+    assert (outputs[1] - outputs[0]).abs().max() < 1e-5 * outputs[0].abs().max()
+    slow = [images[0].grad, *(parameter.grad for parameter in exact.parameters())]
+    fast = [images[1].grad, *(parameter.grad for parameter in single.parameters())]
+    # One scale for all: biases before a norm have a true gradient of zero, where only rounding is left.
+    scale = max(gradient.abs().max() for gradient in slow)
+    assert all((ours - true).abs().max() < 1e-5 * scale for ours, true in zip(fast, slow, strict=True))
 
 
 @pytest.mark.parametrize("kind", BLOCKS)

@@ -56,6 +56,9 @@ def step_memory_bytes(network: nn.Module, input_shape: Sequence[int], *, trainin
     optimiser's state (AdamW: twice the parameters), the loss's own intermediates and targets, scratch memory inside an
     operator, and what an allocator wastes.
 
+    Measured on plain operators. The fused CPU kernels keep less for the backward pass, so there the figure is an upper
+    bound.
+
     Args:
         network: any network; tensors are taken in its parameters' dtype, as on a CPU.
         input_shape: (N, C, D, H, W), or (N, C, H, W) in 2D.

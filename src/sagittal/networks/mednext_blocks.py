@@ -1,9 +1,9 @@
 """The three blocks of MedNeXt: at one resolution, halving it, doubling it.
 
-Written from arXiv 2303.09975 (section 2) and the tensor names and shapes of the official weights. Each forward pass is
-three separate steps: a depthwise convolution (`conv1`), a normalisation (`norm`), and a chain of expansion, GELU,
-optional GRN and contraction (`conv2`, `conv3`). The submodules own the weights in their official shapes; the steps are
-functions of them, so that a faster kernel can take the place of any one.
+Written from arXiv 2303.09975 (section 2) and the tensor names and shapes of the official weights. A block is a
+depthwise convolution (`conv1`), a normalisation (`norm`), and a chain of expansion, GELU, optional GRN and contraction
+(`conv2`, `conv3`). The submodules own the weights in their official shapes; `sagittal.kernels` computes with them,
+fused where the norm is per channel and there is no GRN.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from sagittal.networks.layout import every_second_voxel, pointwise
 
 Norm = Literal["group", "layer"]
 Grn = bool | Literal["v2"]
+Convolution = nn.Conv2d | nn.Conv3d | nn.ConvTranspose2d | nn.ConvTranspose3d
 
 
 class BlockOptions(TypedDict, total=False):
@@ -126,10 +127,10 @@ class _Block(nn.Module):
             self.grn_beta = nn.Parameter(torch.zeros(shape))
             self.grn_gamma = nn.Parameter(torch.zeros(shape))
 
-    def _depthwise_module(self) -> nn.Module:
+    def _depthwise_module(self) -> Convolution:
         return self._depthwise(convolution_class(self.spatial_dims), stride=1)
 
-    def _depthwise(self, convolution: Callable[..., nn.Module], *, stride: int) -> nn.Module:
+    def _depthwise(self, convolution: Callable[..., Convolution], *, stride: int) -> Convolution:
         return convolution(
             self.in_channels,
             self.in_channels,
@@ -215,7 +216,7 @@ class MedNeXtDownBlock(_Block):
         if self.residual:
             self.res_conv = convolution_class(self.spatial_dims)(in_channels, out_channels, kernel_size=1, stride=2)
 
-    def _depthwise_module(self) -> nn.Module:
+    def _depthwise_module(self) -> Convolution:
         return self._depthwise(convolution_class(self.spatial_dims), stride=2)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -239,7 +240,7 @@ class MedNeXtUpBlock(_Block):
         if self.residual:
             self.res_conv = transposed_class(self.spatial_dims)(in_channels, out_channels, kernel_size=1, stride=2)
 
-    def _depthwise_module(self) -> nn.Module:
+    def _depthwise_module(self) -> Convolution:
         return self._depthwise(transposed_class(self.spatial_dims), stride=2)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -253,7 +254,7 @@ class MedNeXtUpBlock(_Block):
         return y
 
 
-def channel_norm(norm: Norm, channels: int) -> nn.Module:
+def channel_norm(norm: Norm, channels: int) -> ChannelGroupNorm | ChannelLayerNorm:
     """Return the normalisation called `norm`; raise PlanError for an unknown name."""
     if norm == "group":
         return ChannelGroupNorm(channels)
