@@ -22,6 +22,7 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
+from zipfile import BadZipFile
 
 import numpy as np
 from jaxtyping import Float, Int32, UInt
@@ -40,6 +41,7 @@ _FLOAT16_LIMIT = 6e4
 _MIN_LOCATIONS = 10_000
 _MIN_LOCATION_SHARE = 0.01
 _STALE_S = 3600.0
+_UNREADABLE = (OSError, ValueError, EOFError, BadZipFile)
 
 
 @dataclass(frozen=True)
@@ -65,9 +67,10 @@ class Cache:
         """
         path = locations_path(self.folder, self.case_ids[i])
         try:
-            with np.load(path, allow_pickle=False) as file:
-                return {int(index): file[index] for index in file.files}
-        except (OSError, ValueError, EOFError) as error:
+            # np.load leaves a damaged file open when it is given a path.
+            with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
+                return {int(index): arrays[index] for index in arrays.files}
+        except _UNREADABLE as error:
             raise _unreadable(path, error) from None
 
 
@@ -133,8 +136,12 @@ def build_cache(
     stop = threading.Event()
 
     def work(case: Case) -> str:
-        if not stop.is_set():
-            _build_case(case, plan, index, target)
+        try:
+            if not stop.is_set():
+                _build_case(case, plan, index, target)
+        except BaseException:
+            stop.set()
+            raise
         return case.id
 
     with ThreadPoolExecutor(max_workers=max(1, workers), thread_name_prefix="cache") as pool:
@@ -144,7 +151,7 @@ def build_cache(
                 if on_case is not None:
                     on_case(case_id)
         except BaseException:
-            # Also on Ctrl-C: cases in work finish, those that wait do not start.
+            # Ctrl-C: cases in work finish, those that wait do not start.
             stop.set()
             raise
     return cache
@@ -201,16 +208,16 @@ def _is_complete(folder: Path, case_id: str) -> bool:
     if not all(path.exists() for path in paths):
         return False
     try:
-        with np.load(paths[0], allow_pickle=False):
+        with paths[0].open("rb") as file, np.load(file, allow_pickle=False):
             return all(np.load(path, mmap_mode="r", allow_pickle=False).size > 0 for path in paths[1:])
-    except (OSError, ValueError, EOFError):
+    except _UNREADABLE:
         return False
 
 
 def _open_array(path: Path) -> np.ndarray:
     try:
         array: np.ndarray = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
+    except _UNREADABLE as error:
         raise _unreadable(path, error) from None
     return array
 

@@ -38,7 +38,7 @@ class LabelIndex:
     @property
     def dtype(self) -> np.dtype[np.unsignedinteger]:
         """Smallest type that holds every index (one value is kept free to mark undeclared voxels)."""
-        return np.dtype(np.uint8) if self.num_indices + 1 < np.iinfo(np.uint8).max else np.dtype(np.uint16)
+        return np.dtype(np.uint8) if self.num_indices < np.iinfo(np.uint8).max else np.dtype(np.uint16)
 
     @property
     def membership(self) -> Bool[np.ndarray, "K I"]:
