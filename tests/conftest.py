@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from sagittal.testing.datasets import write_tiny_dataset
+
 SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 
 
@@ -19,3 +21,9 @@ def shared_data() -> Path:
     if os.environ.get("CI") == "true":
         pytest.fail(reason)
     pytest.skip(reason)
+
+
+@pytest.fixture
+def tiny_dataset(tmp_path: Path) -> Path:
+    """Six training cases and a test case in nnU-Net's layout, each of 18 x 22 x 20 voxels."""
+    return write_tiny_dataset(tmp_path / "tiny")

@@ -1,0 +1,1 @@
+"""From raw cases to training batches: data set, doctor, fingerprint, preprocessing, cache, sampling, augmentation."""

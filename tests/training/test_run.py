@@ -1,0 +1,215 @@
+"""From a folder of scans to a bundle, and what happens when it is stopped, repeated or asked for the impossible."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import sagittal
+from sagittal.errors import DataError, PlanError, ResourceError, TrainingError
+from sagittal.plan.plan import Plan
+from sagittal.testing.datasets import TINY_SETTINGS as TINY
+from sagittal.testing.datasets import write_tiny_case
+from sagittal.training import fold as fold_module
+from sagittal.training.log import read_log
+from sagittal.training.run import train
+from sagittal.training.stages import RunOptions
+from sagittal.volumes import read_volume
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*is not writable:UserWarning")
+
+
+def _losses(out: Path, fold: str) -> list[float]:
+    log = out.with_name(out.name + ".run") / f"fold_{fold}" / "log.jsonl"
+    return [record["loss"] for record in read_log(log) if record["kind"] == "step"]
+
+
+def test_a_fold_becomes_a_bundle_a_report_and_a_prediction(tiny_dataset: Path, tmp_path: Path) -> None:
+    lines: list[str] = []
+    result = train(tiny_dataset, tmp_path / "b", settings=TINY, options=RunOptions(device="cpu", say=lines.append))
+    assert result.complete
+    said = "\n".join(lines)
+    for stage in ("check:", "plan:", "preprocess:", "train:", "validate:", "report:"):
+        assert stage in said
+    metrics = sagittal.read_bundle(tmp_path / "b").metrics
+    assert metrics["folds"]["0"]["steps"] == 3
+    assert set(metrics["dice"]) == {"bright", "dark"}
+    assert (tmp_path / "b.run" / "fold_0" / "report" / "report.html").exists()
+    assert not any("case_" in path.read_text(errors="ignore") for path in (tmp_path / "b").rglob("*.json"))
+
+    scan = tiny_dataset / "imagesTs" / "case_test_0000.nii.gz"
+    labels = sagittal.load(tmp_path / "b", device="cpu").predict(scan)
+    assert labels.array.shape == read_volume(scan).array.shape
+    assert np.array_equal(labels.affine, read_volume(scan).affine)
+    assert set(np.unique(labels.array)) <= {0, 1, 2}
+
+
+def test_no_fold_uses_every_case_and_says_that_nothing_was_validated(tiny_dataset: Path, tmp_path: Path) -> None:
+    result = train(tiny_dataset, tmp_path / "b", settings=TINY, fold="none", options=RunOptions(device="cpu"))
+    assert result.metrics["folds"]["none"]["training_cases"] == 6
+    assert result.metrics["mean_dice"] is None
+    assert "every case was used" in result.metrics["validation"]
+    assert sagittal.read_bundle(tmp_path / "b").weight_names == ("all",)
+
+
+def test_all_folds_share_a_bundle_and_hold_out_every_case_once(tiny_dataset: Path, tmp_path: Path) -> None:
+    settings = {**TINY, "schedule.steps": 1}
+    result = train(tiny_dataset, tmp_path / "b", settings=settings, fold="all", options=RunOptions(device="cpu"))
+    assert sagittal.read_bundle(tmp_path / "b").weight_names == tuple(f"fold_{number}" for number in range(5))
+    cases = [case for entry in result.metrics["folds"].values() for case in entry["cases"]]
+    assert len(cases) == len(set(cases)) == 6
+    lines: list[str] = []
+    again = RunOptions(device="cpu", resume=True, say=lines.append)
+    assert train(tiny_dataset, tmp_path / "b", fold="all", options=again).metrics == result.metrics
+    assert sum("finished already" in line for line in lines) == 5
+
+
+def test_the_same_plan_gives_the_same_losses(tiny_dataset: Path, tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        train(tiny_dataset, tmp_path / name, settings=TINY, fold="none", options=RunOptions(device="cpu"))
+    assert _losses(tmp_path / "a", "none") == _losses(tmp_path / "b", "none")
+    first, second = (sagittal.read_bundle(tmp_path / name).weights("all") for name in ("a", "b"))
+    assert all(np.array_equal(first[name], second[name]) for name in first)
+
+
+class _StopAfter:
+    """Pretend that Ctrl-C was pressed while step `step` was in progress."""
+
+    def __init__(self, step: int, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.step, self.real = step, fold_module.train_on_batch
+        monkeypatch.setattr(fold_module, "train_on_batch", self)
+
+    def __call__(self, network: torch.nn.Module, optimizer: Any, batch: Any, plan: Plan, **more: Any) -> float:
+        if batch.step == self.step:
+            os.kill(os.getpid(), 2)
+        return self.real(network, optimizer, batch, plan, **more)
+
+
+@pytest.mark.parametrize("network", ["mednext-s", "segformer3d"])
+def test_an_interrupted_run_leaves_a_usable_bundle_and_resumes_to_the_same_losses(
+    tiny_dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, network: str
+) -> None:
+    settings = {key: value for key, value in TINY.items() if network == "mednext-s" or "network" not in key}
+    settings["schedule.steps"] = 6
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    train(tiny_dataset, whole, network=network, settings=settings, fold="none", options=RunOptions(device="cpu"))
+    with monkeypatch.context() as patch:
+        _StopAfter(2, patch)
+        result = train(
+            tiny_dataset, cut, network=network, settings=settings, fold="none", options=RunOptions(device="cpu")
+        )
+    assert result.ended == "interrupted"
+    assert sagittal.read_bundle(cut).metrics["folds"]["none"]["steps"] == 3
+    sagittal.load(cut, device="cpu").predict(tiny_dataset / "imagesTs" / "case_test_0000.nii.gz")
+
+    resumed = train(tiny_dataset, cut, fold="none", options=RunOptions(device="cpu", resume=True))
+    assert resumed.complete
+    assert _losses(cut, "none") == _losses(whole, "none")
+    first, second = sagittal.read_bundle(whole).weights("all"), sagittal.read_bundle(cut).weights("all")
+    assert all(np.array_equal(first[name], second[name]) for name in first)
+
+
+def test_a_result_is_never_overwritten(tiny_dataset: Path, tmp_path: Path) -> None:
+    train(tiny_dataset, tmp_path / "b", settings=TINY, fold="none", options=RunOptions(device="cpu"))
+    before = (tmp_path / "b" / "manifest.json").read_bytes()
+    with pytest.raises(TrainingError, match="--resume"):
+        train(tiny_dataset, tmp_path / "b", settings=TINY, fold="none", options=RunOptions(device="cpu"))
+    assert (tmp_path / "b" / "manifest.json").read_bytes() == before
+
+
+def test_resume_without_a_checkpoint_says_that_it_starts_afresh(tiny_dataset: Path, tmp_path: Path) -> None:
+    lines: list[str] = []
+    options = RunOptions(device="cpu", resume=True, say=lines.append)
+    assert train(tiny_dataset, tmp_path / "b", settings=TINY, fold="none", options=options).complete
+    assert any("no checkpoint" in line and "afresh" in line for line in lines)
+
+
+def test_resume_refuses_another_plan_and_changed_data(tiny_dataset: Path, tmp_path: Path) -> None:
+    train(tiny_dataset, tmp_path / "b", settings=TINY, fold="0", options=RunOptions(device="cpu"))
+    again = RunOptions(device="cpu", resume=True)
+    with pytest.raises(PlanError, match=r"schedule\.steps"):
+        train(tiny_dataset, tmp_path / "b", settings={"schedule.steps": 99}, fold="0", options=again)
+    with pytest.raises(PlanError, match="mednext-s"):
+        train(tiny_dataset, tmp_path / "b", network="segformer3d", fold="0", options=again)
+    write_tiny_case(tiny_dataset, "case_3", 33)
+    with pytest.raises(DataError, match="changed since"):
+        train(tiny_dataset, tmp_path / "b", fold="0", options=again)
+
+
+def test_a_plan_for_other_labels_is_refused(tiny_dataset: Path, tmp_path: Path) -> None:
+    train(tiny_dataset, tmp_path / "b", settings=TINY, fold="none", options=RunOptions(device="cpu"))
+    plan = Plan.read(tmp_path / "b.run" / "plan.json")
+    declared = json.loads((tiny_dataset / "dataset.json").read_text())
+    declared["labels"] = {"background": 0, "bright": 1, "shade": 2}
+    (tiny_dataset / "dataset.json").write_text(json.dumps(declared))
+    with pytest.raises(PlanError, match="shade"):
+        train(tiny_dataset, tmp_path / "c", plan=plan, fold="none", options=RunOptions(device="cpu"))
+    assert not (tmp_path / "c").exists()
+
+
+def test_errors_in_the_data_stop_training_before_anything_is_written(tiny_dataset: Path, tmp_path: Path) -> None:
+    write_tiny_case(tiny_dataset, "case_5", 5)
+    (tiny_dataset / "labelsTr" / "case_5.nii.gz").write_bytes(b"")
+    with pytest.raises(DataError, match="case_5"):
+        train(tiny_dataset, tmp_path / "b", settings=TINY, options=RunOptions(device="cpu"))
+    assert not (tmp_path / "b").exists()
+    assert not (tmp_path / "b.run").exists()
+
+
+def test_a_loss_that_is_not_finite_names_step_and_cases_and_keeps_the_checkpoint(
+    tiny_dataset: Path, tmp_path: Path
+) -> None:
+    settings = {**TINY, "training.optimizer.learning_rate": 1e30, "schedule.steps": 50, "schedule.validations": 0}
+    with pytest.raises(TrainingError, match=r"step \d+: the loss is .*case_\d"):
+        train(tiny_dataset, tmp_path / "b", settings=settings, fold="none", options=RunOptions(device="cpu"))
+    assert not (tmp_path / "b").exists()
+
+
+def test_a_disk_that_fills_up_keeps_the_last_checkpoint(
+    tiny_dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = RunOptions(device="cpu", checkpoint_every_s=0.0)
+    settings = {**TINY, "schedule.steps": 5}
+    real: Callable[[int], None] = os.fsync
+    calls = 0
+
+    def filling(descriptor: int) -> None:
+        nonlocal calls
+        calls += str(Path(f"/proc/self/fd/{descriptor}").readlink()).count("checkpoint_")
+        if calls > 4:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        real(descriptor)
+
+    monkeypatch.setattr(os, "fsync", filling)
+    with pytest.raises(ResourceError, match="No space left"):
+        train(tiny_dataset, tmp_path / "b", settings=settings, fold="none", options=options)
+    monkeypatch.undo()
+    assert not (tmp_path / "b").exists()
+    assert not list((tmp_path / "b.run").rglob("*.part"))
+    assert train(tiny_dataset, tmp_path / "b", fold="none", options=RunOptions(device="cpu", resume=True)).complete
+
+
+@pytest.mark.slow
+def test_a_budget_writes_its_schedule_with_its_reason_and_is_kept(tiny_dataset: Path, tmp_path: Path) -> None:
+    settings = {key: value for key, value in TINY.items() if not key.startswith("schedule")}
+    result = train(
+        tiny_dataset, tmp_path / "b", settings=settings, fold="0", budget_s=25.0, options=RunOptions(device="cpu")
+    )
+    assert result.complete
+    assert "--budget 25 s" in result.plan.reasons["schedule.steps"]
+    assert result.plan.schedule.steps != 250_000
+    entry = result.metrics["folds"]["0"]
+    assert entry["steps"] == (entry["shortening"] or {"end": result.plan.schedule.steps})["end"]
+
+
+def test_too_small_a_budget_is_refused_with_the_numbers(tiny_dataset: Path, tmp_path: Path) -> None:
+    with pytest.raises(PlanError, match="at least 10"):
+        train(tiny_dataset, tmp_path / "b", settings=TINY, fold="0", budget_s=5.5, options=RunOptions(device="cpu"))
