@@ -1,0 +1,95 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from sagittal.data.label_index import label_index
+from sagittal.inference.restore import labels_on_grid, plane_bytes
+from sagittal.plan import DatasetSpec, Label
+from sagittal.plan.base import Triple
+
+AXIS = st.integers(1, 12)
+TRIPLE = st.tuples(AXIS, AXIS, AXIS)
+
+
+def classes(*values: int) -> DatasetSpec:
+    labels = tuple(Label(name=f"v{value}", values=(value,)) for value in values)
+    return DatasetSpec(name="d", channel_names=("a",), labels=labels, file_ending=".nii.gz")
+
+
+REGIONS = DatasetSpec(
+    name="d",
+    channel_names=("a",),
+    labels=(Label(name="whole", values=(1, 2, 300)), Label(name="core", values=(2,)), Label(name="rim", values=(300,))),
+    regions_class_order=(1, 300, 2),
+    file_ending=".nii.gz",
+)
+
+
+def logits_of(shape: Triple, outputs: int) -> torch.Tensor:
+    return torch.randn((outputs, *shape), generator=torch.Generator().manual_seed(3))
+
+
+@given(shape=TRIPLE, target=TRIPLE, slab_bytes=st.sampled_from([1, 5000, 1 << 30]))
+@settings(max_examples=60, deadline=None, derandomize=True)
+def test_slabs_equal_the_whole_volume_at_once(shape: Triple, target: Triple, slab_bytes: int) -> None:
+    index = label_index(classes(2, 5, 700))
+    logits = logits_of(shape, 4)
+    got = labels_on_grid(logits, target, index, slab_bytes=slab_bytes)
+    whole = nn.functional.interpolate(logits[None].double(), size=target, mode="trilinear", align_corners=False)[0]
+    best, second = whole.topk(2, dim=0).values
+    clear = (best - second > 1e-4).numpy()
+    expected = np.array([0, 2, 5, 700])[whole.argmax(dim=0).numpy()]
+    assert got.dtype == np.uint16 and got.shape == target
+    np.testing.assert_array_equal(got[clear], expected[clear])
+
+
+@given(shape=TRIPLE, target=TRIPLE, slab_bytes=st.sampled_from([1, 1 << 30]))
+@settings(max_examples=40, deadline=None, derandomize=True)
+def test_regions_are_written_in_their_order(shape: Triple, target: Triple, slab_bytes: int) -> None:
+    logits = logits_of(shape, 3)
+    got = labels_on_grid(logits, target, label_index(REGIONS), slab_bytes=slab_bytes)
+    probs = nn.functional.interpolate(logits[None].double(), size=target, mode="trilinear", align_corners=False)[
+        0
+    ].sigmoid()
+    expected = np.zeros(target, np.uint16)
+    for value, region in zip((1, 300, 2), probs.numpy(), strict=True):
+        expected[region > 0.5] = value
+    clear = (np.abs(probs.numpy() - 0.5) > 1e-4).all(axis=0)
+    np.testing.assert_array_equal(got[clear], expected[clear])
+
+
+def test_same_grid_is_only_decided() -> None:
+    logits = torch.tensor([[[[0.0, 1.0]]], [[[2.0, -1.0]]], [[[1.0, 1.5]]]])
+    got = labels_on_grid(logits, (1, 1, 2), label_index(classes(3, 9)))
+    assert got.dtype == np.uint8
+    assert got.tolist() == [[[3, 9]]]
+
+
+def test_ties_take_the_first_class() -> None:
+    got = labels_on_grid(torch.zeros((3, 2, 3, 4)), (2, 3, 4), label_index(classes(3, 9)))
+    assert not got.any()
+
+
+def test_zero_is_not_inside_a_region() -> None:
+    assert not labels_on_grid(torch.zeros((3, 2, 3, 4)), (4, 3, 2), label_index(REGIONS)).any()
+
+
+@pytest.mark.parametrize("planes", [1, 2])
+def test_memory_decides_the_planes_of_a_slab(planes: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    logits = logits_of((3, 4, 5), 2)
+    seen: list[int] = []
+    interpolate = nn.functional.interpolate
+
+    def spy(slab: torch.Tensor, **options: object) -> torch.Tensor:
+        seen.append(slab.shape[1])
+        return interpolate(slab, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(nn.functional, "interpolate", spy)
+    budget = planes * plane_bytes(tuple(logits.shape), (4, 8, 9))
+    labels_on_grid(logits, (4, 8, 9), label_index(classes(1)), slab_bytes=budget)
+    assert seen == [planes] * (4 // planes)
