@@ -13,7 +13,14 @@ setup(
             "sagittal.kernels._cpu",
             sources=[f"{FOLDER}/_cpu.c"],
             depends=[f"{FOLDER}/_cpu_{part}.h" for part in ("jobs", "vector", "depthwise", "pointwise", "undef")],
-            extra_compile_args=["-O3", "-std=gnu11", "-fvisibility=hidden", "-fno-math-errno", "-Wno-psabi", "-pthread"],
+            extra_compile_args=[
+                "-O3",
+                "-std=gnu11",
+                "-fvisibility=hidden",
+                "-fno-math-errno",
+                "-Wno-psabi",
+                "-pthread",
+            ],
             libraries=["m"],
             optional=True,
         )

@@ -1,7 +1,9 @@
-"""Time the CPU kernels against plain PyTorch at MedNeXt-S's shapes: `python benchmarks/kernels_cpu.py [--levels 0,1,2]`.
+"""Time the CPU kernels against plain PyTorch at MedNeXt-S's shapes: `python benchmarks/kernels_cpu.py [--levels
+0,1,2]`.
 
-Each row is one operation at one level of a 2 x 1 x 48 x 64 x 48 input: plain contiguous, plain channels_last_3d, ours, in milliseconds
-(best of some interleaved runs, all threads). The last table is the rate of the matrix product, the bound on any of it.
+Each row is one operation at one level of a 2 x 1 x 48 x 64 x 48 input: plain contiguous, plain channels_last_3d,
+ours, in milliseconds (best of some interleaved runs, all threads). The last table is the rate of the matrix product,
+the bound on any of it.
 """
 
 import argparse
@@ -16,6 +18,14 @@ from sagittal.kernels import TailWeights, cpu_available, depthwise_conv, mednext
 
 SPATIAL = (48, 64, 48)
 CHANNELS = 32
+MATRICES = (
+    (294912, 32, 64),
+    (8192, 32, 64),
+    (36864, 64, 128),
+    (4608, 128, 256),
+    (576, 256, 512),
+    (2048, 2048, 2048),
+)
 
 
 def best_times(runs: Sequence[Callable[[], object]], repeats: int) -> list[float]:
@@ -79,7 +89,10 @@ def forward(operation: Callable[..., Tensor], tensors: list[Tensor], channels_la
 def backward(operation: Callable[..., Tensor], tensors: list[Tensor], channels_last: bool) -> Callable[[], object]:
     """Return a run of the operation's gradients at all its inputs (the forward pass is not timed)."""
     layout = torch.channels_last_3d if channels_last else torch.contiguous_format
-    given = [tensors[0].contiguous(memory_format=layout).requires_grad_(), *(t.clone().requires_grad_() for t in tensors[1:])]
+    given = [
+        tensors[0].contiguous(memory_format=layout).requires_grad_(),
+        *(t.clone().requires_grad_() for t in tensors[1:]),
+    ]
     y = operation(*given)
     grad = torch.randn(y.shape).contiguous(memory_format=layout)
     return lambda: torch.autograd.grad(y, given, grad, retain_graph=True)
@@ -98,15 +111,15 @@ def compare(levels: Sequence[int], repeats: int) -> None:
                 tensors = inputs(level, kernel)[:count]
                 for direction, timed in (("fwd", forward), ("bwd", backward)):
                     runs = [timed(plain, tensors, False), timed(plain, tensors, True), timed(ours, tensors, True)]
-                    first, second, third = best_times(runs, repeats)
-                    label = f"{name} k={kernel} {direction}"
-                    print(f"{level:>5} {label:<22} {first:11.1f} {second:9.1f} {third:8.2f} {first / third:6.1f} {second / third:6.1f}")
+                    first, second, ours_ms = best_times(runs, repeats)
+                    times = f"{first:11.1f} {second:9.1f} {ours_ms:8.2f} {first / ours_ms:6.1f} {second / ours_ms:6.1f}"
+                    print(f"{level:>5} {f'{name} k={kernel} {direction}':<22} {times}")
 
 
 def matrix_rates() -> None:
     """Print the rate of the framework's matrix product at the shapes that occur."""
     print("\nmatrix product (voxels, K) x (K, N), GFLOP/s: float32, bfloat16")
-    for voxels, depth, width in ((294912, 32, 64), (8192, 32, 64), (36864, 64, 128), (4608, 128, 256), (576, 256, 512), (2048, 2048, 2048)):
+    for voxels, depth, width in MATRICES:
         rates = []
         for dtype in (torch.float32, torch.bfloat16):
             left, right = torch.randn(voxels, depth).to(dtype), torch.randn(depth, width).to(dtype)

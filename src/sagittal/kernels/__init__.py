@@ -1,7 +1,15 @@
 """Fused building blocks, each with its plain PyTorch twin; knows nothing of networks."""
 
+from sagittal.kernels.block import TailWeights, expand_contract, mednext_block
 from sagittal.kernels.depthwise import depthwise_conv, depthwise_conv_transpose
-from sagittal.kernels.mednext_block import TailWeights, expand_contract, mednext_block
-from sagittal.kernels.native import cpu_available
+from sagittal.kernels.native import cpu_available, keep_freed_memory
 
-__all__ = ["TailWeights", "cpu_available", "depthwise_conv", "depthwise_conv_transpose", "expand_contract", "mednext_block"]
+__all__ = [
+    "TailWeights",
+    "cpu_available",
+    "depthwise_conv",
+    "depthwise_conv_transpose",
+    "expand_contract",
+    "keep_freed_memory",
+    "mednext_block",
+]

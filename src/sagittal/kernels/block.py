@@ -1,9 +1,11 @@
-"""The body of a MedNeXt block as one operation: norm, expansion, GELU, contraction, with the depthwise convolution before it.
+"""The body of a MedNeXt block as one operation: norm, expansion, GELU, contraction, with the depthwise convolution
+before it.
 
-The expanded activation (R times the channels) is what fills the memory in training and what makes each step wait for it. Here a few
-hundred voxels at a time go through the whole chain while they lie in the cache; the forward pass keeps only the block's input and the
-convolution's output, and the backward pass computes the rest again. The per-channel norm needs no pass of its own: its scale and shift
-are folded into the expansion, and its gradient's two sums per channel follow from the expansion's weight gradient.
+The expanded activation (R times the channels) is what fills the memory in training and what makes each step wait for
+it. Here a few hundred voxels at a time go through the whole chain while they lie in the cache; the forward pass keeps
+only the block's input and the convolution's output, and the backward pass computes the rest again. The per-channel
+norm needs no pass of its own: its scale and shift are folded into the expansion, and its gradient's two sums per
+channel follow from the expansion's weight gradient.
 
 Letters: N batch, C channels, R expanded channels, O output channels, L = D*H*W voxels.
 """
@@ -22,8 +24,8 @@ from sagittal.kernels import depthwise, native
 class TailWeights(NamedTuple):
     """What follows the depthwise convolution of a block: norm, expansion, contraction.
 
-    norm_weight (C,), norm_bias (C,), expand (R, C), expand_bias (R,), contract (O, R), contract_bias (O,); kernels of size one may keep
-    their trailing axes.
+    norm_weight (C,), norm_bias (C,), expand (R, C), expand_bias (R,), contract (O, R), contract_bias (O,); kernels of
+    size one may keep their trailing axes.
     """
 
     norm_weight: Tensor
@@ -48,12 +50,19 @@ def expand_contract(h: Tensor, weights: TailWeights, *, residual: Tensor | None 
     """
     _check(h, weights, residual)
     if _usable(h, weights, residual):
-        return _Tail.apply(h, residual, eps, *weights)
+        y: Tensor = _Tail.apply(h, residual, eps, *weights)  # type: ignore[no-untyped-call]
+        return y
     return _plain_tail(h, weights, residual, eps)
 
 
 def mednext_block(
-    x: Tensor, kernel: Tensor, kernel_bias: Tensor | None, weights: TailWeights, *, residual: bool = True, eps: float = 1e-5
+    x: Tensor,
+    kernel: Tensor,
+    kernel_bias: Tensor | None,
+    weights: TailWeights,
+    *,
+    residual: bool = True,
+    eps: float = 1e-5,
 ) -> Tensor:
     """Return x + contract(GELU(expand(norm(depthwise(x))))): a whole MedNeXt block, arXiv 2303.09975 figure 1.
 
@@ -71,20 +80,30 @@ def mednext_block(
     _check(x, weights, x if residual else None)
     if x.ndim == 5 and kernel.ndim == 5 and _usable(x, weights) and native.usable(kernel, kernel_bias):
         depthwise.check(x, kernel, kernel_bias, 1)
-        return _Block.apply(x, kernel, kernel_bias, residual, eps, *weights)
+        y: Tensor = _Block.apply(x, kernel, kernel_bias, residual, eps, *weights)  # type: ignore[no-untyped-call]
+        return y
     h = depthwise.depthwise_conv(x, kernel, kernel_bias)
     return expand_contract(h, weights, residual=x if residual else None, eps=eps)
 
 
 def _plain_tail(h: Tensor, weights: TailWeights, residual: Tensor | None, eps: float) -> Tensor:
     normed = torch.group_norm(h, h.shape[1], weights.norm_weight, weights.norm_bias, eps)
-    wide = F.gelu(F.linear(normed.movedim(1, -1), weights.expand.flatten(1), weights.expand_bias))
-    y = F.linear(wide, weights.contract.flatten(1), weights.contract_bias).movedim(-1, 1)
+    y = _pointwise(
+        F.gelu(_pointwise(normed, weights.expand, weights.expand_bias)), weights.contract, weights.contract_bias
+    )
     return y if residual is None else residual + y
 
 
+def _pointwise(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """A matrix product where x is channels-last (on a CPU), a convolution elsewhere and in exported graphs."""
+    if x.device.type in ("cpu", "meta") and not torch.compiler.is_exporting():
+        return F.linear(x.movedim(1, -1), weight.flatten(1), bias).movedim(-1, 1)
+    convolve = F.conv3d if x.ndim == 5 else F.conv2d
+    return convolve(x, weight.reshape(*weight.shape[:2], *(1,) * (x.ndim - 2)), bias)
+
+
 class _Saved(NamedTuple):
-    """What the tail's backward pass needs besides its input: the norm's statistics, (N, C) each, and the weights as matrices."""
+    """What the tail's backward pass needs besides its input: mean and 1 / deviation, (N, C) each, and matrices."""
 
     mean: Tensor
     scale: Tensor
@@ -100,7 +119,8 @@ def _tail_forward(h: Tensor, residual: Tensor | None, eps: float, weights: TailW
     expand, contract = weights.expand.flatten(1).contiguous(), weights.contract.flatten(1).contiguous()
     mean, scale = native.moments(h, eps)
     saved = _Saved(mean, scale, weights.norm_weight, weights.norm_bias, expand, weights.expand_bias, contract)
-    y = native.tail_forward([h, mean, scale, *_folded(saved), contract.t().contiguous(), weights.contract_bias.contiguous(), residual])
+    contract_t, contract_bias = contract.t().contiguous(), weights.contract_bias.contiguous()
+    y = native.tail_forward([h, mean, scale, *_folded(saved), contract_t, contract_bias, residual])
     return y, saved
 
 
@@ -114,9 +134,13 @@ def _folded(saved: _Saved) -> tuple[Tensor, Tensor]:
 
 def _tail_backward(h: Tensor, grad_y: Tensor, saved: _Saved) -> tuple[Tensor, TailWeights]:
     """Return the gradient at h (N, L, C) and at the weights as matrices, given dense grad_y (N, L, O)."""
-    grad_h, sums = native.tail_backward([h, saved.mean, saved.scale, *_folded(saved), saved.expand, saved.contract, grad_y])
+    grad_h, sums = native.tail_backward(
+        [h, saved.mean, saved.scale, *_folded(saved), saved.expand, saved.contract, grad_y]
+    )
     by_normed, contract_sum, hidden_sum, output_sum = sums
-    along = (by_normed * saved.expand.t()).sum(2)  # (N, C): the sums over space of the norm's gradient, times the normed value,
+    along = (by_normed * saved.expand.t()).sum(
+        2
+    )  # (N, C): the sums over space of the norm's gradient, times the normed value,
     straight = hidden_sum @ saved.expand  # and alone; both before the norm's own weight
     per_voxel = saved.scale * saved.norm_weight / h.shape[1]
     native.norm_backward_(
@@ -145,7 +169,7 @@ def _rows(x: Tensor) -> Tensor:
 
 
 def _volume(rows: Tensor, size: torch.Size) -> Tensor:
-    return rows.unflatten(1, size).movedim(-1, 1)
+    return rows.view(rows.shape[0], *size, rows.shape[2]).movedim(-1, 1)
 
 
 class _Tail(torch.autograd.Function):
@@ -159,7 +183,7 @@ class _Tail(torch.autograd.Function):
         return _volume(y, ctx.size)
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         rows, *saved = ctx.saved_tensors
         grad_h, grads = _tail_backward(rows, _rows(grad), _Saved(*saved))
@@ -180,7 +204,7 @@ class _Block(torch.autograd.Function):
         return _volume(y, x.shape[2:])
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         dense, kernel, h, *saved = ctx.saved_tensors
         grad_y = native.channels_last(grad)
@@ -189,7 +213,9 @@ class _Block(torch.autograd.Function):
         grad_x = grad_kernel = grad_bias = None
         if ctx.needs_input_grad[0]:
             size = dense.shape[1:4]
-            grad_x = depthwise.data_grad(grad_h, kernel, 1, size, grad_y if ctx.residual else None).permute(0, 4, 1, 2, 3)
+            grad_x = depthwise.data_grad(grad_h, kernel, 1, size, grad_y if ctx.residual else None).permute(
+                0, 4, 1, 2, 3
+            )
         if ctx.needs_input_grad[1] or ctx.needs_input_grad[2]:
             grad_kernel, grad_bias = depthwise.weight_grad(dense, grad_h, kernel, 1)
         return grad_x, grad_kernel, grad_bias if ctx.needs_input_grad[2] else None, None, None, *_shaped(grads, ctx)
@@ -202,17 +228,17 @@ def _usable(x: Tensor, weights: TailWeights, residual: Tensor | None = None) -> 
 
 def _check(x: Tensor, weights: TailWeights, residual: Tensor | None) -> None:
     channels, wide, outputs = x.shape[1], weights.expand.shape[0], weights.contract.shape[0]
-    expected = TailWeights(*((size,) for size in (channels, channels)), (wide, channels), (wide,), (outputs, wide), (outputs,))
+    expected = ((channels,), (channels,), (wide, channels), (wide,), (outputs, wide), (outputs,))
     for name, weight, shape in zip(TailWeights._fields, weights, expected, strict=True):
         if tuple(weight.shape[: len(shape)]) != shape or weight.numel() != weight.shape[:2].numel():
             raise DataError(
-                f"{name} of a MedNeXt block has shape {tuple(weight.shape)}: expected {shape} for an input of {tuple(x.shape)} "
-                "(axes N, C, D, H, W). Check the weights and the order of the axes.",
+                f"{name} of a MedNeXt block has shape {tuple(weight.shape)}: expected {shape} for an input of "
+                f"{tuple(x.shape)} (axes N, C, D, H, W). Check the weights and the order of the axes.",
                 code="block_shape",
             )
     if residual is not None and residual.shape != (x.shape[0], outputs, *x.shape[2:]):
         raise DataError(
-            f"the residual of a MedNeXt block has shape {tuple(residual.shape)}: expected {(x.shape[0], outputs, *x.shape[2:])}. "
-            "Use as many output channels as it has, or leave the residual out.",
+            f"the residual of a MedNeXt block has shape {tuple(residual.shape)}: expected "
+            f"{(x.shape[0], outputs, *x.shape[2:])}. Use as many output channels as it has, or leave the residual out.",
             code="block_residual",
         )

@@ -1,9 +1,10 @@
 """Depthwise convolution of volumes on the CPU: the compiled kernel and its plain PyTorch twin.
 
-PyTorch's depthwise 3D convolution is far from what a CPU can do, its backward most of all: the data gradient is itself a depthwise
-convolution (with the flipped kernel, or transposed where the forward pass was strided), and the weight gradient fits in registers. The
-twin runs wherever the kernels cannot: on other devices and dtypes, while compiling or exporting, with channels that are not a multiple
-of 16, without the library. Both give the same numbers up to rounding.
+PyTorch's depthwise 3D convolution is far from what a CPU can do, its backward most of all: the data gradient is
+itself a depthwise convolution (with the flipped kernel, or transposed where the forward pass was strided), and the
+weight gradient fits in registers. The twin runs wherever the kernels cannot: on other devices and dtypes, while
+compiling or exporting, with channels that are not a multiple of 16, without the library. Both give the same numbers
+up to rounding.
 
 Letters: N batch, C channels, D H W space, k the kernel; in 2D there is no D.
 """
@@ -33,7 +34,8 @@ def depthwise_conv(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, str
     """
     check(x, weight, bias, stride)
     if usable(x, weight, bias):
-        return _as_volume(x, _Depthwise.apply(_as_3d(x), _as_3d(weight), bias, stride))
+        y = _Depthwise.apply(_as_3d(x), _as_3d(weight), bias, stride)  # type: ignore[no-untyped-call]
+        return _as_volume(x, y)
     convolve = F.conv3d if x.ndim == 5 else F.conv2d
     return convolve(x, weight, bias, stride=stride, padding=weight.shape[-1] // 2, groups=x.shape[1])
 
@@ -45,7 +47,8 @@ def depthwise_conv_transpose(x: Tensor, weight: Tensor, bias: Tensor | None = No
     """
     check(x, weight, bias, 2)
     if usable(x, weight, bias):
-        return _as_volume(x, _Depthwise.apply(_as_3d(x), _as_3d(weight), bias, native.TRANSPOSED))
+        y = _Depthwise.apply(_as_3d(x), _as_3d(weight), bias, native.TRANSPOSED)  # type: ignore[no-untyped-call]
+        return _as_volume(x, y)
     convolve = F.conv_transpose3d if x.ndim == 5 else F.conv_transpose2d
     return convolve(x, weight, bias, stride=2, padding=weight.shape[-1] // 2, groups=x.shape[1])
 
@@ -56,7 +59,7 @@ def usable(x: Tensor, *parameters: Tensor | None) -> bool:
 
 
 def forward(x: Tensor, weight: Tensor, bias: Tensor | None, mode: int) -> Tensor:
-    """Convolve dense x (N, D, H, W, C) with weight (C, 1, kd, k, k); mode is the stride 1 or 2, or `native.TRANSPOSED`."""
+    """Convolve dense x (N, D, H, W, C) with weight (C, 1, kd, k, k); mode: the stride, or `native.TRANSPOSED`."""
     depth, height, width = x.shape[1:4]
     if mode == native.TRANSPOSED:
         out = (2 * depth - 1, 2 * height - 1, 2 * width - 1)
@@ -66,7 +69,7 @@ def forward(x: Tensor, weight: Tensor, bias: Tensor | None, mode: int) -> Tensor
 
 
 def data_grad(grad: Tensor, weight: Tensor, mode: int, size: tuple[int, int, int], add: Tensor | None = None) -> Tensor:
-    """Return the gradient at the input of `forward`, (N, *size, C), plus `add` of that shape; grad lies dense at its output."""
+    """Return the gradient at the input of `forward`, (N, *size, C), plus `add`; grad is the dense one at its output."""
     if mode == 1:
         return native.depthwise(grad, _taps(weight.flip(2, 3, 4)), None, _kernel(weight), 1, size, add)
     other = 2 if mode == native.TRANSPOSED else native.TRANSPOSED
@@ -93,7 +96,7 @@ class _Depthwise(torch.autograd.Function):
         return forward(dense, weight, bias, mode).permute(0, 4, 1, 2, 3)
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, weight = ctx.saved_tensors
         dense = native.channels_last(grad)
@@ -106,7 +109,7 @@ class _Depthwise(torch.autograd.Function):
 
 
 def _taps(weight: Tensor) -> Tensor:
-    """(C, 1, kd, k, k) to (taps, C), dense."""
+    """Return (C, 1, kd, k, k) as dense (taps, C)."""
     return weight.detach().flatten(1).t().contiguous()
 
 
@@ -126,20 +129,25 @@ def check(x: Tensor, weight: Tensor, bias: Tensor | None, stride: int) -> None:
     """Raise DataError unless these can be convolved."""
     if x.ndim not in (4, 5) or weight.ndim != x.ndim or weight.shape[:2] != (x.shape[1], 1):
         raise DataError(
-            f"a depthwise convolution of {tuple(x.shape)} with weights {tuple(weight.shape)}: expected x (N, C, D, H, W) with weights "
-            "(C, 1, k, k, k), or (N, C, H, W) with (C, 1, k, k). Check the order of the axes.",
+            f"a depthwise convolution of {tuple(x.shape)} with weights {tuple(weight.shape)}: expected x "
+            "(N, C, D, H, W) with weights (C, 1, k, k, k), or (N, C, H, W) with (C, 1, k, k). "
+            "Check the order of the axes.",
             code="depthwise_shape",
         )
     size = weight.shape[-1]
     if size % 2 == 0 or any(length != size for length in weight.shape[2:]):
         raise DataError(
-            f"a depthwise kernel of size {tuple(weight.shape[2:])}: expected the same odd number along every axis. Use 3, 5 or 7.",
+            f"a depthwise kernel of size {tuple(weight.shape[2:])}: expected the same odd number along every axis. "
+            "Use 3, 5 or 7.",
             code="depthwise_kernel",
         )
     if bias is not None and bias.shape != (x.shape[1],):
         raise DataError(
-            f"a depthwise bias of shape {tuple(bias.shape)}: expected ({x.shape[1]},), one number for each channel. Check the weights.",
+            f"a depthwise bias of shape {tuple(bias.shape)}: expected ({x.shape[1]},), one number for each "
+            "channel. Check the weights.",
             code="depthwise_bias",
         )
     if stride not in (1, 2):
-        raise DataError(f"a depthwise convolution with stride {stride}: expected 1 or 2. Use one of them.", code="depthwise_stride")
+        raise DataError(
+            f"a depthwise convolution with stride {stride}: expected 1 or 2. Use one of them.", code="depthwise_stride"
+        )

@@ -1,15 +1,14 @@
 """The compiled CPU kernels: find the library, share PyTorch's threads, and call it on tensors.
 
-The library (`_cpu.c`) is optional: it is built with the package where a C compiler is at hand and loaded with ctypes, so it needs no
-Python or PyTorch headers. Without it every caller falls back to plain PyTorch.
+The library (`_cpu.c`) is optional: it is built with the package where a C compiler is at hand and loaded with ctypes,
+so it needs no Python or PyTorch headers. Without it every caller falls back to plain PyTorch.
 
-All functions here take dense channels-last memory, (N, D, H, W, C) or (N, voxels, C), float32 on the CPU, C a multiple of 16; the
-callers (depthwise.py, mednext_block.py) see to that.
+All functions here take dense channels-last memory, (N, D, H, W, C) or (N, voxels, C), float32 on the CPU, C a
+multiple of 16; the callers (depthwise.py, block.py) see to that.
 """
 
 import ctypes
 import importlib.machinery
-import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -42,7 +41,9 @@ def _openmp_entry() -> int | None:
     """Return the address of GOMP_parallel in the OpenMP runtime that PyTorch loaded, or None."""
     candidates: list[str | None] = [None]
     bundled = Path(torch.__file__).parent / "lib"
-    candidates += [str(path) for pattern in ("libgomp*.so*", "libiomp5*.so*", "libomp*.so*") for path in bundled.glob(pattern)]
+    candidates += [
+        str(path) for pattern in ("libgomp*.so*", "libiomp5*.so*", "libomp*.so*") for path in bundled.glob(pattern)
+    ]
     for name in candidates:
         try:
             # RTLD_NOLOAD: only what is loaded already; a second OpenMP runtime would be a second pool of threads
@@ -82,19 +83,39 @@ def cpu_available() -> bool:
 
 
 def limit_instruction_set(level: int) -> int:
-    """Use at most this instruction set (0 portable, 1 AVX2, 2 AVX-512) and return the one in use; -1 without the library."""
+    """Use at most this instruction set (0 portable, 1 AVX2, 2 AVX-512); return the one used, -1 for none."""
     return -1 if _library is None else int(_library.sagittal_start(_openmp_entry(), level))
 
 
 def usable(*tensors: Tensor | None) -> bool:
-    """Return whether the kernels can take these tensors: plain eager float32 on the CPU, no autocast, no compiling or exporting."""
+    """Return whether the kernels can take these: plain eager float32 on the CPU, no autocast, compiling, exporting."""
     if _library is None or torch.compiler.is_compiling() or torch.is_autocast_enabled("cpu"):
         return False
-    given = [tensor for tensor in tensors if tensor is not None]
+    if torch._C._len_torch_dispatch_stack() or torch._C._functorch.peek_interpreter_stack() is not None:
+        return False  # someone watches the operators, or transforms them: counting, tracing, fake tensors, vmap
     return all(
-        type(tensor) in (Tensor, torch.nn.Parameter) and tensor.dtype == torch.float32 and tensor.device.type == "cpu" and tensor.numel()
-        for tensor in given
-    ) and not torch._C._functorch.peek_interpreter_stack()
+        type(tensor) in (Tensor, torch.nn.Parameter)
+        and tensor.dtype == torch.float32
+        and tensor.device.type == "cpu"
+        and tensor.numel() > 0
+        for tensor in tensors
+        if tensor is not None
+    )
+
+
+def keep_freed_memory() -> bool:
+    """Let the C allocator keep big blocks that are freed, for the whole process; return whether it can (glibc).
+
+    By default every big tensor is mapped afresh and the system zeroes its pages one by one, which takes longer than
+    most kernels here; a training step asks for the same sizes again and again. The price: memory once used stays
+    with the process.
+    """
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (OSError, AttributeError):
+        return False
+    map_max, trim_threshold = -4, -1  # M_MMAP_MAX, M_TRIM_THRESHOLD
+    return bool(mallopt(map_max, 0)) and bool(mallopt(trim_threshold, 2**31 - 1))
 
 
 def channels_last(x: Tensor) -> Tensor:
@@ -141,7 +162,7 @@ def depthwise(
 
 
 def depthwise_weight_grad(x: Tensor, grad: Tensor, kernel: tuple[int, int], stride: int) -> tuple[Tensor, Tensor]:
-    """Return the gradients of taps (taps, C) and bias (C); x the input and grad the gradient at the output, (N, D, H, W, C)."""
+    """Return the gradients of taps (taps, C) and bias (C); x the input, grad at the output, both (N, D, H, W, C)."""
     channels, taps = x.shape[4], kernel[0] * kernel[1] ** 2
     shape = _longs((x.shape[0], channels, *x.shape[1:4], *grad.shape[1:4], *kernel))
     partial = x.new_zeros(_call().sagittal_depthwise_weight_space(shape))
@@ -158,7 +179,15 @@ def moments(h: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     mean, scale = h.new_empty((samples, channels)), h.new_empty((samples, channels))
     partial = h.new_empty(_call().sagittal_moments_space(samples, voxels, channels))
     _call().sagittal_moments(
-        h.data_ptr(), partial.data_ptr(), mean.data_ptr(), scale.data_ptr(), samples, voxels, channels, eps, torch.get_num_threads()
+        h.data_ptr(),
+        partial.data_ptr(),
+        mean.data_ptr(),
+        scale.data_ptr(),
+        samples,
+        voxels,
+        channels,
+        eps,
+        torch.get_num_threads(),
     )
     return mean, scale
 
@@ -170,9 +199,7 @@ def _tail_space(shape: ctypes.Array[ctypes.c_int64]) -> list[int]:
 
 
 def tail_forward(inputs: Sequence[Tensor | None]) -> Tensor:
-    """Return (N, voxels, O); inputs as `sagittal_tail_forward` in _cpu.c lists them: h, mean, scale, expand_t, its bias, contract_t,
-    its bias, residual or None.
-    """
+    """Return (N, voxels, O); inputs: h, mean, scale, expand_t (C, R), its bias, contract_t (R, O), bias, residual."""
     h, expand_t, contract_t = inputs[0], inputs[3], inputs[5]
     assert h is not None and expand_t is not None and contract_t is not None
     samples, voxels, channels = h.shape
@@ -184,8 +211,10 @@ def tail_forward(inputs: Sequence[Tensor | None]) -> Tensor:
 
 
 def tail_backward(inputs: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
-    """Return the gradient at the affine norm's output (N, voxels, C) and each sample's sums: normed x hidden gradient (N, C, R), hidden
-    x output gradient (N, R, O), hidden gradient (N, R), output gradient (N, O); inputs as `sagittal_tail_backward` lists them.
+    """Return the gradient at the affine norm's output (N, voxels, C), and each sample's sums over its voxels.
+
+    The sums: normed x hidden gradient (N, C, R), hidden x output gradient (N, R, O), hidden gradient (N, R), output
+    gradient (N, O). Inputs: h, mean, scale, expand_t (C, R), its bias, expand (R, C), contract (O, R), grad_y.
     """
     h, contract = inputs[0], inputs[6]
     (samples, voxels, channels), (outputs, hidden) = h.shape, contract.shape
@@ -197,7 +226,8 @@ def tail_backward(inputs: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
     _call().sagittal_tail_backward(
         _pointers(inputs), grad_a.data_ptr(), totals.data_ptr(), partial.data_ptr(), scratch.data_ptr(), shape, threads
     )
-    expand, contract_sum, hidden_sum, output_sum = totals.split((channels * hidden, hidden * outputs, hidden, outputs), dim=1)
+    sizes = [channels * hidden, hidden * outputs, hidden, outputs]
+    expand, contract_sum, hidden_sum, output_sum = torch.split(totals, sizes, dim=1)
     return grad_a, [
         expand.view(samples, channels, hidden),
         contract_sum.view(samples, hidden, outputs),
@@ -207,7 +237,7 @@ def tail_backward(inputs: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
 
 
 def norm_backward_(grad: Tensor, h: Tensor, coefficients: Sequence[Tensor]) -> Tensor:
-    """Set grad = scale_a * grad + scale_h * (h - mean) + shift in place; coefficients mean, scale_a, scale_h, shift, (N, C) each."""
+    """Set grad = scale_a * grad + scale_h * (h - mean) + shift; coefficients mean, scale_a, scale_h, shift, (N, C)."""
     samples, voxels, channels = h.shape
     _call().sagittal_norm_backward(
         grad.data_ptr(), h.data_ptr(), _pointers(coefficients), samples, voxels, channels, torch.get_num_threads()
@@ -220,8 +250,3 @@ def gelu_(u: Tensor, grad: Tensor | None = None) -> Tensor:
     assert u.numel() % LANES == 0
     _call().sagittal_gelu(u.data_ptr(), _pointer(grad), u.numel(), torch.get_num_threads())
     return u
-
-
-def half(size: int) -> int:
-    """Return the output size of a convolution of stride 2 with padding k // 2."""
-    return math.ceil(size / 2)
