@@ -27,6 +27,7 @@ WORK = Workload(
     stored_voxels=512 * 512 * 100,
     cropped_voxels=400 * 300 * 90,
     prepared_voxels=300 * 250 * 200,
+    is_padded=False,
     window_voxels=96**3,
     windows=40,
     label_bytes=1,
@@ -52,6 +53,16 @@ def test_a_held_scan_and_a_gpu_count() -> None:
     assert held["making the label map"] - plain["making the label map"] == scan
     beside = phase_bytes(replace(WORK, on_device=True), NETWORK, choice)
     assert plain["predicting"] - beside["predicting"] > 1.25 * 320 * (1 << 20)
+
+
+def test_cutting_off_the_padding_takes_the_logits_twice() -> None:
+    choice = Choice(1, MIN_SLAB_BYTES)
+    small = NetworkMemory(0, 0)
+    one_voxel = replace(WORK, window_voxels=1)
+    plain, padded = (
+        phase_bytes(replace(one_voxel, is_padded=pads), small, choice)["predicting"] for pads in (False, True)
+    )
+    assert padded - plain == pytest.approx(WORK.prepared_voxels * 5 * 4, abs=100)
 
 
 def test_a_thick_plane_counts_more_than_the_slab() -> None:

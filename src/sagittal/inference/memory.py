@@ -41,6 +41,8 @@ class Workload:
     """After the crop, before resampling."""
     prepared_voxels: int
     """On the network's grid, padded to the window where it is smaller."""
+    is_padded: bool
+    """Whether the padding has to be cut off the logits, which takes them twice for a moment."""
     window_voxels: int
     windows: int
     label_bytes: int
@@ -73,10 +75,11 @@ def phase_bytes(work: Workload, network: NetworkMemory, choice: Choice) -> dict[
     preparing = PROCESS_BYTES + stored + 2 * cropped + prepared + one_channel
     window = work.window_voxels * (2 * work.channels + 3 * work.outputs) * _FLOAT_BYTES
     calls = int(NETWORK_MARGIN * (network.fixed_bytes + choice.window_batch * network.per_window_bytes))
-    predicting = held + 2 * prepared + logits + (0 if work.on_device else calls + choice.window_batch * window)
+    working = 0 if work.on_device else calls + choice.window_batch * window
+    predicting = held + 2 * prepared + logits + max(working, logits if work.is_padded else 0)
     labels = (work.cropped_voxels + 2 * work.stored_voxels) * work.label_bytes
     slab = max(choice.slab_bytes, work.plane_bytes)
-    restoring = held + 2 * logits + prepared + labels + slab
+    restoring = held + logits + prepared + labels + slab
     return {"preparing the scan": preparing, "predicting": predicting, "making the label map": restoring}
 
 

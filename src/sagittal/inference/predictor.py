@@ -141,6 +141,7 @@ class Predictor:
             stored_voxels=math.prod(frame.stored_shape),
             cropped_voxels=math.prod(frame.cropped_shape),
             prepared_voxels=math.prod(padded),
+            is_padded=tuple(padded) != frame.prepared_shape,
             window_voxels=window,
             windows=tiling.num_windows,
             label_bytes=self._labels.values_of_classes().itemsize,
