@@ -10,8 +10,7 @@ from typing import Any
 import numpy as np
 
 from sagittal.data.dataset import Dataset, read_dataset
-from sagittal.plan import DatasetSpec, Fingerprint, Label
-from sagittal.plan.fingerprint import ChannelIntensities
+from sagittal.plan import DatasetSpec, Label
 from sagittal.volumes import Volume
 
 AXES_RAS = np.array([[0, 0, 1], [0, 1, 0], [1, 0, 0]], dtype=float)
@@ -70,35 +69,13 @@ def write_dataset(
     return read_dataset(folder)
 
 
-def spec_of(
-    *names: str, channels: tuple[str, ...] = ("MR",), ignore: int | None = None, values: tuple[int, ...] | None = None
-) -> DatasetSpec:
+def spec_of(*names: str, ignore: int | None = None, values: tuple[int, ...] | None = None) -> DatasetSpec:
     """A data set of classes with these names."""
     values = values or tuple(range(1, len(names) + 1))
     return DatasetSpec(
         name="small",
-        channel_names=channels,
+        channel_names=("MR",),
         labels=tuple(Label(name=name, values=(value,)) for name, value in zip(names, values, strict=True)),
         ignore_value=ignore,
         file_ending=".nii.gz",
-    )
-
-
-def fingerprint_of(
-    shapes: tuple[tuple[int, int, int], ...],
-    spacings: tuple[tuple[float, float, float], ...] | None = None,
-    *,
-    channels: int = 1,
-    crop_share: float = 1.0,
-) -> Fingerprint:
-    """A fingerprint with these shapes and spacings."""
-    intensities = ChannelIntensities(
-        mean=100.0, median=98.0, std=20.0, min=-50.0, max=300.0, percentile_00_5=-20.0, percentile_99_5=250.0
-    )
-    return Fingerprint(
-        content_sha256="0" * 64,
-        shapes_vox=shapes,
-        spacings_mm=spacings or ((1.0, 1.0, 1.0),) * len(shapes),
-        intensities=(intensities,) * channels,
-        median_relative_size_after_crop=crop_share,
     )

@@ -61,7 +61,7 @@ def test_shapes_are_cropped_and_in_ras_order(tmp_path):
 
 def test_intensities_are_of_the_foreground_of_each_channel(tmp_path):
     image, labels = ball_case((10, 12, 14), 0, channels=2)
-    image[1] *= -2
+    image[1] = -2 * image[0]
     dataset = write_dataset(tmp_path / "data", {"a": (image, labels)}, channel_names=("T1", "T2"))
     found = extract_fingerprint(dataset, workers=1)
     first, second = found.intensities

@@ -1,0 +1,108 @@
+from __future__ import annotations
+
+import pytest
+from example_plan import PLAN
+
+from sagittal.errors import PlanError
+from sagittal.plan import Plan
+from sagittal.plan.overrides import deep_supervision_weights, override, parse_settings
+
+
+def test_settings_are_parsed_as_json_lists_or_text():
+    texts = ["patch.size=96,96,96", "training.seed = 3", "a=1e-3", "b=true", "c=[1, 2]", "d=bf16", "e=x=y", "f=0.5,2"]
+    assert parse_settings(texts) == {
+        "patch.size": [96, 96, 96],
+        "training.seed": 3,
+        "a": 1e-3,
+        "b": True,
+        "c": [1, 2],
+        "d": "bf16",
+        "e": "x=y",
+        "f": [0.5, 2],
+    }
+
+
+@pytest.mark.parametrize("text", ["patch.size", "=3", "patch.size=", " = "])
+def test_a_setting_needs_both_sides(text):
+    with pytest.raises(PlanError, match="expected FIELD=VALUE") as caught:
+        parse_settings([text])
+    assert caught.value.code == "bad_setting"
+
+
+def test_a_field_is_set_once():
+    with pytest.raises(PlanError, match=r"patch\.size: given twice"):
+        parse_settings(["patch.size=1,2,3", "patch.size=3,2,1"])
+
+
+def test_values_change_and_their_origin_is_recorded():
+    settings = parse_settings(
+        [
+            "patch.size=96,80,64",
+            "network.kernel_size=7",
+            "training.optimizer.learning_rate=1",
+            "training.precision=bf16",
+        ]
+    )
+    changed = override(PLAN, settings, origin="--set")
+    assert changed.patch.size == (96, 80, 64)
+    assert changed.network.kernel_size == 7
+    assert changed.training.optimizer.learning_rate == 1.0
+    assert changed.training.precision == "bf16"
+    assert {name: changed.reasons[name] for name in settings} == dict.fromkeys(settings, "--set")
+    assert changed.reasons["schedule.steps"] == PLAN.reasons["schedule.steps"]
+    assert PLAN.patch.size == (48, 64, 80)
+    assert Plan.from_json(changed.to_json()) == changed
+
+
+def test_no_settings_no_change():
+    assert override(PLAN, {}, origin="--set") is PLAN
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("patch.sise", "patch has no field 'sise'. Did you mean 'size'"),
+        ("pach.size", "a plan has no field 'pach'. Did you mean 'patch'"),
+        ("training.optimizer.lr", "training.optimizer has no field 'lr'. Known: .*learning_rate"),
+        ("patch.size.d", "patch.size has no field 'd'"),
+        ("training.optimizer", "is a group of fields; set one of .*learning_rate"),
+        ("reasons.patch", "a plan has no field 'reasons'"),
+        ("schema_version", "a plan has no field 'schema_version'"),
+    ],
+)
+def test_an_unknown_field_gets_a_suggestion(name, message):
+    with pytest.raises(PlanError, match=message) as caught:
+        override(PLAN, {name: 1}, origin="--set")
+    assert caught.value.code == "unknown_field"
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("patch.size", [96, 96], "^patch.size: not valid. patch.size.2: Field required"),
+        ("patch.size", [96, 96, 0], "greater than or equal to 1"),
+        ("training.batch_size", "two", "training.batch_size: .*given 'two'"),
+        ("training.batch_size", 2.5, "training.batch_size"),
+        ("training.optimizer.learning_rate", True, "training.optimizer.adamw.learning_rate"),
+        ("network.channels", 0, "at least 1"),
+    ],
+)
+def test_a_value_that_does_not_fit_is_refused(name, value, message):
+    with pytest.raises(PlanError, match=message):
+        override(PLAN, {name: value}, origin="--set")
+
+
+def test_switching_deep_supervision_refits_the_loss():
+    off = override(PLAN, {"network.deep_supervision": False}, origin="--set")
+    assert off.training.loss.deep_supervision_weights == (1.0,)
+    on = override(off, {"network.deep_supervision": True}, origin="--set")
+    assert on.training.loss.deep_supervision_weights == deep_supervision_weights(5)
+    weights = [0.6, 0.1, 0.1, 0.1, 0.1]
+    chosen = {"network.deep_supervision": True, "training.loss.deep_supervision_weights": weights}
+    assert override(off, chosen, origin="--set").training.loss.deep_supervision_weights == tuple(weights)
+
+
+def test_deep_supervision_weights_are_mednexts():
+    assert deep_supervision_weights(1) == (1.0,)
+    assert deep_supervision_weights(5) == pytest.approx((0.5161, 0.2581, 0.1290, 0.0645, 0.0323), abs=5e-5)
+    assert sum(deep_supervision_weights(5)) == pytest.approx(1.0)

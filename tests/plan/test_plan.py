@@ -1,0 +1,124 @@
+from __future__ import annotations
+
+import json
+
+import pytest
+from example_plan import CLASSES, PLAN, REGIONS
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+from sagittal.errors import PlanError
+from sagittal.plan import NETWORKS, Plan, SegFormer3DConfig
+from sagittal.plan.plan import (
+    SGD,
+    AdamW,
+    Augmentation,
+    Inference,
+    Loss,
+    NoNormalization,
+    Patch,
+    RescaleToUnit,
+    Schedule,
+    as_triple,
+    as_triple_mm,
+)
+
+VARIANTS = [
+    PLAN,
+    PLAN.replace(network=SegFormer3DConfig(), training=PLAN.training.replace(loss=Loss())),
+    PLAN.replace(
+        dataset=REGIONS,
+        preprocessing=PLAN.preprocessing.replace(normalization=(RescaleToUnit(),), orientation="stored"),
+    ),
+    PLAN.replace(training=PLAN.training.replace(optimizer=SGD(learning_rate=0.01, weight_decay=0.0))),
+    PLAN.replace(preprocessing=PLAN.preprocessing.replace(normalization=(NoNormalization(),) * 2)),
+]
+
+
+@pytest.mark.parametrize("plan", VARIANTS)
+def test_the_json_round_trip_is_exact(plan):
+    text = plan.to_json()
+    again = Plan.from_json(text)
+    assert again == plan
+    assert again.to_json() == text
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_every_network_survives_the_round_trip(name):
+    network = NETWORKS[name]
+    loss = PLAN.training.loss if network.kind == "mednext" else Loss()
+    plan = PLAN.replace(network=network, network_name=name, training=PLAN.training.replace(loss=loss))
+    assert Plan.from_json(plan.to_json()) == plan
+
+
+positive = st.floats(1e-300, 1e300)
+
+
+@settings(max_examples=25, deadline=None, derandomize=True)
+@given(spacing=st.tuples(positive, positive, positive), rate=positive, seed=st.integers(-(2**63), 2**64))
+def test_any_number_survives_the_round_trip(spacing, rate, seed):
+    plan = PLAN.replace(
+        preprocessing=PLAN.preprocessing.replace(spacing_mm=spacing),
+        training=PLAN.training.replace(seed=seed, optimizer=AdamW(learning_rate=rate, weight_decay=rate)),
+    )
+    assert Plan.from_json(plan.to_json()) == plan
+
+
+def test_defaults_are_written_out():
+    tree = json.loads(PLAN.to_json())
+    assert tree["schema_version"] == 1
+    assert tree["training"]["foreground_oversampling"] == 0.33
+    assert tree["preprocessing"]["orientation"] == "RAS"
+
+
+def test_a_plan_of_another_version_or_with_unknown_fields_is_refused():
+    tree = json.loads(PLAN.to_json())
+    for changes, message in (
+        ({"schema_version": 2}, "schema_version: Input should be 1"),
+        ({"patch_size": 3}, "patch_size: Extra inputs"),
+    ):
+        with pytest.raises(PlanError, match=message):
+            Plan.from_json(json.dumps({**tree, **changes}), source="plan.json")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda: PLAN.replace(dataset=CLASSES.replace(channel_names=("CT",))), "1 channels but 2 normalisations"),
+        (lambda: PLAN.replace(network=SegFormer3DConfig()), "has 5 values; this network has 1 output"),
+        (
+            lambda: PLAN.replace(network=NETWORKS["mednext-s"].replace(deep_supervision=False)),
+            "has 5 values; this network has 1 output",
+        ),
+        (lambda: PLAN.replace(training=PLAN.training.replace(loss=Loss())), "has 1 values; this network has 5 outputs"),
+        (lambda: Patch(size=(0, 8, 8)), "greater than or equal to 1"),
+        (lambda: PLAN.preprocessing.replace(spacing_mm=(1.0, 0.0, 1.0)), "greater than 0"),
+        (lambda: PLAN.preprocessing.replace(orientation="LPS"), "'RAS' or 'stored'"),
+        (lambda: PLAN.training.replace(batch_size=0), "greater than or equal to 1"),
+        (lambda: PLAN.training.replace(foreground_oversampling=1.1), "less than or equal to 1"),
+        (lambda: PLAN.training.replace(ema_decay=1.0), "less than 1"),
+        (lambda: PLAN.training.replace(folds=1), "greater than or equal to 2"),
+        (lambda: PLAN.training.replace(precision="fp8"), "'fp32' or 'bf16'"),
+        (lambda: AdamW(learning_rate=0.0, weight_decay=0.0), "greater than 0"),
+        (lambda: AdamW(learning_rate=1.0, weight_decay=-1.0), "greater than or equal to 0"),
+        (lambda: Augmentation(rotation_degrees=181.0), "less than or equal to 180"),
+        (lambda: Augmentation(mirror_axes=(3,)), "Input should be 0, 1 or 2"),
+        (lambda: Inference(overlap=1.0), "less than 1"),
+        (lambda: Schedule(steps=20, warmup_fraction=1.0), "less than 1"),
+    ],
+)
+def test_every_validation_fires(change, message):
+    with pytest.raises(ValidationError, match=message):
+        change()
+
+
+def test_the_warm_up_is_a_share_of_the_steps():
+    assert [Schedule(steps=steps, warmup_fraction=0.02).warmup_steps for steps in (10, 100, 250_000)] == [0, 2, 5_000]
+
+
+def test_triples_are_typed():
+    assert as_triple([1, 2, 3]) == (1, 2, 3)
+    assert as_triple_mm([1, 2, 3]) == (1.0, 2.0, 3.0)
+    with pytest.raises(ValueError, match="unpack"):
+        as_triple([1, 2])

@@ -1,0 +1,70 @@
+from __future__ import annotations
+
+from math import prod
+
+import pytest
+import torch
+
+from sagittal.errors import ResourceError
+from sagittal.networks.build import build_network
+from sagittal.networks.cost import parameters, step_memory_bytes
+from sagittal.plan import MedNeXtConfig
+from sagittal.planning.memory import largest_that_fits, training_step
+
+SIZES = tuple((16 * n, 16, 32) for n in range(40, 0, -1))
+TINY = MedNeXtConfig(channels=4, block_counts=(1,) * 9)
+
+
+class Meter:
+    """Counts how often a step is measured."""
+
+    def __init__(self, memory):
+        self.memory = memory
+        self.measured: list[tuple[int, int, int]] = []
+
+    def __call__(self, size):
+        self.measured.append(size)
+        return self.memory(prod(size))
+
+
+@pytest.mark.parametrize("limit", [1e6, 3.3e6, 5e6, 9e6, 1.6e7])
+@pytest.mark.parametrize("memory", [lambda v: 1e5 + 50 * v, lambda v: 1e5 + 20 * v + 1e-4 * v**2, lambda v: 90 * v])
+def test_the_largest_size_that_fits_is_found_in_few_measurements(memory, limit):
+    meter = Meter(memory)
+    size, used = largest_that_fits(SIZES, meter, limit)
+    assert used == memory(prod(size)) <= limit
+    assert len(meter.measured) == len(set(meter.measured)) <= 7
+    larger = SIZES[: SIZES.index(size)]
+    # The line between two measurements never misjudges a larger size by more than one of these steps.
+    assert not larger or len(larger) == 1 or memory(prod(larger[-2])) > limit
+
+
+def test_one_measurement_where_all_fits():
+    meter = Meter(lambda voxels: voxels)
+    assert largest_that_fits(SIZES, meter, 10**9) == (SIZES[0], prod(SIZES[0]))
+    assert meter.measured == [SIZES[0]]
+
+
+@pytest.mark.parametrize("sizes", [SIZES, SIZES[:1]])
+def test_too_little_memory_is_refused_with_the_numbers(sizes):
+    smallest = "x".join(map(str, sizes[-1]))
+    with pytest.raises(ResourceError, match=rf"two patches of {smallest} voxels needs 3\.00 GiB; 1\.00 GiB") as caught:
+        largest_that_fits(sizes, lambda size: 3 * 2**30, 2**30)
+    assert caught.value.code == "memory"
+
+
+def test_a_step_counts_network_loss_and_optimiser():
+    step = training_step(TINY, 2, 3)
+    network = build_network(TINY, 2, 3)
+    expected = step_memory_bytes(network, (2, 2, 16, 32, 16), training=True)
+    expected += 2 * 4 * parameters(network) + 3 * 4 * 2 * 3 * 16 * 32 * 16
+    assert step.memory_bytes((16, 32, 16), 2) == expected
+    assert step.fixed_bytes == 16 * parameters(network)
+    assert step.fixed_bytes < step.memory_bytes((16, 32, 16), 2)
+
+
+def test_planning_draws_no_random_number_and_allocates_no_weight():
+    before = torch.random.get_rng_state()
+    step = training_step(MedNeXtConfig(channels=512), 1, 2)
+    assert torch.equal(torch.random.get_rng_state(), before)
+    assert {parameter.device.type for parameter in step.network.parameters()} == {"meta"}

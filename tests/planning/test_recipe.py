@@ -1,0 +1,63 @@
+from __future__ import annotations
+
+import pytest
+from fingerprints import spec_of
+
+from sagittal.plan import MedNeXtConfig, network_config
+from sagittal.plan.plan import AdamW
+from sagittal.planning import recipe
+
+MEDNEXT = network_config("mednext-b")
+SEGFORMER = network_config("segformer3d")
+
+
+def test_mednexts_recipe():
+    assert recipe.optimizer(MEDNEXT)[0] == AdamW(learning_rate=1e-3, weight_decay=3e-5, eps=1e-8)
+    schedule, _ = recipe.schedule(MEDNEXT)
+    assert (schedule.steps, schedule.warmup_steps, schedule.power) == (250_000, 0, 0.9)
+    weights = recipe.loss(MEDNEXT)[0].deep_supervision_weights
+    assert weights == pytest.approx((0.5161, 0.2581, 0.1290, 0.0645, 0.0323), abs=5e-5)
+
+
+def test_segformer3ds_recipe():
+    optimizer, _ = recipe.optimizer(SEGFORMER)
+    assert (optimizer.learning_rate, optimizer.weight_decay) == (4e-4, 0.01)
+    schedule, _ = recipe.schedule(SEGFORMER)
+    assert (schedule.steps, schedule.warmup_steps) == (250_000, 5_000)
+    assert schedule.warmup_start_factor * optimizer.learning_rate == pytest.approx(4e-6)
+    assert recipe.loss(SEGFORMER)[0].deep_supervision_weights == (1.0,)
+
+
+def test_without_deep_supervision_there_is_one_weight():
+    assert recipe.loss(MedNeXtConfig(deep_supervision=False))[0].deep_supervision_weights == (1.0,)
+
+
+@pytest.mark.parametrize(
+    ("names", "pair"),
+    [
+        (("left_kidney", "right_kidney"), ("left_kidney", "right_kidney")),
+        (("liver", "kidney right", "Kidney Left"), ("Kidney Left", "kidney right")),
+        (("LeftLung", "RightLung"), ("LeftLung", "RightLung")),
+        (("hippocampus_L", "hippocampus_R"), ("hippocampus_L", "hippocampus_R")),
+        (("lung_upper_lobe_left", "lung_lower_lobe_right"), None),
+        (("left_atrium", "aorta"), None),
+        (("left_1", "right_2"), None),
+        (("Anterior", "Posterior"), None),
+    ],
+)
+def test_labels_that_differ_by_side_only_are_found(names, pair):
+    assert recipe.left_right_pair(names) == pair
+
+
+def test_left_and_right_are_not_mirrored_where_labels_tell_them_apart():
+    augmentation, reasons = recipe.augmentation(spec_of("left_kidney", "right_kidney"), (48, 64, 48))
+    assert augmentation.mirror_axes == (0, 1)
+    assert "'left_kidney' and 'right_kidney'" in reasons["mirror_axes"]
+    assert recipe.augmentation(spec_of("kidney"), (48, 64, 48))[0].mirror_axes == (0, 1, 2)
+
+
+@pytest.mark.parametrize(("patch", "degrees"), [((48, 64, 48), 30.0), ((32, 96, 96), 30.0), ((16, 64, 64), 180.0)])
+def test_a_flat_patch_is_turned_in_its_plane_by_any_angle(patch, degrees):
+    value, reason = recipe.rotation_degrees(patch)
+    assert value == degrees
+    assert ("plane" in reason) == (degrees == 180.0)
