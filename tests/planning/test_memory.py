@@ -24,15 +24,15 @@ class Meter:
 
     def __call__(self, size):
         self.measured.append(size)
-        return self.memory(prod(size))
+        return int(self.memory(prod(size)))
 
 
-@pytest.mark.parametrize("limit", [1e6, 3.3e6, 5e6, 9e6, 1.6e7])
+@pytest.mark.parametrize("limit", [1_000_000, 3_300_000, 5_000_000, 9_000_000, 16_000_000])
 @pytest.mark.parametrize("memory", [lambda v: 1e5 + 50 * v, lambda v: 1e5 + 20 * v + 1e-4 * v**2, lambda v: 90 * v])
 def test_the_largest_size_that_fits_is_found_in_few_measurements(memory, limit):
     meter = Meter(memory)
     size, used = largest_that_fits(SIZES, meter, limit)
-    assert used == memory(prod(size)) <= limit
+    assert used == int(memory(prod(size))) <= limit
     assert len(meter.measured) == len(set(meter.measured)) <= 7
     larger = SIZES[: SIZES.index(size)]
     # The line between two measurements never misjudges a larger size by more than one of these steps.

@@ -1,27 +1,29 @@
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from itertools import pairwise
 from math import prod
 
 import pytest
+from torch import nn
 
 from sagittal.errors import ResourceError
 from sagittal.plan import network_config
-from sagittal.planning.memory import GIB
+from sagittal.planning.memory import GIB, TrainingStep
 from sagittal.planning.patch import PatchRule, fit_batch, fit_patch, patch_rule, patch_sizes
 
 SIXTEEN = PatchRule(multiple=16)
 FOUR = PatchRule(multiple=4, largest_batch=4)
 
 
-@dataclass
-class LinearStep:
+class LinearStep(TrainingStep):
     """A step whose memory is known: so many bytes for each voxel, and some whatever the size."""
 
-    bytes_per_voxel: int
-    fixed_bytes: int = 1 << 20
-    measured: list[tuple[tuple[int, int, int], int]] = field(default_factory=list)
+    fixed_bytes = 1 << 20
+
+    def __init__(self, bytes_per_voxel: int) -> None:
+        super().__init__(nn.Identity(), 1, 2)
+        object.__setattr__(self, "bytes_per_voxel", bytes_per_voxel)
+        object.__setattr__(self, "measured", [])
 
     def memory_bytes(self, patch_size, batch_size):
         self.measured.append((patch_size, batch_size))
@@ -69,7 +71,7 @@ def test_a_patch_shrinks_until_a_step_of_two_fits():
     size, reason = fit_patch(step, (1.0, 1.0, 1.0), (150, 170, 140), SIXTEEN, 8.0)
     sizes = patch_sizes((1.0, 1.0, 1.0), (150, 170, 140), SIXTEEN)
     assert step.memory_bytes(size, 2) <= 8 * GIB < step.memory_bytes(sizes[sizes.index(size) - 1], 2)
-    assert reason.startswith("shrunk from 160x176x144 in ")
+    assert reason.startswith("shrunk from 160x176x144, 16 voxels at a time, to fit the memory (a step of 2 was ")
     assert len(step.measured) <= 6
 
 

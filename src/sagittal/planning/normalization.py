@@ -48,7 +48,7 @@ def _of_channel(name: str, intensities: ChannelIntensities, *, nonzero_only: boo
                 std=max(intensities.std, _STD_FLOOR),
             )
             why = (
-                f"CT, clipped to percentiles 0.5 and 99.5 of the foreground, {scheme.lower:.4g} to {scheme.upper:.4g}, "
+                f"clipped to percentiles 0.5 and 99.5 of the foreground, {scheme.lower:.4g} to {scheme.upper:.4g}, "
                 f"then its mean {scheme.mean:.4g} and standard deviation {scheme.std:.4g}"
             )
             return scheme, why

@@ -80,8 +80,8 @@ def fit_patch(
         return chosen, reason
     start = "x".join(map(str, sizes[0]))
     reason = (
-        f"shrunk from {start} in {sizes.index(chosen)} steps of {rule.multiple} voxels to fit the memory ({memory}); "
-        f"the median case has {covers} voxels"
+        f"shrunk from {start}, {rule.multiple} voxels at a time, to fit the memory ({memory}); the median case has "
+        f"{covers} voxels"
     )
     return chosen, reason
 

@@ -1,0 +1,59 @@
+from __future__ import annotations
+
+import pytest
+from fingerprints import fingerprint_of, spec_of
+
+from sagittal.errors import PlanError
+from sagittal.plan import Plan
+from sagittal.planning import make_plan
+from sagittal.planning.budget import ENOUGH_STEPS, Timing, final_validation_cases, fit_batch, fit_schedule
+
+
+@pytest.fixture(scope="module")
+def plan() -> Plan:
+    plan = make_plan(fingerprint_of(*[(20, 24, 18)] * 9), spec_of("lobe"), "segformer3d")
+    return plan.replace(training=plan.training.replace(batch_size=8))
+
+
+def test_the_schedule_fills_the_time_and_leaves_room_to_validate(plan):
+    timing = Timing(left_s=1000.0, step_s=0.5, case_s=2.0, validation_cases=30)
+    fitted = fit_schedule(plan, timing, budget_s=1200.0)
+    schedule = fitted.schedule
+    rounds = schedule.validations - 1
+    validation_s = (rounds * schedule.validation_cases + final_validation_cases(timing)) * timing.case_s
+    assert 0.9 * timing.left_s < schedule.steps * timing.step_s + validation_s < timing.left_s
+    assert rounds >= 1
+    assert schedule.warmup_steps < schedule.steps
+    assert schedule.steps_per_epoch <= schedule.steps // 10
+    assert (
+        "--budget 1200 s" in fitted.reasons["schedule.steps"]
+        and "0.500 s (measured)" in fitted.reasons["schedule.steps"]
+    )
+    assert fitted.replace(schedule=plan.schedule, reasons=plan.reasons) == plan
+
+
+def test_without_held_out_cases_nothing_is_validated(plan):
+    timing = Timing(left_s=1000.0, step_s=0.5, case_s=2.0, validation_cases=0)
+    assert fit_schedule(plan, timing, budget_s=1000.0).schedule.validations == 0
+    assert final_validation_cases(timing) == 0
+
+
+def test_at_least_one_held_out_case_is_validated_at_the_end():
+    timing = Timing(left_s=100.0, step_s=0.5, case_s=50.0, validation_cases=30)
+    assert final_validation_cases(timing) == 1
+    assert final_validation_cases(timing.replace(left_s=1e6)) == 30
+
+
+def test_a_budget_without_ten_steps_is_refused(plan):
+    timing = Timing(left_s=9.0, step_s=1.0, case_s=0.1, validation_cases=0)
+    with pytest.raises(PlanError, match=r"leaves 9 s for training, 8 steps of 1\.00 s") as caught:
+        fit_schedule(plan, timing, budget_s=60.0)
+    assert caught.value.code == "budget_too_small"
+
+
+@pytest.mark.parametrize(("left_s", "batch"), [(8.0 * ENOUGH_STEPS, 8), (5.0 * ENOUGH_STEPS, 4), (1.0, 2)])
+def test_the_batch_is_halved_until_enough_steps_fit(plan, left_s, batch):
+    fitted = fit_batch(plan, step_s=8.0, left_s=left_s, budget_s=left_s)
+    assert fitted.training.batch_size == batch
+    assert (fitted is plan) == (batch == 8)
+    assert ("--budget" in fitted.reasons["training.batch_size"]) == (batch < 8)
