@@ -104,11 +104,19 @@ def test_what_is_missing_is_left_to_the_doctor(tmp_path):
 
 def test_files_that_belong_to_no_case_are_kept_apart(tmp_path):
     folder = a_dataset(tmp_path / "d")
-    for name in ("imagesTr/a_0002.nii.gz", "imagesTr/notes.txt", "labelsTr/c.nii.gz", "imagesTr/.hidden"):
+    for name in ("imagesTr/a_0002.nii.gz", "imagesTr/notes.txt", "labelsTr/c.txt", "imagesTr/.hidden"):
         (folder / name).write_bytes(b"")
     dataset = read_dataset(folder)
     assert [case.id for case in dataset.cases] == ["a", "b"]
-    assert [path.name for path in dataset.unused] == ["a_0002.nii.gz", "notes.txt", "c.nii.gz"]
+    assert [path.name for path in dataset.unused] == ["a_0002.nii.gz", "notes.txt", "c.txt"]
+
+
+def test_a_label_map_without_images_is_a_case_whose_images_are_missing(tmp_path):
+    folder = a_dataset(tmp_path / "d")
+    (folder / "labelsTr/c.nii.gz").write_bytes(b"")
+    dataset = read_dataset(folder)
+    assert [case.id for case in dataset.cases] == ["a", "b", "c"]
+    assert not any(path.exists() for path in dataset.cases[2].images)
 
 
 def test_images_for_testing_are_left_alone(tmp_path):

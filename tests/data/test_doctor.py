@@ -230,7 +230,7 @@ def warn_duplicate(folder: Path) -> None:
 
 
 def warn_unused(folder: Path) -> None:
-    write(folder / "labelsTr/z.nii.gz", a_label_map())
+    (folder / "labelsTr/notes.txt").write_text("seen")
 
 
 def warn_count(folder: Path) -> None:
@@ -247,7 +247,7 @@ WARNINGS: list[tuple[Callable[[Path], None], set[str], str]] = [
     (warn_no_world, {"no_world", "orientation"}, "b: channel 0 (T1) has neither qform nor sform"),
     (warn_sheared, {"sheared"}, "b: channel 0 (T1) has a sheared affine"),
     (warn_duplicate, {"duplicate"}, "2 images have the same voxels: a channel 0, b channel 0."),
-    (warn_unused, {"unused_file"}, "z.nii.gz in labelsTr belongs to no case"),
+    (warn_unused, {"unused_file"}, "notes.txt in labelsTr belongs to no case"),
     (warn_count, {"case_count"}, "numTraining 5; 3 cases were found"),
 ]
 

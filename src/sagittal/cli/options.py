@@ -15,20 +15,23 @@ Settings = Annotated[
     Parameter(name="--set", help="A value of the plan, FIELD=VALUE, for example patch.size=96,96,96; may be repeated."),
 ]
 
-_DURATION = re.compile(r"(?:(?P<h>\d+(?:\.\d+)?)h)?(?:(?P<m>\d+(?:\.\d+)?)m(?:in)?)?(?:(?P<s>\d+(?:\.\d+)?)s?)?")
+_DURATION = re.compile(
+    r"(?:(?P<h>\d+(?:\.\d+)?)h)?(?:(?P<m>\d+(?:\.\d+)?)m(?:in)?)?(?:(?P<s>\d+(?:\.\d+)?)s?)?(?:(?P<ms>\d+)ms)?"
+)
 
 
-def parse_duration_s(text: str) -> float:
+def parse_duration_s(text: str, option: str = "--budget") -> float:
     """Return the seconds that `90s`, `15m`, `1h30m` or `900` mean.
 
     Raises:
         PlanError: another form, or no time at all.
     """
     match = _DURATION.fullmatch(text.strip().lower())
-    hours, minutes, seconds = match.group("h", "m", "s") if match else (None, None, None)
-    total = 3600 * float(hours or 0) + 60 * float(minutes or 0) + float(seconds or 0)
+    parts = match.groupdict() if match else {}
+    units = {"h": 3600.0, "m": 60.0, "s": 1.0, "ms": 0.001}
+    total = sum(unit * float(parts.get(name) or 0) for name, unit in units.items())
     if total <= 0:
-        raise PlanError(f"--budget {text}: not a time. Write for example 90s, 15m or 1h30m.", code="bad_budget")
+        raise PlanError(f"{option} {text}: not a time. Write for example 90s, 15m or 1h30m.", code="bad_duration")
     return total
 
 

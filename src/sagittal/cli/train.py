@@ -24,6 +24,7 @@ def train(
     cache: Path | None = None,
     resume: Annotated[bool, Parameter(negative="")] = False,
     memory_gib: float = 8.0,
+    checkpoint_every: str = "60s",
     settings: Settings = None,
 ) -> int:
     """Train a network and write a bundle; every step that is missing (check, plan, preprocess) is done and named.
@@ -40,6 +41,7 @@ def train(
     cache: folder for preprocessed cases, which runs may share
     resume: go on from the last checkpoint
     memory_gib: memory that a training step may use, where a plan is made here
+    checkpoint_every: time between two checkpoints
     """
     from sagittal.errors import PlanError
     from sagittal.training.run import train as train_bundle
@@ -55,7 +57,14 @@ def train(
         settings=parse_settings_option(settings),
         fold=fold,
         budget_s=None if budget is None else parse_duration_s(budget),
-        options=RunOptions(device=device, cache=cache, resume=resume, memory_gib=memory_gib, say=_say),
+        options=RunOptions(
+            device=device,
+            cache=cache,
+            resume=resume,
+            memory_gib=memory_gib,
+            checkpoint_every_s=parse_duration_s(checkpoint_every, "--checkpoint-every"),
+            say=_say,
+        ),
     )
     if result.ended in ("interrupted", "terminated"):
         again = [word for word in sys.argv[1:] if word != "--resume"]

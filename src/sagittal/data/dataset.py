@@ -51,7 +51,7 @@ class Dataset:
         spec: what dataset.json declares.
         cases: sorted by id.
         declared_cases: `numTraining`, where dataset.json says it.
-        unused: files beside the images and labels that belong to no case: an undeclared channel, a label without image.
+        unused: files beside the images and labels that belong to no case: an undeclared channel, another file ending.
     """
 
     folder: Path
@@ -275,7 +275,13 @@ def _found_cases(folder: Path, spec: DatasetSpec) -> tuple[tuple[Case, ...], tup
         endings = sorted({"".join(path.suffixes[-2:]) for path in unused})
         found = f"{len(unused)} files ending in {', '.join(endings)}" if unused else "it is empty"
         raise DataError(f"{images}: no case ({found}). Expected files like {example}. Check names and file_ending.")
-    unused += [path for path in _visible(labels) if _stem(path.name, spec.file_ending) not in names]
+    # A label map without images is a case whose images are missing: the doctor says so.
+    for path in _visible(labels):
+        stem = _stem(path.name, spec.file_ending)
+        if stem is None:
+            unused.append(path)
+        else:
+            names.add(stem)
     cases = tuple(
         Case(
             name,

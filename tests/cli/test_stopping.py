@@ -1,0 +1,82 @@
+"""Training stopped from outside, in a process of its own: kill -9, Ctrl-C, SIGTERM."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import sagittal
+from sagittal.testing.datasets import TINY_SETTINGS
+from sagittal.training.log import read_log
+
+STEPS = 12
+SETTINGS = [part for name, value in TINY_SETTINGS.items() for part in ("--set", f"{name}={json.dumps(value)}")]
+
+
+def _command(dataset: Path, out: Path, *more: str) -> list[str]:
+    settings = [*SETTINGS, "--set", f"schedule.steps={STEPS}"]
+    settings = [
+        part
+        for pair in zip(settings[::2], settings[1::2], strict=True)
+        if pair[1] != "schedule.steps=3"
+        for part in pair
+    ]
+    command = [sys.executable, "-m", "sagittal", "train", str(dataset), "--out", str(out), "--fold", "none"]
+    return [*command, "--device", "cpu", "--checkpoint-every", "1ms", *settings, *more]
+
+
+def _log(out: Path) -> Path:
+    return out.with_name(out.name + ".run") / "fold_none" / "log.jsonl"
+
+
+def _stop_after(steps: int, process: subprocess.Popen[str], out: Path, number: signal.Signals) -> None:
+    """Send a signal as soon as the log holds `steps` steps."""
+    while process.poll() is None and sum(record["kind"] == "step" for record in read_log(_log(out))) < steps:
+        time.sleep(0.005)
+    process.send_signal(number)
+
+
+def _losses(out: Path) -> list[float]:
+    return [record["loss"] for record in read_log(_log(out)) if record["kind"] == "step"]
+
+
+@pytest.mark.kill
+def test_killed_runs_resume_to_the_losses_and_weights_of_an_undisturbed_one(tiny_dataset: Path, tmp_path: Path) -> None:
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    subprocess.run(_command(tiny_dataset, whole), check=True, capture_output=True)
+    for attempt, steps in enumerate((3, 7, 9)):
+        more = ("--resume",) if attempt else ()
+        with subprocess.Popen(_command(tiny_dataset, killed, *more), stdout=subprocess.PIPE, text=True) as process:
+            _stop_after(steps, process, killed, signal.SIGKILL)
+        assert process.returncode == -signal.SIGKILL
+        assert not killed.exists()
+    subprocess.run(_command(tiny_dataset, killed, "--resume"), check=True, capture_output=True)
+    assert _losses(killed) == _losses(whole)
+    assert len(_losses(whole)) == STEPS
+    first, second = sagittal.read_bundle(whole).weights("all"), sagittal.read_bundle(killed).weights("all")
+    assert all(np.array_equal(first[name], second[name]) for name in first)
+
+
+@pytest.mark.kill
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 75)])
+def test_a_stopped_run_ends_cleanly_and_says_how_to_go_on(
+    tiny_dataset: Path, tmp_path: Path, number: signal.Signals, code: int
+) -> None:
+    out = tmp_path / "out"
+    with subprocess.Popen(
+        _command(tiny_dataset, out), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    ) as process:
+        _stop_after(2, process, out, number)
+        said = process.communicate()[0]
+    assert process.returncode == code, said
+    assert "--resume" in said.splitlines()[-1]
+    assert sagittal.read_bundle(out).metrics["folds"]["none"]["ended"] in ("interrupted", "terminated")
+    scan = tiny_dataset / "imagesTs" / "case_test_0000.nii.gz"
+    subprocess.run([sys.executable, "-m", "sagittal", "predict", out, scan, "--out", tmp_path / "labels"], check=True)
