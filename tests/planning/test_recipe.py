@@ -46,7 +46,7 @@ def test_without_deep_supervision_there_is_one_weight():
     ],
 )
 def test_labels_that_differ_by_side_only_are_found(names, pair):
-    assert recipe.left_right_pair(names) == pair
+    assert recipe.opposite_pair(names, 2) == pair
 
 
 def test_left_and_right_are_not_mirrored_where_labels_tell_them_apart():
@@ -54,6 +54,21 @@ def test_left_and_right_are_not_mirrored_where_labels_tell_them_apart():
     assert augmentation.mirror_axes == (0, 1)
     assert "'left_kidney' and 'right_kidney'" in reasons["mirror_axes"]
     assert recipe.augmentation(spec_of("kidney"), (48, 64, 48))[0].mirror_axes == (0, 1, 2)
+
+
+@pytest.mark.parametrize(
+    ("names", "axes"),
+    [
+        (("Anterior", "Posterior"), (0, 2)),
+        (("lung upper", "lung lower"), (1, 2)),
+        (("lung_upper_left", "lung_lower_left", "lung_upper_right"), (1,)),
+        (("anterior horn", "posterior"), (0, 1, 2)),
+    ],
+)
+def test_no_axis_is_mirrored_along_which_two_labels_differ_only(names, axes):
+    found, reason = recipe.mirror_axes(spec_of(*names))
+    assert found == axes
+    assert ("mirrored, one would look like the other" in reason) == (axes != (0, 1, 2))
 
 
 @pytest.mark.parametrize(("patch", "degrees"), [((48, 64, 48), 30.0), ((32, 96, 96), 30.0), ((16, 64, 64), 180.0)])

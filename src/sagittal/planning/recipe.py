@@ -15,8 +15,12 @@ from sagittal.plan.plan import AdamW, Augmentation, Loss, Schedule
 EPOCHS = 1000
 STEPS_PER_EPOCH = 250
 _ANISOTROPIC_PATCH = 3
-_LEFT_RIGHT_AXIS = 2
-_SIDES = {"left": "right", "l": "r", "lt": "rt", "lh": "rh", "sin": "dex", "sinistra": "dextra"}
+_OPPOSITES: dict[Literal[0, 1, 2], dict[str, str]] = {
+    0: {"superior": "inferior", "upper": "lower", "cranial": "caudal", "top": "bottom"},
+    1: {"anterior": "posterior", "ventral": "dorsal", "front": "back"},
+    2: {"left": "right", "l": "r", "lt": "rt", "lh": "rh", "sin": "dex", "sinistra": "dextra"},
+}
+_ALONG = {0: "up and down", 1: "front to back", 2: "left to right"}
 
 Axes = tuple[Literal[0, 1, 2], ...]
 
@@ -94,21 +98,32 @@ def augmentation(spec: DatasetSpec, patch_size: Triple) -> tuple[Augmentation, d
 
 
 def mirror_axes(spec: DatasetSpec) -> tuple[Axes, str]:
-    """Return the axes (of D, H, W in RAS order) that are mirrored, and why: not W where labels tell left from right."""
-    pair = left_right_pair([label.name for label in spec.labels])
-    if pair is None:
-        return (0, 1, 2), "nnU-Net's default, all axes; no label's name tells left from right"
-    return (0, 1), f"not left to right, because '{pair[0]}' and '{pair[1]}' differ by their side only"
+    """Return the axes (of D, H, W in RAS order) that are mirrored, and why.
+
+    An axis is left out where two labels differ only by a direction along it: mirrored, one would look like the other.
+    """
+    pairs = {axis: pair for axis in _OPPOSITES if (pair := opposite_pair([label.name for label in spec.labels], axis))}
+    axes = tuple(axis for axis in _OPPOSITES if axis not in pairs)
+    if not pairs:
+        return axes, "nnU-Net's default, all axes; no two labels differ by a direction only"
+    told = "; ".join(f"not {_ALONG[axis]}, because of '{one}' and '{other}'" for axis, (one, other) in pairs.items())
+    return axes, f"{told}: mirrored, one would look like the other"
 
 
-def left_right_pair(names: Sequence[str]) -> tuple[str, str] | None:
-    """Return the first two names that are equal but for the side, for example kidney_left and kidney_right."""
+def opposite_pair(names: Sequence[str], axis: Literal[0, 1, 2]) -> tuple[str, str] | None:
+    """Return the first two names that differ only by a direction along an axis: for W, kidney_left and kidney_right.
+
+    Args:
+        names: of labels.
+        axis: 0, 1 or 2 for D, H or W in RAS order.
+    """
+    opposites = _OPPOSITES[axis]
     by_words = {tuple(sorted(_words(name))): name for name in names}
     for name in names:
         words = _words(name)
         for position, word in enumerate(words):
-            if word in _SIDES:
-                other = sorted([*words[:position], _SIDES[word], *words[position + 1 :]])
+            if word in opposites:
+                other = sorted([*words[:position], opposites[word], *words[position + 1 :]])
                 if tuple(other) in by_words:
                     return name, by_words[tuple(other)]
     return None

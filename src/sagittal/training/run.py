@@ -19,6 +19,7 @@ from sagittal.data.dataset import Dataset, content_hash, read_dataset
 from sagittal.data.splits import five_folds
 from sagittal.errors import DataError, PlanError, TrainingError
 from sagittal.inference.predictor import resolve_device
+from sagittal.kernels import keep_freed_memory
 from sagittal.plan.base import write_atomically
 from sagittal.plan.plan import Plan
 from sagittal.training.checkpoint import newest_checkpoint
@@ -91,6 +92,7 @@ def train(
     run_folder = out.with_name(out.name + ".run")
     names = ("0", "1", "2", "3", "4") if fold == "all" else (fold,)
     device = resolve_device(options.device)
+    keep_freed_memory()
     started = _started(out, run_folder, names, options)
 
     data = read_dataset(dataset)
