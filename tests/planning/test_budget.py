@@ -6,7 +6,7 @@ from fingerprints import fingerprint_of, spec_of
 from sagittal.errors import PlanError
 from sagittal.plan import Plan
 from sagittal.planning import make_plan
-from sagittal.planning.budget import ENOUGH_STEPS, Timing, final_validation_cases, fit_batch, fit_schedule
+from sagittal.planning.budget import ENOUGH_STEPS, Timing, final_validation_s, fit_batch, fit_schedule
 
 
 @pytest.fixture(scope="module")
@@ -20,7 +20,7 @@ def test_the_schedule_fills_the_time_and_leaves_room_to_validate(plan):
     fitted = fit_schedule(plan, timing, budget_s=1200.0)
     schedule = fitted.schedule
     rounds = schedule.validations - 1
-    validation_s = (rounds * schedule.validation_cases + final_validation_cases(timing)) * timing.case_s
+    validation_s = rounds * schedule.validation_cases * timing.case_s + final_validation_s(timing)
     assert 0.9 * timing.left_s < schedule.steps * timing.step_s + validation_s < timing.left_s
     assert rounds >= 1
     assert schedule.warmup_steps < schedule.steps
@@ -35,13 +35,13 @@ def test_the_schedule_fills_the_time_and_leaves_room_to_validate(plan):
 def test_without_held_out_cases_nothing_is_validated(plan):
     timing = Timing(left_s=1000.0, step_s=0.5, case_s=2.0, validation_cases=0)
     assert fit_schedule(plan, timing, budget_s=1000.0).schedule.validations == 0
-    assert final_validation_cases(timing) == 0
+    assert final_validation_s(timing) == 0
 
 
 def test_at_least_one_held_out_case_is_validated_at_the_end():
     timing = Timing(left_s=100.0, step_s=0.5, case_s=50.0, validation_cases=30)
-    assert final_validation_cases(timing) == 1
-    assert final_validation_cases(timing.replace(left_s=1e6)) == 30
+    assert 50 < final_validation_s(timing) < 100
+    assert final_validation_s(timing.replace(left_s=1e6)) > 30 * timing.case_s
 
 
 def test_a_budget_without_ten_steps_is_refused(plan):

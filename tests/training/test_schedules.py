@@ -19,8 +19,8 @@ def test_warm_up_reaches_the_peak_and_never_starts_there() -> None:
     schedule = Schedule(steps=100, warmup_fraction=0.1, warmup_start_factor=0.01)
     factors = [rate_factor(schedule, step) for step in range(10)]
     assert factors == sorted(factors)
-    assert factors[0] == pytest.approx(0.01 + 0.99 / 10)
-    assert factors[-1] == 1.0
+    assert factors[0] == pytest.approx(0.01 + 0.99 / 11)
+    assert factors[-1] < 1.0
     assert rate_factor(schedule, 10) == 1.0
 
 
@@ -38,9 +38,16 @@ def test_too_little_time_decays_the_rate_to_zero_in_the_steps_that_fit() -> None
     assert cut is not None
     assert (cut.start, cut.end) == (20, 50)
     assert rate_factor(schedule, 20, cut) == pytest.approx(rate_factor(schedule, 20))
-    assert rate_factor(schedule, 35, cut) == pytest.approx(rate_factor(schedule, 20) / 2)
+    assert rate_factor(schedule, 35, cut) == pytest.approx(rate_factor(schedule, 60))
     assert rate_factor(schedule, 50, cut) == 0.0
     assert "30 of 80 steps fit" in cut.reason
+
+
+def test_a_warm_up_that_is_cut_short_still_reaches_the_peak() -> None:
+    schedule = Schedule(steps=1000, warmup_fraction=0.1)
+    cut = shorten(schedule, 10, None, left_s=500.0, step_s=1.0)
+    assert cut is not None
+    assert max(rate_factor(schedule, step, cut) for step in range(cut.end)) > 0.99
 
 
 def test_a_shortened_run_may_be_shortened_again_but_never_lengthened() -> None:

@@ -10,6 +10,7 @@ SAFETY = 0.97
 """Share of the time that is planned for; the rest absorbs a machine that slows down. The clock takes care of more."""
 ENOUGH_STEPS = 2000
 """Below this many steps a smaller batch is preferred to a larger one."""
+FINAL_CASE_FACTOR = 1.5
 VALIDATION_SHARE = 0.08
 """Share of the time that the validation at the end may take."""
 
@@ -33,9 +34,9 @@ def fit_schedule(plan: Plan, timing: Timing, *, budget_s: float) -> Plan:
     Raises:
         PlanError: not even ten steps fit.
     """
-    final_cases = final_validation_cases(timing)
     rounds = _validation_rounds(timing)
-    validation_s = (rounds * min(timing.validation_cases, plan.schedule.validation_cases) + final_cases) * timing.case_s
+    rounds_s = rounds * min(timing.validation_cases, plan.schedule.validation_cases) * timing.case_s
+    validation_s = rounds_s + final_validation_s(timing)
     steps = int((timing.left_s * SAFETY - validation_s) / timing.step_s)
     if steps < 10:
         raise PlanError(
@@ -56,11 +57,13 @@ def fit_schedule(plan: Plan, timing: Timing, *, budget_s: float) -> Plan:
     return plan.replace(schedule=schedule, reasons={**plan.reasons, **{f"schedule.{name}": reason for name in changed}})
 
 
-def final_validation_cases(timing: Timing) -> int:
-    """Return how many held-out cases the validation at the end may take, at least one where any are held out."""
-    if timing.validation_cases == 0:
-        return 0
-    return min(timing.validation_cases, max(int(timing.left_s * VALIDATION_SHARE / timing.case_s), 1))
+def final_validation_s(timing: Timing) -> float:
+    """Return the seconds kept for the validation at the end: for all held-out cases, or as many as its share holds.
+
+    A case takes longer there than `case_s`: it is read, brought to its scan's grid, scored and drawn.
+    """
+    whole = FINAL_CASE_FACTOR * timing.validation_cases * timing.case_s
+    return min(whole, max(timing.left_s * VALIDATION_SHARE, FINAL_CASE_FACTOR * timing.case_s))
 
 
 def _validation_rounds(timing: Timing) -> int:

@@ -169,17 +169,25 @@ class _Pace:
 
     def __init__(self, say: Say) -> None:
         self._say = say
+        self._first_s: float | None = None
         self._seconds: deque[float] = deque(maxlen=50)
         self._losses: deque[float] = deque(maxlen=50)
         self._told = time.monotonic()
 
     def add(self, seconds: float, loss: float) -> None:
-        self._seconds.append(seconds)
         self._losses.append(loss)
+        if self._first_s is None:
+            self._first_s = seconds
+        else:
+            self._seconds.append(seconds)
 
     def step_s(self) -> float:
-        """Return a pessimistic mean of the recent steps: their mean or their median, whichever is longer."""
-        return max(mean(self._seconds), median(self._seconds))
+        """Return a pessimistic mean of the recent steps: their mean or their median, whichever is longer.
+
+        The first step of an attempt allocates memory and fills caches; it counts only while there is no other.
+        """
+        assert self._first_s is not None
+        return max(mean(self._seconds), median(self._seconds)) if self._seconds else self._first_s
 
     def tell(self, step: int, end: int, rate: float) -> None:
         if time.monotonic() - self._told < SAY_EVERY_S and step != end:

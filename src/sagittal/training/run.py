@@ -34,7 +34,7 @@ Ended = Literal["finished", "shortened", "interrupted", "terminated"]
 FINISH_S = 5.0
 """Seconds of a budget kept for writing the bundle and leaving."""
 VALIDATION_RESERVE = 0.1
-"""Share of what is left after preprocessing that the validation at the end may take."""
+"""Share of the time kept for the validation at the end where a resumed run has not measured it."""
 
 
 @dataclass(frozen=True)
@@ -107,8 +107,9 @@ def train(
         assert budget_s is not None
         return (budget_s - FINISH_S - (time.monotonic() - began)) / folds_left
 
+    validation_s = None
     if budget_s is not None and is_new:
-        the_plan = fit_budget(
+        the_plan, validation_s = fit_budget(
             the_plan,
             cache,
             _cases(cache, the_plan, names[0]),
@@ -139,7 +140,7 @@ def train(
                 validation=held_out,
                 folder=run_folder / f"fold_{name}",
                 device=device,
-                deadline=_deadline(share_s, held_out),
+                deadline=_deadline(share_s, held_out, validation_s),
                 checkpoint_every_s=options.checkpoint_every_s,
             )
             outcome, metrics = _train_one(job, data, out, stop, options, share_s)
@@ -170,10 +171,12 @@ def _finished_before(out: Path, plan: Plan, name: str) -> Mapping[str, Any] | No
     return bundle.metrics if complete and bundle.plan == plan else None
 
 
-def _deadline(share_s: float | None, held_out: tuple[int, ...]) -> float | None:
+def _deadline(share_s: float | None, held_out: tuple[int, ...], validation_s: float | None) -> float | None:
+    """Return when training must end, so that the validation still fits."""
     if share_s is None:
         return None
-    return time.monotonic() + share_s * (1 - VALIDATION_RESERVE if held_out else 1)
+    kept_s = VALIDATION_RESERVE * share_s if validation_s is None else validation_s
+    return time.monotonic() + share_s - (kept_s if held_out else 0.0)
 
 
 def _started(out: Path, run_folder: Path, names: tuple[str, ...], options: RunOptions) -> bool:

@@ -7,12 +7,12 @@ from sagittal.plan.plan import Schedule
 
 
 class Shortening(Frozen):
-    """The clock's verdict: from step `start` on, the rate decays to zero at step `end`, before the plan's last step."""
+    """The clock's verdict: from step `start` on, the schedule is run through faster and ends at step `end`."""
 
     start: int
     end: int
-    start_factor: float
-    """Learning rate at `start` as a share of its peak."""
+    start_position: float
+    """Where in the schedule, in its own steps, `start` stands."""
     reason: str
 
 
@@ -20,16 +20,22 @@ def rate_factor(schedule: Schedule, step: int, shortening: Shortening | None = N
     """Return the learning rate of `step` (0-based) as a share of its peak.
 
     Linear warm-up from `warmup_start_factor`, then (1 - t)^power, t from 0 after the warm-up to 1 at the last step.
-    After a shortening the rate runs linearly from where it stood to zero.
     """
-    if shortening is not None and step >= shortening.start:
-        left = max(shortening.end - step, 0) / max(shortening.end - shortening.start, 1)
-        return shortening.start_factor * left
-    if step < schedule.warmup_steps:
+    position = _position(schedule, step, shortening)
+    if position < schedule.warmup_steps:
         start = schedule.warmup_start_factor
-        return start + (1 - start) * (step + 1) / schedule.warmup_steps
-    progress = (step - schedule.warmup_steps) / (schedule.steps - schedule.warmup_steps)
+        return start + (1 - start) * (position + 1) / (schedule.warmup_steps + 1)
+    progress = (position - schedule.warmup_steps) / (schedule.steps - schedule.warmup_steps)
     return max(float((1 - min(progress, 1.0)) ** schedule.power), schedule.final_factor)
+
+
+def _position(schedule: Schedule, step: int, shortening: Shortening | None) -> float:
+    if shortening is None or step < shortening.start:
+        return float(step)
+    if step >= shortening.end:
+        return float(schedule.steps)
+    share = (step - shortening.start) / (shortening.end - shortening.start)
+    return shortening.start_position + share * (schedule.steps - shortening.start_position)
 
 
 def validation_steps(schedule: Schedule) -> frozenset[int]:
@@ -58,6 +64,6 @@ def shorten(
     return Shortening(
         start=step,
         end=step + fitting,
-        start_factor=rate_factor(schedule, step, current),
+        start_position=_position(schedule, step, current),
         reason=f"at step {step}, {left_s:.0f} s left, {step_s:.2f} s a step: {fitting} of {end - step} steps fit",
     )

@@ -21,7 +21,7 @@ from sagittal.plan.base import canonical_json
 from sagittal.plan.overrides import override
 from sagittal.plan.plan import Plan
 from sagittal.planning import make_plan
-from sagittal.planning.budget import Timing, fit_batch, fit_schedule
+from sagittal.planning.budget import Timing, final_validation_s, fit_batch, fit_schedule
 from sagittal.training.step import measure_step_s
 from sagittal.training.validation import measure_case_s
 
@@ -157,7 +157,7 @@ def fit_budget(
     left_s: Callable[[], float],
     budget_s: float,
     say: Callable[[str], None],
-) -> Plan:
+) -> tuple[Plan, float]:
     """Measure a step and a whole-case prediction, and return the plan whose schedule fits the time left.
 
     Args:
@@ -168,6 +168,9 @@ def fit_budget(
         left_s: gives the seconds that are left for this fold, training and validation.
         budget_s: the time that the user stated.
         say: receives the outcome.
+
+    Returns:
+        The plan, and the seconds to keep for the validation at the end.
     """
     train_cases, held_out = job
     first = measure_step_s(plan, cache, train_cases, device, limit_s=0.02 * budget_s)
@@ -179,7 +182,7 @@ def fit_budget(
     fitted = fit_schedule(fitted, timing, budget_s=budget_s)
     batch = fitted.training.batch_size
     say(f"budget: {fitted.reasons['schedule.steps']}; {fitted.schedule.steps} steps of batch {batch}")
-    return fitted
+    return fitted, final_validation_s(timing)
 
 
 def _refuse_other_plan(plan: Plan, stored: Path, choice: PlanChoice) -> None:
