@@ -5,8 +5,18 @@ from fingerprints import fingerprint_of, spec_of
 
 from sagittal.errors import PlanError
 from sagittal.plan import Plan
+from sagittal.plan.plan import Patch
 from sagittal.planning import make_plan
-from sagittal.planning.budget import ENOUGH_STEPS, Timing, final_validation_s, fit_batch, fit_schedule
+from sagittal.planning.budget import (
+    ENOUGH_STEPS,
+    FEWEST_STEPS,
+    SMALLEST_AXIS,
+    Timing,
+    final_validation_s,
+    fit_batch,
+    fit_patch,
+    fit_schedule,
+)
 
 
 @pytest.fixture(scope="module")
@@ -51,9 +61,32 @@ def test_a_budget_without_ten_steps_is_refused(plan):
     assert caught.value.code == "budget_too_small"
 
 
-@pytest.mark.parametrize(("left_s", "batch"), [(8.0 * ENOUGH_STEPS, 8), (5.0 * ENOUGH_STEPS, 4), (1.0, 2)])
+@pytest.mark.parametrize(
+    ("left_s", "batch"),
+    [
+        (8.0 * ENOUGH_STEPS, FEWEST_STEPS, SMALLEST_AXIS, 8),
+        (5.0 * ENOUGH_STEPS, FEWEST_STEPS, SMALLEST_AXIS, 4),
+        (1.0, 2),
+    ],
+)
 def test_the_batch_is_halved_until_enough_steps_fit(plan, left_s, batch):
     fitted = fit_batch(plan, step_s=8.0, left_s=left_s, budget_s=left_s)
     assert fitted.training.batch_size == batch
     assert (fitted is plan) == (batch == 8)
     assert ("--budget" in fitted.reasons["training.batch_size"]) == (batch < 8)
+
+
+@pytest.mark.parametrize(
+    ("left_s", "size"),
+    [
+        (1.0 * FEWEST_STEPS, (64, 96, 64)),
+        (0.6 * FEWEST_STEPS, (64, 48, 64)),
+        (0.3 * FEWEST_STEPS, (32, 48, 64)),
+        (1.0, (32, 48, 32)),
+    ],
+)
+def test_the_patch_is_halved_along_its_longest_axis_until_enough_steps_fit(plan, left_s, size):
+    fitted = fit_patch(plan.replace(patch=Patch(size=(64, 96, 64))), step_s=1.0, left_s=left_s, budget_s=left_s)
+    assert fitted.patch.size == size
+    assert min(size) >= SMALLEST_AXIS
+    assert ("--budget" in fitted.reasons["patch.size"]) == (size != (64, 96, 64))

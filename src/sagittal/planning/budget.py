@@ -4,13 +4,18 @@ from __future__ import annotations
 
 from sagittal.errors import PlanError
 from sagittal.plan.base import Frozen
-from sagittal.plan.plan import Plan
+from sagittal.plan.plan import Patch, Plan, as_triple
+from sagittal.planning.patch import patch_rule
 
 SAFETY = 0.97
 """Share of the time that is planned for; the rest absorbs a machine that slows down. The clock takes care of more."""
 ENOUGH_STEPS = 2000
 """Below this many steps a smaller batch is preferred to a larger one."""
 FINAL_CASE_FACTOR = 1.5
+FEWEST_STEPS = 300
+"""Below this many steps a smaller patch is preferred to a larger one."""
+SMALLEST_AXIS = 32
+"""Voxels below which the budget shrinks no axis of the patch."""
 VALIDATION_SHARE = 0.08
 """Share of the time that the validation at the end may take."""
 
@@ -87,3 +92,26 @@ def fit_batch(plan: Plan, *, step_s: float, left_s: float, budget_s: float) -> P
     return plan.replace(
         training=plan.training.replace(batch_size=batch), reasons={**plan.reasons, "training.batch_size": reason}
     )
+
+
+def fit_patch(plan: Plan, *, step_s: float, left_s: float, budget_s: float) -> Plan:
+    """Return the plan with a smaller patch where the time holds too few steps; no axis goes below `SMALLEST_AXIS`.
+
+    The longest axis is halved (to a multiple that suits the network) until `FEWEST_STEPS` fit, taking a step's time
+    as proportional to its voxels. A few dozen steps of any patch teach next to nothing.
+    """
+    multiple = patch_rule(plan.network).multiple
+    size = list(plan.patch.size)
+    while left_s / step_s < FEWEST_STEPS:
+        axis = max(range(3), key=lambda axis: size[axis])
+        half = max(size[axis] // 2 // multiple * multiple, multiple)
+        if half < SMALLEST_AXIS:
+            break
+        step_s *= half / size[axis]
+        size[axis] = half
+    smaller = as_triple(size)
+    if smaller == plan.patch.size:
+        return plan
+    before = " x ".join(map(str, plan.patch.size))
+    reason = f"--budget {budget_s:.0f} s: fewer than {FEWEST_STEPS} steps of patch {before} would fit"
+    return plan.replace(patch=Patch(size=smaller), reasons={**plan.reasons, "patch.size": reason})

@@ -114,6 +114,7 @@ def train(
             cache,
             _cases(cache, the_plan, names[0]),
             device,
+            may_shrink=plan is None and not {"patch.size", "training.batch_size"} & set(choice.settings),
             left_s=lambda: left_s(len(names)),
             budget_s=budget_s,
             say=options.say,

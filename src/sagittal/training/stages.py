@@ -21,7 +21,7 @@ from sagittal.plan.base import canonical_json
 from sagittal.plan.overrides import override
 from sagittal.plan.plan import Plan
 from sagittal.planning import make_plan
-from sagittal.planning.budget import Timing, final_validation_s, fit_batch, fit_schedule
+from sagittal.planning.budget import Timing, final_validation_s, fit_batch, fit_patch, fit_schedule
 from sagittal.training.step import measure_step_s
 from sagittal.training.validation import measure_case_s
 
@@ -154,6 +154,7 @@ def fit_budget(
     job: tuple[tuple[int, ...], tuple[int, ...]],
     device: torch.device,
     *,
+    may_shrink: bool,
     left_s: Callable[[], float],
     budget_s: float,
     say: Callable[[str], None],
@@ -165,6 +166,7 @@ def fit_budget(
         cache: preprocessed cases.
         job: cases to train on and cases held out, of one fold.
         device: where training will run.
+        may_shrink: whether batch and patch may become smaller, so that enough steps fit; not where the user set them.
         left_s: gives the seconds that are left for this fold, training and validation.
         budget_s: the time that the user stated.
         say: receives the outcome.
@@ -173,10 +175,16 @@ def fit_budget(
         The plan, and the seconds to keep for the validation at the end.
     """
     train_cases, held_out = job
-    first = measure_step_s(plan, cache, train_cases, device, limit_s=0.02 * budget_s)
-    fitted = fit_batch(plan, step_s=first, left_s=left_s(), budget_s=budget_s)
-    limit_s = 0.02 * budget_s
-    step_s = first if fitted == plan else measure_step_s(fitted, cache, train_cases, device, limit_s=limit_s)
+
+    def measure(plan: Plan) -> float:
+        return measure_step_s(plan, cache, train_cases, device, limit_s=0.02 * budget_s)
+
+    fitted, step_s = plan, measure(plan)
+    if may_shrink:
+        for rule in (fit_batch, fit_patch):
+            shrunk = rule(fitted, step_s=step_s, left_s=left_s(), budget_s=budget_s)
+            if shrunk != fitted:
+                fitted, step_s = shrunk, measure(shrunk)
     case_s = measure_case_s(fitted, cache, held_out[0], device) if held_out else 0.0
     timing = Timing(left_s=left_s(), step_s=step_s, case_s=case_s, validation_cases=len(held_out))
     fitted = fit_schedule(fitted, timing, budget_s=budget_s)
