@@ -64,8 +64,8 @@ def test_a_budget_without_ten_steps_is_refused(plan):
 @pytest.mark.parametrize(
     ("left_s", "batch"),
     [
-        (8.0 * ENOUGH_STEPS, FEWEST_STEPS, SMALLEST_AXIS, 8),
-        (5.0 * ENOUGH_STEPS, FEWEST_STEPS, SMALLEST_AXIS, 4),
+        (8.0 * ENOUGH_STEPS, 8),
+        (5.0 * ENOUGH_STEPS, 4),
         (1.0, 2),
     ],
 )
