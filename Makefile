@@ -20,7 +20,7 @@ check: setup
 	$(BIN)/lint-imports --no-cache
 
 test: check
-	$(BIN)/pytest -n 2 --durations=10
+	OMP_WAIT_POLICY=passive $(BIN)/pytest -n 2 --durations=10
 
 # Debian packages that the project builds and tests with; needs root.
 system:

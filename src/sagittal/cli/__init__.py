@@ -6,6 +6,7 @@ Exit codes: 0 done, 1 failed, 2 usage, 75 stopped and resumable (SIGTERM), 130 C
 from __future__ import annotations
 
 import json
+import os
 import sys
 import traceback
 
@@ -37,6 +38,9 @@ for verb in (doctor, plan, train, predict, evaluate, info, networks, demo):
 
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line and exit with its code."""
+    # Before torch is loaded: threads that wait for each other sleep. Spinning, they steal the core that the others need
+    # as soon as the machine has other work, and a training step takes 5 to 17 times as long (docs/lab-log.md).
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     sys.exit(run(sys.argv[1:] if arguments is None else arguments))
 
 
