@@ -100,8 +100,9 @@ def train(
     stored = run_folder / "plan.json" if started else None
     choice = PlanChoice(network=network, plan=plan, settings=settings or {})
     the_plan, is_new = find_plan(data, stored, choice, options)
-    _remember_data(data, run_folder, started)
-    cache = preprocess(data, the_plan, options.cache or run_folder / "cache", options)
+    content = content_hash(data)
+    _remember_data(data, content, run_folder, started)
+    cache = preprocess(data, content, the_plan, options.cache or run_folder / "cache", options)
 
     def left_s(folds_left: int) -> float:
         assert budget_s is not None
@@ -207,14 +208,13 @@ def _is_bundle_without(out: Path, names: tuple[str, ...]) -> bool:
     return "all" not in held and "none" not in names and not any(f"fold_{name}" in held for name in names)
 
 
-def _remember_data(data: Dataset, run_folder: Path, started: bool) -> None:
+def _remember_data(data: Dataset, content: str, run_folder: Path, started: bool) -> None:
     """Write down what the run is made of; refuse to go on where the data set changed.
 
     Raises:
         DataError: the data set is not the one that the run began with.
     """
     path = run_folder / "run.json"
-    content = content_hash(data)
     if started and path.exists() and json.loads(path.read_text())["content_sha256"] != content:
         raise DataError(
             f"{data.folder}: changed since the run in {run_folder} began, so it can't be continued exactly. "

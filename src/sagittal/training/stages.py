@@ -134,15 +134,15 @@ def plan_sha256(plan: Plan) -> str:
     return hashlib.sha256(canonical_json(plan.replace(reasons={})).encode()).hexdigest()
 
 
-def preprocess(dataset: Dataset, plan: Plan, folder: Path, options: RunOptions) -> Cache:
-    """Fill the cache where it isn't complete, and return it."""
+def preprocess(dataset: Dataset, content: str, plan: Plan, folder: Path, options: RunOptions) -> Cache:
+    """Fill the cache where it isn't complete, and return it; `content` is the data set's content hash."""
     began, done = time.monotonic(), 0
 
     def on_case(case: str) -> None:
         nonlocal done
         done += 1
 
-    cache = build_cache(dataset, plan, folder, workers=options.workers, on_case=on_case)
+    cache = build_cache(dataset, plan, folder, workers=options.workers, on_case=on_case, dataset_sha256=content)
     took = f"{done} cases in {time.monotonic() - began:.0f} s" if done else "nothing to do, all cases are cached"
     options.say(f"preprocess: {took}")
     return cache
