@@ -121,7 +121,10 @@ def test_train_predict_evaluate_and_info_follow_each_other(
     bundle = tmp_path / "bundle"
     assert _call(["train", tiny_dataset, "--out", bundle, "--fold", "none", "--device", "cpu", *FAST]) == 0
     assert _call(["predict", bundle, tiny_dataset / "imagesTs", "--out", tmp_path / "labels", "--no-mirror"]) == 0
-    assert _call(["evaluate", tmp_path / "labels", tiny_dataset / "labelsTs", "--out", tmp_path / "scores"]) == 0
+    log = tmp_path / "bundle.run" / "fold_none" / "log.jsonl"
+    score = ["evaluate", tmp_path / "labels", tiny_dataset / "labelsTs", "--out", tmp_path / "scores"]
+    assert _call([*score, "--log", log]) == 0
+    assert "Training loss" in (tmp_path / "scores" / "report.html").read_text()
     assert capsys.readouterr().out.strip().splitlines()[-1].startswith("report: ")
     assert {path.name for path in (tmp_path / "scores").iterdir()} == {"metrics.json", "metrics.csv", "report.html"}
     for path, told in (
