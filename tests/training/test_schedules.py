@@ -50,14 +50,42 @@ def test_a_warm_up_that_is_cut_short_still_reaches_the_peak() -> None:
     assert max(rate_factor(schedule, step, cut) for step in range(cut.end)) > 0.99
 
 
-def test_a_shortened_run_may_be_shortened_again_but_never_lengthened() -> None:
+def test_a_shortened_run_is_shortened_again_without_a_jump_of_the_rate() -> None:
     schedule = Schedule(steps=100)
     first = shorten(schedule, 20, None, left_s=30.0, step_s=1.0)
-    assert shorten(schedule, 30, first, left_s=1000.0, step_s=1.0) == first
     second = shorten(schedule, 30, first, left_s=10.0, step_s=1.0)
     assert second is not None
     assert second.end == 40
     assert rate_factor(schedule, 30, second) == pytest.approx(rate_factor(schedule, 30, first))
+
+
+def test_a_machine_that_is_free_again_gets_steps_back_but_never_more_than_planned() -> None:
+    schedule = Schedule(steps=1000)
+    busy = shorten(schedule, 20, None, left_s=490.0, step_s=1.0)
+    assert busy is not None
+    assert busy.end == 510
+    free = shorten(schedule, 30, busy, left_s=480.0, step_s=0.5)
+    assert free is not None
+    assert 510 < free.end <= 1000
+    assert rate_factor(schedule, 30, free) == pytest.approx(rate_factor(schedule, 30, busy))
+    assert rate_factor(schedule, free.end, free) == 0.0
+    factors = [rate_factor(schedule, step, free) for step in range(30, free.end)]
+    assert factors == sorted(factors, reverse=True)
+
+
+def test_small_changes_are_left_alone_except_near_the_end() -> None:
+    schedule = Schedule(steps=1000)
+    assert shorten(schedule, 100, None, left_s=895.0, step_s=1.0) is None
+    last = shorten(schedule, 992, None, left_s=7.0, step_s=1.0)
+    assert last is not None
+    assert last.end == 999
+
+
+def test_no_time_at_all_ends_at_once() -> None:
+    cut = shorten(Schedule(steps=100), 20, None, left_s=-3.0, step_s=1.0)
+    assert cut is not None
+    assert cut.end == 20
+    assert rate_factor(Schedule(steps=100), 20, cut) == 0.0
 
 
 def test_validations_are_spread_and_leave_the_end_to_the_last_one() -> None:

@@ -20,7 +20,7 @@ from sagittal.data.loader import TrainingBatches
 from sagittal.plan.plan import Plan
 from sagittal.training.checkpoint import Progress, load_checkpoint, newest_checkpoint, save_checkpoint
 from sagittal.training.log import JsonlLog
-from sagittal.training.schedules import Shortening, rate_factor, shorten, validation_steps
+from sagittal.training.schedules import LAST_STEPS, Shortening, rate_factor, shorten, validation_steps
 from sagittal.training.signals import StopFlag
 from sagittal.training.step import new_network, new_optimizer, train_on_batch
 from sagittal.training.validation import validate_on_cache
@@ -28,7 +28,7 @@ from sagittal.training.validation import validate_on_cache
 Say = Callable[[str], None]
 
 SAY_EVERY_S = 15.0
-CLOCK_EVERY_STEPS = 10
+CLOCK_EVERY_S = 10.0
 
 
 @dataclass(frozen=True)
@@ -100,18 +100,19 @@ def train_fold(job: FoldJob, stop: StopFlag, say: Say) -> FoldRun:
         JsonlLog(job.folder / "log.jsonl", keep_to_step=step) as log,
         closing(TrainingBatches(job.cache, job.train, job.plan, start_step=step, device=job.device)) as batches,
     ):
-        last_saved = time.monotonic()
+        last_saved = last_clock = start = time.monotonic()
         for batch in batches:
             if stop or step >= _end(job.plan, shortening):
                 break
-            start = time.monotonic()
             rate = job.plan.training.optimizer.learning_rate * rate_factor(schedule, step, shortening)
             loss = train_on_batch(network, optimizer, batch, job.plan, learning_rate=rate, index=index)
             step += 1
             pace.add(time.monotonic() - start, loss)
             log.write("step", step, loss=loss, learning_rate=rate, seconds=time.monotonic() - began)
-            if job.deadline is not None and step % CLOCK_EVERY_STEPS == 0:
+            near_end = _end(job.plan, shortening) - step <= LAST_STEPS
+            if job.deadline is not None and (near_end or time.monotonic() - last_clock > CLOCK_EVERY_S):
                 shortening = _obey_clock(job, step, shortening, pace, log, say)
+                last_clock = time.monotonic()
             pace.tell(step, _end(job.plan, shortening), rate)
             if step in validations and job.validation:
                 cases = _some(job.validation, schedule.validation_cases)
@@ -121,13 +122,14 @@ def train_fold(job: FoldJob, stop: StopFlag, say: Say) -> FoldRun:
             if time.monotonic() - last_saved > job.checkpoint_every_s:
                 save_checkpoint(job.folder, network, optimizer, state())
                 last_saved = time.monotonic()
+            start = time.monotonic()
         save_checkpoint(job.folder, network, optimizer, state())
         waited_s = batches.waited_s
     ended: Literal["finished", "shortened", "interrupted", "terminated"]
     if stop.reason is not None and step < _end(job.plan, shortening):
         ended = stop.reason
     else:
-        ended = "finished" if shortening is None else "shortened"
+        ended = "shortened" if step < schedule.steps else "finished"
     return FoldRun(network=network.eval(), progress=state(), ended=ended, waited_s=waited_s)
 
 
@@ -160,7 +162,7 @@ def _obey_clock(
     shorter = shorten(job.plan.schedule, step, shortening, left_s=left_s, step_s=pace.step_s())
     if shorter is not None and shorter != shortening:
         log.write("shortening", step, end=shorter.end, reason=shorter.reason)
-        say(f"the clock ends training earlier: {shorter.reason}")
+        say(f"clock: {shorter.reason}")
     return shorter
 
 

@@ -2,8 +2,15 @@
 
 from __future__ import annotations
 
+import math
+
 from sagittal.plan.base import Frozen
 from sagittal.plan.plan import Schedule
+
+TOLERANCE = 0.01
+"""Share of the steps left by which the clock may be wrong before it speaks."""
+LAST_STEPS = 10
+"""So near the end every step counts."""
 
 
 class Shortening(Frozen):
@@ -50,20 +57,27 @@ def validation_steps(schedule: Schedule) -> frozenset[int]:
 def shorten(
     schedule: Schedule, step: int, current: Shortening | None, *, left_s: float, step_s: float
 ) -> Shortening | None:
-    """Return a (further) shortening where the steps still to do take longer than the time left, else `current`.
+    """Return how the rest of the schedule fits into the time left: as planned, or run through faster.
+
+    A machine that was busy and is free again gets steps back, but never more than the plan has. Small changes are left
+    alone, so that the log stays readable.
 
     Args:
+        schedule: the plan's.
         step: finished steps.
+        current: the shortening in force.
         left_s: seconds until training must end.
         step_s: seconds that a step takes at present.
     """
-    end = schedule.steps if current is None else current.end
-    fitting = max(int(left_s / step_s), 0)
-    if step + fitting >= end:
+    position = _position(schedule, step, current)
+    planned = math.ceil(schedule.steps - position)
+    now = planned if current is None else current.end - step
+    fitting = min(max(int(left_s / step_s), 0), planned)
+    if now * (1 - TOLERANCE) <= fitting <= now * (1 + 5 * TOLERANCE) and not fitting < now <= LAST_STEPS:
         return current
     return Shortening(
         start=step,
         end=step + fitting,
-        start_position=_position(schedule, step, current),
-        reason=f"at step {step}, {left_s:.0f} s left, {step_s:.2f} s a step: {fitting} of {end - step} steps fit",
+        start_position=position,
+        reason=f"at step {step}, {left_s:.0f} s left, {step_s:.2f} s a step: {fitting} of {planned} steps fit",
     )

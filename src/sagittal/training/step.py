@@ -94,10 +94,11 @@ def measure_step_s(plan: Plan, cache: Cache, cases: tuple[int, ...], device: tor
     seconds: list[float] = []
     began = time.monotonic()
     with TrainingBatches(cache, cases, plan, device=device) as batches:
+        start = began
         for batch in batches:
-            start = time.monotonic()
             train_on_batch(network, optimizer, batch, plan, learning_rate=1e-6, index=index)
             seconds.append(time.monotonic() - start)
+            start = time.monotonic()
             if len(seconds) >= 2 and (len(seconds) >= 8 or time.monotonic() - began > limit_s):
                 break
     return statistics.median(seconds[1:])
