@@ -8,7 +8,6 @@ from typing import Annotated, Any
 from cyclopts import Parameter
 
 from sagittal.errors import PlanError
-from sagittal.plan.overrides import parse_settings
 
 Settings = Annotated[
     list[str] | None,
@@ -49,4 +48,7 @@ def parse_input_shape(text: str) -> tuple[int, ...]:
 
 def parse_settings_option(texts: list[str] | None) -> dict[str, Any]:
     """Return the dotted names and values of repeated `--set` options."""
+    # Here, because pydantic takes a third of the time that `sagittal --help` has.
+    from sagittal.plan.overrides import parse_settings
+
     return parse_settings(texts or [])
