@@ -184,3 +184,17 @@ def test_wrong_shapes_are_named(
 ) -> None:
     with pytest.raises(DataError, match=message):
         depthwise_conv(torch.zeros(x), torch.zeros(weight), None if bias is None else torch.zeros(bias), stride=stride)
+
+
+@pytest.mark.parametrize("bias", [torch.ones(1).expand(16), torch.arange(32.0)[::2]], ids=["expanded", "strided"])
+def test_a_bias_that_is_not_dense_is_read_by_its_values(bias):
+    x, weight = torch.randn(1, 16, 3, 4, 5), torch.zeros(16, 1, 3, 3, 3)
+    assert torch.equal(depthwise_conv(x, weight, bias), bias.view(1, 16, 1, 1, 1).expand_as(x))
+
+
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning", "ignore::DeprecationWarning")
+def test_a_traced_convolution_consists_of_plain_operators():
+    weight = torch.randn(16, 1, 3, 3, 3)
+    graph = str(torch.jit.trace(lambda x: depthwise_conv(x, weight), torch.randn(1, 16, 3, 4, 5)).graph)
+    assert "aten::" in graph
+    assert "PythonOp" not in graph and "^_Depthwise" not in graph

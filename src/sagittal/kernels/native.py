@@ -92,7 +92,9 @@ def usable(*tensors: Tensor | None) -> bool:
     if _library is None or torch.compiler.is_compiling() or torch.is_autocast_enabled("cpu"):
         return False
     if torch._C._len_torch_dispatch_stack() or torch._C._functorch.peek_interpreter_stack() is not None:
-        return False  # someone watches the operators, or transforms them: counting, tracing, fake tensors, vmap
+        return False  # someone watches the operators, or transforms them: counting, fake tensors, vmap
+    if torch._C._get_tracing_state() is not None:
+        return False  # a traced graph must hold operators that any runtime has
     return all(
         type(tensor) in (Tensor, torch.nn.Parameter)
         and tensor.dtype == torch.float32
@@ -133,11 +135,14 @@ def _longs(values: Sequence[int]) -> ctypes.Array[ctypes.c_int64]:
 
 
 def _pointers(tensors: Sequence[Tensor | None]) -> ctypes.Array[ctypes.c_void_p]:
-    return (ctypes.c_void_p * len(tensors))(*(None if tensor is None else tensor.data_ptr() for tensor in tensors))
+    return (ctypes.c_void_p * len(tensors))(*map(_pointer, tensors))
 
 
 def _pointer(tensor: Tensor | None) -> int | None:
-    return None if tensor is None else tensor.data_ptr()
+    if tensor is None:
+        return None
+    assert tensor.is_contiguous(), "the kernels would read or write beyond a strided or expanded tensor"
+    return tensor.data_ptr()
 
 
 def depthwise(
@@ -154,9 +159,10 @@ def depthwise(
     taps (kernel_d * k * k, C); kernel (kernel_d, k); mode is the stride 1 or 2, or `TRANSPOSED`.
     """
     y = x.new_empty((x.shape[0], *out, x.shape[4]))
+    bias = None if bias is None else bias.contiguous()
     shape = _longs((x.shape[0], x.shape[4], *x.shape[1:4], *out, *kernel))
     _call().sagittal_depthwise(
-        x.data_ptr(), taps.data_ptr(), _pointer(bias), _pointer(add), y.data_ptr(), shape, mode, torch.get_num_threads()
+        _pointer(x), _pointer(taps), _pointer(bias), _pointer(add), _pointer(y), shape, mode, torch.get_num_threads()
     )
     return y
 
@@ -168,7 +174,7 @@ def depthwise_weight_grad(x: Tensor, grad: Tensor, kernel: tuple[int, int], stri
     partial = x.new_zeros(_call().sagittal_depthwise_weight_space(shape))
     total = x.new_empty((taps + 1, channels))
     _call().sagittal_depthwise_weight(
-        x.data_ptr(), grad.data_ptr(), partial.data_ptr(), total.data_ptr(), shape, stride, torch.get_num_threads()
+        _pointer(x), _pointer(grad), _pointer(partial), _pointer(total), shape, stride, torch.get_num_threads()
     )
     return total[:taps], total[taps]
 
@@ -179,10 +185,10 @@ def moments(h: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     mean, scale = h.new_empty((samples, channels)), h.new_empty((samples, channels))
     partial = h.new_empty(_call().sagittal_moments_space(samples, voxels, channels))
     _call().sagittal_moments(
-        h.data_ptr(),
-        partial.data_ptr(),
-        mean.data_ptr(),
-        scale.data_ptr(),
+        _pointer(h),
+        _pointer(partial),
+        _pointer(mean),
+        _pointer(scale),
         samples,
         voxels,
         channels,
@@ -206,7 +212,7 @@ def tail_forward(inputs: Sequence[Tensor | None]) -> Tensor:
     outputs, threads = contract_t.shape[1], torch.get_num_threads()
     shape = _longs((samples, voxels, channels, expand_t.shape[1], outputs))
     y, scratch = h.new_empty((samples, voxels, outputs)), h.new_empty(threads * _tail_space(shape)[0])
-    _call().sagittal_tail_forward(_pointers(inputs), y.data_ptr(), scratch.data_ptr(), shape, threads)
+    _call().sagittal_tail_forward(_pointers(inputs), _pointer(y), _pointer(scratch), shape, threads)
     return y
 
 
@@ -224,7 +230,7 @@ def tail_backward(inputs: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
     grad_a, scratch = torch.empty_like(h), h.new_empty(threads * scratch_size)
     totals, partial = h.new_empty((samples, part_size)), h.new_empty(partial_size)
     _call().sagittal_tail_backward(
-        _pointers(inputs), grad_a.data_ptr(), totals.data_ptr(), partial.data_ptr(), scratch.data_ptr(), shape, threads
+        _pointers(inputs), _pointer(grad_a), _pointer(totals), _pointer(partial), _pointer(scratch), shape, threads
     )
     sizes = [channels * hidden, hidden * outputs, hidden, outputs]
     expand, contract_sum, hidden_sum, output_sum = torch.split(totals, sizes, dim=1)
@@ -240,7 +246,7 @@ def norm_backward_(grad: Tensor, h: Tensor, coefficients: Sequence[Tensor]) -> T
     """Set grad = scale_a * grad + scale_h * (h - mean) + shift; coefficients mean, scale_a, scale_h, shift, (N, C)."""
     samples, voxels, channels = h.shape
     _call().sagittal_norm_backward(
-        grad.data_ptr(), h.data_ptr(), _pointers(coefficients), samples, voxels, channels, torch.get_num_threads()
+        _pointer(grad), _pointer(h), _pointers(coefficients), samples, voxels, channels, torch.get_num_threads()
     )
     return grad
 
@@ -248,5 +254,5 @@ def norm_backward_(grad: Tensor, h: Tensor, coefficients: Sequence[Tensor]) -> T
 def gelu_(u: Tensor, grad: Tensor | None = None) -> Tensor:
     """Set u = gelu(u) in place and, where given, grad = grad * gelu'(u); dense, a multiple of 16 elements."""
     assert u.numel() % LANES == 0
-    _call().sagittal_gelu(u.data_ptr(), _pointer(grad), u.numel(), torch.get_num_threads())
+    _call().sagittal_gelu(_pointer(u), _pointer(grad), u.numel(), torch.get_num_threads())
     return u
