@@ -109,7 +109,7 @@ def test_an_unknown_network_is_told_with_the_closest_name(
     assert "Did you mean 'mednext-s'" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("budget", ["soon", "0s", "-5m", "15x"])
+@pytest.mark.parametrize("budget", ["soon", "0s", "-5m", "15x", "500ms", "1h30"])
 def test_a_wrong_budget_is_told(
     tiny_dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], budget: str
 ) -> None:

@@ -29,7 +29,7 @@ def _command(dataset: Path, out: Path, *more: str) -> list[str]:
         for part in pair
     ]
     command = [sys.executable, "-m", "sagittal", "train", str(dataset), "--out", str(out), "--fold", "none"]
-    return [*command, "--device", "cpu", "--checkpoint-every", "1ms", *settings, *more]
+    return [*command, "--device", "cpu", "--checkpoint-every", "0.001s", *settings, *more]
 
 
 def _log(out: Path) -> Path:

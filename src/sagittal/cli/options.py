@@ -14,8 +14,9 @@ Settings = Annotated[
     Parameter(name="--set", help="A value of the plan, FIELD=VALUE, for example patch.size=96,96,96; may be repeated."),
 ]
 
+_NUMBER = r"\d+(?:\.\d+)?"
 _DURATION = re.compile(
-    r"(?:(?P<h>\d+(?:\.\d+)?)h)?(?:(?P<m>\d+(?:\.\d+)?)m(?:in)?)?(?:(?P<s>\d+(?:\.\d+)?)s?)?(?:(?P<ms>\d+)ms)?"
+    rf"(?P<plain>{_NUMBER})|(?:(?P<h>{_NUMBER})h)?(?:(?P<m>{_NUMBER})m(?:in)?)?(?:(?P<s>{_NUMBER})s)?"
 )
 
 
@@ -27,7 +28,7 @@ def parse_duration_s(text: str, option: str = "--budget") -> float:
     """
     match = _DURATION.fullmatch(text.strip().lower())
     parts = match.groupdict() if match else {}
-    units = {"h": 3600.0, "m": 60.0, "s": 1.0, "ms": 0.001}
+    units = {"plain": 1.0, "h": 3600.0, "m": 60.0, "s": 1.0}
     total = sum(unit * float(parts.get(name) or 0) for name, unit in units.items())
     if total <= 0:
         raise PlanError(f"{option} {text}: not a time. Write for example 90s, 15m or 1h30m.", code="bad_duration")
