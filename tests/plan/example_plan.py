@@ -45,7 +45,7 @@ PLAN = Plan(
         optimizer=AdamW(learning_rate=1e-3, weight_decay=3e-5),
         loss=Loss(deep_supervision_weights=(0.5, 0.25, 0.125, 0.0625, 0.0625)),
         augmentation=Augmentation(mirror_axes=(0, 1)),
-        ema_decay=0.999,
+        gradient_clip_norm=1.5,
         seed=2**40,
     ),
     schedule=Schedule(steps=1000, warmup_fraction=0.02, warmup_start_factor=0.01),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,14 +15,19 @@ import pytest
 import torch
 
 import sagittal
-from sagittal.errors import DataError, PlanError, ResourceError, TrainingError
+from sagittal.data.label_index import label_index
+from sagittal.data.loader import Batch
+from sagittal.errors import BundleError, DataError, PlanError, ResourceError, TrainingError
 from sagittal.plan.plan import Plan
 from sagittal.testing.datasets import TINY_SETTINGS as TINY
 from sagittal.testing.datasets import write_tiny_case
+from sagittal.testing.plans import untrained_plan, untrained_spec
+from sagittal.training import finish as finish_module
 from sagittal.training import fold as fold_module
 from sagittal.training.log import read_log
 from sagittal.training.run import train
 from sagittal.training.stages import RunOptions
+from sagittal.training.step import train_on_batch
 from sagittal.volumes import read_volume
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*is not writable:UserWarning")
@@ -213,3 +219,104 @@ def test_a_budget_writes_its_schedule_with_its_reason_and_is_kept(tiny_dataset: 
 def test_too_small_a_budget_is_refused_with_the_numbers(tiny_dataset: Path, tmp_path: Path) -> None:
     with pytest.raises(PlanError, match="at least 10"):
         train(tiny_dataset, tmp_path / "b", settings=TINY, fold="0", budget_s=5.5, options=RunOptions(device="cpu"))
+
+
+def test_the_same_command_resumes_a_run_with_a_plan_settings_and_a_budget(
+    tiny_dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train(tiny_dataset, tmp_path / "a", settings=TINY, fold="none", options=RunOptions(device="cpu"))
+    plan = Plan.read(tmp_path / "a" / "plan.json")
+    wanted = {"training.seed": 3, "schedule.steps": 4, "schedule.validations": 2}
+
+    def again(resume: bool) -> sagittal.TrainResult:
+        return train(
+            tiny_dataset,
+            tmp_path / "b",
+            plan=plan,
+            settings=wanted,
+            budget_s=60.0,
+            options=RunOptions(device="cpu", resume=resume),
+        )
+
+    with monkeypatch.context() as patch:
+        _StopAfter(1, patch)
+        assert again(resume=False).ended == "interrupted"
+    result = again(resume=True)
+    assert result.complete
+    assert (result.plan.schedule.steps, result.plan.schedule.validations) == (4, 2)
+    with pytest.raises(PlanError, match="plan given differs"):
+        changed = plan.replace(training=plan.training.replace(gradient_clip_norm=1.0))
+        train(tiny_dataset, tmp_path / "b", plan=changed, options=RunOptions(device="cpu", resume=True))
+
+
+def test_a_plan_of_fewer_folds_trains_just_these(tiny_dataset: Path, tmp_path: Path) -> None:
+    settings = {**TINY, "schedule.steps": 1, "training.folds": 2}
+    options = RunOptions(device="cpu")
+    with pytest.raises(PlanError, match="--fold 2: the plan has 2 folds"):
+        train(tiny_dataset, tmp_path / "b", settings=settings, fold="2", options=options)
+    assert not (tmp_path / "b.run").exists()
+    train(tiny_dataset, tmp_path / "b", settings=settings, fold="all", options=options)
+    assert sagittal.read_bundle(tmp_path / "b").weight_names == ("fold_0", "fold_1")
+
+
+def test_a_later_fold_joins_the_bundle_by_its_plan_even_without_the_run_folder(
+    tiny_dataset: Path, tmp_path: Path
+) -> None:
+    options = RunOptions(device="cpu")
+    train(tiny_dataset, tmp_path / "b", settings={**TINY, "training.seed": 9}, fold="0", options=options)
+    shutil.rmtree(tmp_path / "b.run")
+    with pytest.raises(PlanError, match="segformer3d"):
+        train(tiny_dataset, tmp_path / "b", network="segformer3d", fold="1", options=options)
+    assert train(tiny_dataset, tmp_path / "b", fold="1", options=options).plan.training.seed == 9
+    assert sagittal.read_bundle(tmp_path / "b").weight_names == ("fold_0", "fold_1")
+    with pytest.raises(TrainingError, match="can't join"):
+        train(tiny_dataset, tmp_path / "b", fold="none", options=RunOptions(device="cpu", resume=True))
+
+
+def test_a_fold_that_was_stopped_stays_out_of_a_bundle_with_finished_ones(
+    tiny_dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train(tiny_dataset, tmp_path / "b", settings=TINY, fold="0", options=RunOptions(device="cpu"))
+    with monkeypatch.context() as patch:
+        _StopAfter(1, patch)
+        result = train(tiny_dataset, tmp_path / "b", fold="1", options=RunOptions(device="cpu"))
+    assert result.ended == "interrupted"
+    assert sagittal.read_bundle(tmp_path / "b").weight_names == ("fold_0",)
+    train(tiny_dataset, tmp_path / "b", fold="1", options=RunOptions(device="cpu", resume=True))
+    assert sagittal.read_bundle(tmp_path / "b").weight_names == ("fold_0", "fold_1")
+
+
+def test_a_stop_during_the_validation_of_a_fold_starts_no_other(
+    tiny_dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = finish_module.evaluate
+
+    def stopping(*arguments: Any, **options: Any) -> Any:
+        os.kill(os.getpid(), 2)
+        return real(*arguments, **options)
+
+    monkeypatch.setattr(finish_module, "evaluate", stopping)
+    result = train(tiny_dataset, tmp_path / "b", settings=TINY, fold="all", options=RunOptions(device="cpu"))
+    assert result.ended == "interrupted"
+    assert sagittal.read_bundle(tmp_path / "b").weight_names == ("fold_0",)
+
+
+def test_an_empty_folder_takes_a_bundle_and_any_other_is_refused(tiny_dataset: Path, tmp_path: Path) -> None:
+    settings = {**TINY, "schedule.steps": 1}
+    (tmp_path / "b").mkdir()
+    train(tiny_dataset, tmp_path / "b", settings=settings, fold="none", options=RunOptions(device="cpu"))
+    assert sagittal.read_bundle(tmp_path / "b").weight_names == ("all",)
+    with pytest.raises(BundleError, match="tiny"):
+        train(tiny_dataset, tiny_dataset, settings=settings, fold="none", options=RunOptions(device="cpu"))
+
+
+def test_a_gradient_that_is_not_finite_leaves_the_weights_as_they_were() -> None:
+    plan = untrained_plan("segformer3d", untrained_spec(3))
+    network = torch.nn.Conv3d(1, plan.dataset.num_outputs, 1)
+    network.weight.register_hook(lambda grad: grad * float("inf"))
+    before = network.weight.detach().clone()
+    batch = Batch(7, torch.rand(2, 1, 4, 5, 6), torch.zeros(2, 4, 5, 6, dtype=torch.int64), ("one", "two"))
+    optimizer = torch.optim.SGD(network.parameters())
+    with pytest.raises(TrainingError, match=r"step 7: .*gradient (inf|nan).*one, two"):
+        train_on_batch(network, optimizer, batch, plan, learning_rate=1.0, index=label_index(plan.dataset))
+    assert torch.equal(network.weight, before)

@@ -6,7 +6,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from sagittal.plan.base import Frozen, Triple, TripleMm
+from sagittal.plan.base import Frozen, Triple
 from sagittal.plan.dataset import DatasetSpec
 from sagittal.plan.networks import NetworkConfig
 
@@ -98,8 +98,6 @@ class Schedule(Frozen):
 
     steps: Count
     """Optimiser steps in all."""
-    steps_per_epoch: Count = 250
-    """Steps between two lines of the log."""
     warmup_fraction: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Share of the steps in which the rate rises linearly to its peak."""
     warmup_start_factor: Probability = 0.0
@@ -107,7 +105,7 @@ class Schedule(Frozen):
     final_factor: Probability = 0.0
     """The rate never falls below this share of its peak."""
     validations: Annotated[int, Field(ge=0)] = 20
-    """Whole-case validations in all, evenly spread, the last one at the end."""
+    """Whole-case validations, evenly spread; the one at the end is made in any case, so 0 and 1 mean that one alone."""
     validation_cases: Count = 20
     """Cases predicted whole at each validation but the last, which takes them all where the time allows."""
 
@@ -163,10 +161,9 @@ class Training(Frozen):
     foreground_oversampling: Probability = 0.33
     """Share of each batch whose patch is placed on a random foreground voxel of a random class."""
     gradient_clip_norm: Positive = 12.0
-    ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    """Decay of the moving average of the weights that is validated and kept; 0 keeps the weights themselves."""
     precision: Literal["fp32", "bf16"] = "fp32"
-    folds: Annotated[int, Field(ge=2)] = 5
+    folds: Annotated[int, Field(ge=2, le=5)] = 5
+    """Parts that the cases are split into, each of which is held out once."""
     split_seed: int = 12345
     seed: int = 0
 
@@ -217,9 +214,3 @@ def as_triple(values: list[int] | tuple[int, ...]) -> Triple:
     """Return three integers as a typed tuple."""
     d, h, w = values
     return d, h, w
-
-
-def as_triple_mm(values: list[float] | tuple[float, ...]) -> TripleMm:
-    """Return three lengths as a typed tuple of floats."""
-    d, h, w = values
-    return float(d), float(h), float(w)

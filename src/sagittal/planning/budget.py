@@ -51,7 +51,6 @@ def fit_schedule(plan: Plan, timing: Timing, *, budget_s: float) -> Plan:
         )
     schedule = plan.schedule.replace(
         steps=steps,
-        steps_per_epoch=max(min(plan.schedule.steps_per_epoch, steps // 10), 1),
         validations=rounds + 1 if timing.validation_cases else 0,
     )
     reason = (
@@ -76,7 +75,7 @@ def _validation_rounds(timing: Timing) -> int:
     return min(int(timing.left_s / 300), 19) if timing.validation_cases else 0
 
 
-def fit_batch(plan: Plan, *, step_s: float, left_s: float, budget_s: float) -> Plan:
+def shrink_batch(plan: Plan, *, step_s: float, left_s: float, budget_s: float) -> Plan:
     """Return the plan with a smaller batch where the time holds too few steps; never below two.
 
     Few steps of a large batch learn less than many of a small one: the rate can't be raised with the batch. The
@@ -94,7 +93,7 @@ def fit_batch(plan: Plan, *, step_s: float, left_s: float, budget_s: float) -> P
     )
 
 
-def fit_patch(plan: Plan, *, step_s: float, left_s: float, budget_s: float) -> Plan:
+def shrink_patch(plan: Plan, *, step_s: float, left_s: float, budget_s: float) -> Plan:
     """Return the plan with a smaller patch where the time holds too few steps; no axis goes below `SMALLEST_AXIS`.
 
     The longest axis is halved (to a multiple that suits the network) until `FEWEST_STEPS` fit, taking a step's time

@@ -17,6 +17,17 @@ from sagittal.planning.patch import fit_batch, fit_patch, patch_rule
 from sagittal.planning.spacing import median_shape, target_spacing
 
 ANISOTROPY_THRESHOLD = 3.0
+_ALWAYS = {
+    "preprocessing.orientation": "scans of any axis order reach the network the same way round",
+    "preprocessing.anisotropy_threshold": "nnU-Net's",
+    "training.foreground_oversampling": "nnU-Net's, a third of each batch on the foreground",
+    "training.gradient_clip_norm": "nnU-Net's",
+    "training.precision": "fp32 computes the same on every device; set bf16 for speed on a GPU that has it",
+    "training.split_seed": "nnU-Net's, so that folds can be compared",
+    "inference.overlap": "nnU-Net's, half a window",
+    "inference.mirror_axes": "the axes that training mirrors",
+}
+"""Reasons of what is the same for every data set and network."""
 
 
 def make_plan(fingerprint: Fingerprint, spec: DatasetSpec, network_name: str, *, memory_gib: float = 8.0) -> Plan:
@@ -66,23 +77,16 @@ def make_plan(fingerprint: Fingerprint, spec: DatasetSpec, network_name: str, *,
         inference=Inference(mirror_axes=augmentation.mirror_axes),
         reasons={
             "network": f"chosen by name, {network_name.lower()}",
-            "preprocessing.orientation": "scans of any axis order reach the network the same way round",
             "preprocessing.crop_to_nonzero": _crop_reason(fingerprint),
             "preprocessing.spacing_mm": why_spacing,
-            "preprocessing.anisotropy_threshold": "nnU-Net's",
             "preprocessing.normalization": why_schemes,
             "patch.size": why_patch,
             "training.batch_size": why_batch,
             **_under("training.optimizer", why_optimizer),
             **_under("training.loss", why_loss),
             **_under("training.augmentation", why_augmentation),
-            "training.foreground_oversampling": "nnU-Net's, a third of each batch on the foreground",
-            "training.gradient_clip_norm": "nnU-Net's",
-            "training.precision": "fp32 computes the same on every device; set bf16 for speed on a GPU that has it",
-            "training.split_seed": "nnU-Net's, so that folds can be compared",
             **_under("schedule", why_schedule),
-            "inference.overlap": "nnU-Net's, half a window",
-            "inference.mirror_axes": "the axes that training mirrors",
+            **_ALWAYS,
         },
     )
 

@@ -50,7 +50,7 @@ def schedule(network: NetworkConfig) -> tuple[Schedule, dict[str, str]]:
     length = f"{EPOCHS} epochs of {STEPS_PER_EPOCH} steps"
     match network:
         case MedNeXtConfig():
-            return Schedule(steps=steps, steps_per_epoch=STEPS_PER_EPOCH, power=0.9), {
+            return Schedule(steps=steps, power=0.9), {
                 "steps": f"MedNeXt's recipe, {length}",
                 "power": "MedNeXt's recipe, polynomial decay (1 - t)^0.9",
                 "warmup_fraction": "MedNeXt's recipe has none",
@@ -58,7 +58,6 @@ def schedule(network: NetworkConfig) -> tuple[Schedule, dict[str, str]]:
         case SegFormer3DConfig():
             return Schedule(
                 steps=steps,
-                steps_per_epoch=STEPS_PER_EPOCH,
                 warmup_fraction=0.02,
                 warmup_start_factor=0.01,
                 power=0.9,

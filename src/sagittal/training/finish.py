@@ -8,14 +8,14 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
-from sagittal.bundle import hash_case, read_bundle, write_bundle
+from sagittal.bundle import Bundle, hash_case, read_bundle, write_bundle
 from sagittal.data.dataset import Case, Dataset
 from sagittal.evaluation import ClassSet, Evaluation
 from sagittal.inference.predictor import Predictor
 from sagittal.plan.plan import Plan
 from sagittal.report.evaluation import evaluate
 from sagittal.report.page import Page
-from sagittal.training.fold import FoldJob, FoldRun
+from sagittal.training.fold import COMPLETE, FoldJob, FoldRun
 from sagittal.training.log import read_log
 from sagittal.training.signals import StopFlag
 
@@ -36,7 +36,9 @@ def finish_fold(
     validation_s: float | None,
     say: Callable[[str], None],
 ) -> dict[str, Any]:
-    """Validate a fold on its held-out scans, and write it into the bundle beside the folds that are there.
+    """Validate a fold on its held-out scans, and write it into the bundle beside the finished folds that are there.
+
+    Finished folds predict together; one that was stopped is in the bundle only as long as none is finished.
 
     Args:
         job, run: the fold and its weights.
@@ -67,12 +69,31 @@ def finish_fold(
         "validation": NOT_VALIDATED[why] if evaluation is None else f"{len(evaluation.cases)} held-out cases",
         "cases": {} if evaluation is None else _by_case(evaluation),
     }
-    weights, folds = _present(out, job.plan)
-    weights["all" if job.name == "none" else f"fold_{job.name}"] = run.weights()
+    weights, folds = _finished(out, job.plan)
+    if folds and not run.complete:
+        say(f"fold {job.name}: not finished, so it is left out of {out}")
+        return join_folds(job.plan, folds)
+    weights[weights_name(job.name)] = run.weights()
     folds[job.name] = entry
     metrics = join_folds(job.plan, folds)
     write_bundle(out, plan=job.plan, weights=weights, metrics=metrics)
     return metrics
+
+
+def bundle_at(out: Path) -> Bundle | None:
+    """Return the bundle at `out`, None where there is nothing or an empty folder.
+
+    Raises:
+        BundleError: there is something else, or a damaged bundle.
+    """
+    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
+        return None
+    return read_bundle(out)
+
+
+def weights_name(fold: str) -> str:
+    """Return what a bundle calls the weights of a fold."""
+    return "all" if fold == "none" else f"fold_{fold}"
 
 
 def join_folds(plan: Plan, folds: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
@@ -164,11 +185,11 @@ def _by_case(evaluation: Evaluation) -> dict[str, dict[str, float | None]]:
     }
 
 
-def _present(out: Path, plan: Plan) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Return the weights and fold metrics that the bundle holds already, where they are of the same plan."""
-    if not out.exists():
+def _finished(out: Path, plan: Plan) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return weights and metrics of the folds that the bundle holds, trained to their end by the same plan."""
+    bundle = bundle_at(out)
+    if bundle is None or bundle.plan != plan:
         return {}, {}
-    bundle = read_bundle(out)
-    if bundle.plan != plan:
-        return {}, {}
-    return {name: bundle.weights(name) for name in bundle.weight_names}, dict(bundle.metrics.get("folds", {}))
+    folds = {name: entry for name, entry in bundle.metrics.get("folds", {}).items() if entry["ended"] in COMPLETE}
+    weights = {weights_name(name): bundle.weights(weights_name(name)) for name in folds}
+    return weights, folds

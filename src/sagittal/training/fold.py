@@ -28,6 +28,8 @@ from sagittal.training.validation import validate_on_cache
 Say = Callable[[str], None]
 
 SAY_EVERY_S = 15.0
+COMPLETE = ("finished", "shortened")
+"""How a fold that reached its end may have ended: by the plan or by the clock."""
 CLOCK_EVERY_S = 10.0
 
 
@@ -68,7 +70,7 @@ class FoldRun:
     @property
     def complete(self) -> bool:
         """Whether the fold reached its end, by the plan or by the clock."""
-        return self.ended in ("finished", "shortened")
+        return self.ended in COMPLETE
 
     def weights(self) -> dict[str, np.ndarray]:
         """Return the weights as arrays on the CPU, by official names."""

@@ -13,7 +13,6 @@ from typing import Any, Literal
 
 import torch
 
-from sagittal.bundle import read_bundle
 from sagittal.data.cache import Cache
 from sagittal.data.dataset import Dataset, content_hash, read_dataset
 from sagittal.data.splits import five_folds
@@ -23,14 +22,25 @@ from sagittal.kernels import keep_freed_memory
 from sagittal.plan.base import write_atomically
 from sagittal.plan.plan import Plan
 from sagittal.training.checkpoint import newest_checkpoint
-from sagittal.training.finish import finish_fold
-from sagittal.training.fold import FoldJob, train_fold
+from sagittal.training.finish import bundle_at, finish_fold, weights_name
+from sagittal.training.fold import COMPLETE, FoldJob, train_fold
 from sagittal.training.signals import StopFlag, graceful_stop
-from sagittal.training.stages import PlanChoice, RunOptions, check, find_plan, fit_budget, plan_sha256, preprocess
+from sagittal.training.stages import (
+    Budget,
+    PlanChoice,
+    RunOptions,
+    check,
+    find_plan,
+    fit_budget,
+    plan_sha256,
+    preprocess,
+)
 
 FoldName = Literal["0", "1", "2", "3", "4", "all", "none"]
 Ended = Literal["finished", "shortened", "interrupted", "terminated"]
 
+FOLDS = ("0", "1", "2", "3", "4")
+"""Names of the folds; a plan may have fewer."""
 FINISH_S = 5.0
 """Seconds of a budget kept for writing the bundle and leaving."""
 VALIDATION_RESERVE = 0.1
@@ -49,7 +59,7 @@ class TrainResult:
     @property
     def complete(self) -> bool:
         """Whether every fold asked for reached its end."""
-        return self.ended in ("finished", "shortened")
+        return self.ended in COMPLETE
 
 
 def train(
@@ -84,93 +94,102 @@ def train(
         DataError: the data set has errors (`sagittal doctor` lists them), or changed since the run began.
         PlanError: an unknown network or field, a plan for another data set, or a budget that is too small.
         TrainingError: training can't go on, or `out` holds a result that would be lost.
+        BundleError: `out` is something else than a bundle, or a damaged one.
         ResourceError: disk, memory or device is missing or too small; checkpoints stay intact.
     """
     options = options or RunOptions()
-    began = time.monotonic()
+    budget = None if budget_s is None else Budget(budget_s, time.monotonic() + budget_s - FINISH_S)
     out = Path(out)
-    run_folder = out.with_name(out.name + ".run")
-    names = ("0", "1", "2", "3", "4") if fold == "all" else (fold,)
+    folder = out.with_name(out.name + ".run")
     device = resolve_device(options.device)
     keep_freed_memory()
-    started = _started(out, run_folder, names, options)
-
+    stored = _stored_plan(out, folder, fold, options)
     data = read_dataset(dataset)
     check(data, options)
-    stored = run_folder / "plan.json" if started else None
     choice = PlanChoice(network=network, plan=plan, settings=settings or {})
     the_plan, is_new = find_plan(data, stored, choice, options)
+    names = _fold_names(fold, the_plan)
     content = content_hash(data)
-    _remember_data(data, content, run_folder, started)
-    cache = preprocess(data, content, the_plan, options.cache or run_folder / "cache", options)
-
-    def left_s(folds_left: int) -> float:
-        assert budget_s is not None
-        return (budget_s - FINISH_S - (time.monotonic() - began)) / folds_left
-
+    _remember_data(data, content, folder, started=stored is not None)
+    cache = preprocess(data, content, the_plan, options.cache or folder / "cache", options)
     validation_s = None
-    if budget_s is not None and is_new:
+    if budget is not None and is_new:
+        first = _cases(cache, the_plan, names[0])
         the_plan, validation_s = fit_budget(
-            the_plan,
-            cache,
-            _cases(cache, the_plan, names[0]),
-            device,
-            may_shrink=plan is None and not {"patch.size", "training.batch_size"} & set(choice.settings),
-            left_s=lambda: left_s(len(names)),
-            budget_s=budget_s,
-            say=options.say,
+            the_plan, cache, first, device, choice, budget, folds=len(names), say=options.say
         )
-    the_plan.write(run_folder / "plan.json")
+    the_plan.write(folder / "plan.json")
+    run = _Run(the_plan, data, cache, out, folder, device, options, budget, validation_s)
+    metrics, ended = _train_folds(run, names)
+    return TrainResult(bundle=out, plan=the_plan, metrics=metrics, ended=ended)
 
+
+@dataclass(frozen=True)
+class _Run:
+    """What the folds of a run share; `validation_s` is what the budget keeps for the validation of each."""
+
+    plan: Plan
+    data: Dataset
+    cache: Cache
+    out: Path
+    folder: Path
+    device: torch.device
+    options: RunOptions
+    budget: Budget | None
+    validation_s: float | None
+
+
+def _train_folds(run: _Run, names: tuple[str, ...]) -> tuple[Mapping[str, Any], Ended]:
+    """Train those of the folds that are not finished; return the bundle's metrics and how it ended."""
     metrics: Mapping[str, Any] = {}
     ended: Ended = "finished"
     with graceful_stop() as stop:
         for position, name in enumerate(names):
-            finished = _finished_before(out, the_plan, name)
+            finished = _finished_before(run.out, run.plan, name)
             if finished is not None:
                 metrics = finished
-                options.say(f"train: fold {name} is finished already")
+                run.options.say(f"train: fold {name} is finished already")
                 continue
-            share_s = None if budget_s is None else left_s(len(names) - position)
-            train_cases, held_out = _cases(cache, the_plan, name)
-            job = FoldJob(
-                plan=the_plan,
-                plan_sha256=plan_sha256(the_plan),
-                cache=cache,
-                name=name,
-                train=train_cases,
-                validation=held_out,
-                folder=run_folder / f"fold_{name}",
-                device=device,
-                deadline=_deadline(share_s, held_out, validation_s),
-                checkpoint_every_s=options.checkpoint_every_s,
-            )
-            outcome, metrics = _train_one(job, data, out, stop, options, share_s)
+            if stop.reason is not None:
+                return metrics, stop.reason
+            share_s = None if run.budget is None else run.budget.share_s(len(names) - position)
+            outcome, metrics = _train_one(run, name, share_s, stop)
             ended = outcome if outcome != "finished" else ended
             if outcome in ("interrupted", "terminated"):
                 break
-    return TrainResult(bundle=out, plan=the_plan, metrics=metrics, ended=ended)
+    return metrics, ended
 
 
-def _train_one(
-    job: FoldJob, data: Dataset, out: Path, stop: StopFlag, options: RunOptions, share_s: float | None
-) -> tuple[Ended, Mapping[str, Any]]:
+def _train_one(run: _Run, name: str, share_s: float | None, stop: StopFlag) -> tuple[Ended, Mapping[str, Any]]:
     began = time.monotonic()
-    held_out = f"{len(job.validation)} held out" if job.validation else "none held out"
-    options.say(f"train: fold {job.name}, {job.plan.network_name} on {job.device}, {len(job.train)} cases, {held_out}")
-    run = train_fold(job, stop, options.say)
+    say, (train_cases, held_out) = run.options.say, _cases(run.cache, run.plan, name)
+    job = FoldJob(
+        plan=run.plan,
+        plan_sha256=plan_sha256(run.plan),
+        cache=run.cache,
+        name=name,
+        train=train_cases,
+        validation=held_out,
+        folder=run.folder / f"fold_{name}",
+        device=run.device,
+        deadline=_deadline(share_s, held_out, run.validation_s),
+        checkpoint_every_s=run.options.checkpoint_every_s,
+    )
+    told = f"{len(held_out)} held out" if held_out else "none held out"
+    say(f"train: fold {name}, {run.plan.network_name} on {run.device}, {len(train_cases)} cases, {told}")
+    outcome = train_fold(job, stop, say)
     validation_s = None if share_s is None else share_s - (time.monotonic() - began)
-    return run.ended, finish_fold(job, run, data, out, stop=stop, validation_s=validation_s, say=options.say)
+    metrics = finish_fold(job, outcome, run.data, run.out, stop=stop, validation_s=validation_s, say=say)
+    return outcome.ended, metrics
 
 
 def _finished_before(out: Path, plan: Plan, name: str) -> Mapping[str, Any] | None:
     """Return the bundle's metrics where it holds this fold, trained to its end by the same plan."""
-    if not out.exists():
+    bundle = bundle_at(out)
+    if bundle is None or bundle.plan != plan:
         return None
-    bundle = read_bundle(out)
     entry = bundle.metrics.get("folds", {}).get(name)
-    complete = entry is not None and entry["ended"] in ("finished", "shortened")
-    return bundle.metrics if complete and bundle.plan == plan else None
+    return bundle.metrics if entry is not None and entry["ended"] in COMPLETE else None
 
 
 def _deadline(share_s: float | None, held_out: tuple[int, ...], validation_s: float | None) -> float | None:
@@ -181,34 +200,56 @@ def _deadline(share_s: float | None, held_out: tuple[int, ...], validation_s: fl
     return time.monotonic() + share_s - (kept_s if held_out else 0.0)
 
 
-def _started(out: Path, run_folder: Path, names: tuple[str, ...], options: RunOptions) -> bool:
-    """Tell whether the run folder holds a run to go on with; refuse to overwrite one that was not asked for.
+def _stored_plan(out: Path, folder: Path, fold: FoldName, options: RunOptions) -> Path | None:
+    """Return the plan of the run or the bundle that this one belongs to, None where there is neither.
+
+    All folds of a run have one plan, also those that are trained later.
 
     Raises:
-        TrainingError: there are checkpoints or finished folds, and `resume` was not given.
+        TrainingError: a result would be lost: `resume` was not given, or the bundle's folds can't be joined.
+        BundleError: `out` is something else than a bundle, or a damaged one.
     """
-    found = {name for name in names if newest_checkpoint(run_folder / f"fold_{name}") is not None}
-    if not options.resume:
-        if found or (out.exists() and not _is_bundle_without(out, names)):
-            where = run_folder if found else out
-            raise TrainingError(
-                f"{where}: holds an earlier run or result, which would be lost. Go on with it by --resume, choose "
-                "another --out, or remove it.",
-                code="would_overwrite",
-            )
-    elif not found:
-        options.say(f"resume: no checkpoint in {run_folder}, training starts afresh")
-    return bool(found) or (out.exists() and (run_folder / "plan.json").exists())
+    bundle = bundle_at(out)
+    held = () if bundle is None else bundle.weight_names
+    wanted = FOLDS if fold == "all" else (fold,)
+    begun = [name for name in (*FOLDS, "none") if newest_checkpoint(folder / f"fold_{name}") is not None]
+    if held and ("all" in held) != (fold == "none"):
+        raise TrainingError(
+            f"{out}: holds {', '.join(held)}, which --fold {fold} can't join: a bundle holds folds, or one network "
+            "trained on all cases. Choose another --out.",
+            code="would_overwrite",
+        )
+    again = bool(set(begun) & set(wanted))
+    if not options.resume and (again or set(held) & {weights_name(name) for name in wanted}):
+        raise TrainingError(
+            f"{folder if again else out}: holds an earlier run or result, which would be lost. Go on with it by "
+            "--resume, choose another --out, or remove it.",
+            code="would_overwrite",
+        )
+    if options.resume and not again:
+        options.say(f"resume: no checkpoint in {folder}, training starts afresh")
+    if (begun or held) and (folder / "plan.json").exists():
+        return folder / "plan.json"
+    return out / "plan.json" if held else None
 
 
-def _is_bundle_without(out: Path, names: tuple[str, ...]) -> bool:
-    if not out.is_dir():
-        return False
-    held = read_bundle(out).weight_names
-    return "all" not in held and "none" not in names and not any(f"fold_{name}" in held for name in names)
+def _fold_names(fold: FoldName, plan: Plan) -> tuple[str, ...]:
+    """Return the folds to train.
+
+    Raises:
+        PlanError: the plan has fewer folds.
+    """
+    names = FOLDS[: plan.training.folds]
+    if fold not in (*names, "all", "none"):
+        raise PlanError(
+            f"--fold {fold}: the plan has {len(names)} folds (training.folds), {names[0]} to {names[-1]}. Choose one "
+            "of them, all or none.",
+            code="unknown_fold",
+        )
+    return names if fold == "all" else (fold,)
 
 
-def _remember_data(data: Dataset, content: str, run_folder: Path, started: bool) -> None:
+def _remember_data(data: Dataset, content: str, run_folder: Path, *, started: bool) -> None:
     """Write down what the run is made of; refuse to go on where the data set changed.
 
     Raises:
@@ -236,8 +277,6 @@ def _cases(cache: Cache, plan: Plan, name: str) -> tuple[tuple[int, ...], tuple[
     if name == "none":
         return tuple(range(len(cache.case_ids))), ()
     folds = five_folds(cache.case_ids, plan.training)
-    if int(name) >= len(folds):
-        raise PlanError(f"fold {name}: the plan has {len(folds)} folds, 0 to {len(folds) - 1}.", code="unknown_fold")
     position = {case: number for number, case in enumerate(cache.case_ids)}
     chosen = folds[int(name)]
     return tuple(position[case] for case in chosen.train), tuple(position[case] for case in chosen.validation)

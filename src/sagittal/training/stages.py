@@ -21,9 +21,11 @@ from sagittal.plan.base import canonical_json
 from sagittal.plan.overrides import override
 from sagittal.plan.plan import Plan
 from sagittal.planning import make_plan
-from sagittal.planning.budget import Timing, final_validation_s, fit_batch, fit_patch, fit_schedule
+from sagittal.planning.budget import Timing, final_validation_s, fit_schedule, shrink_batch, shrink_patch
 from sagittal.training.step import measure_step_s
 from sagittal.training.validation import measure_case_s
+
+SET_BY_USER = "set by the user with --set"
 
 
 @dataclass(frozen=True)
@@ -56,6 +58,18 @@ class PlanChoice:
     network: str | None = None
     plan: Plan | str | os.PathLike[str] | None = None
     settings: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Budget:
+    """The time that the user stated, and when it ends on the clock of `time.monotonic`."""
+
+    total_s: float
+    ends: float
+
+    def share_s(self, folds: int) -> float:
+        """Return the seconds that are left for each of `folds`, training and validation."""
+        return (self.ends - time.monotonic()) / folds
 
 
 def check(dataset: Dataset, options: RunOptions) -> None:
@@ -97,7 +111,7 @@ def find_plan(dataset: Dataset, stored: Path | None, choice: PlanChoice, options
         is_new = False
     elif choice.plan is not None:
         plan = choice.plan if isinstance(choice.plan, Plan) else Plan.read(choice.plan)
-        plan = override(plan, choice.settings, origin="set by the user with --set")
+        plan = override(plan, choice.settings, origin=SET_BY_USER)
         options.say(f"plan: as given, {describe(plan)}")
         is_new = True
     else:
@@ -108,7 +122,7 @@ def find_plan(dataset: Dataset, stored: Path | None, choice: PlanChoice, options
             choice.network or "mednext-s",
             memory_gib=options.memory_gib,
         )
-        plan = override(plan, choice.settings, origin="set by the user with --set")
+        plan = override(plan, choice.settings, origin=SET_BY_USER)
         options.say(f"plan: made in {time.monotonic() - began:.0f} s, {describe(plan)}")
         is_new = True
     if plan.dataset.replace(name=dataset.spec.name) != dataset.spec:
@@ -153,10 +167,10 @@ def fit_budget(
     cache: Cache,
     job: tuple[tuple[int, ...], tuple[int, ...]],
     device: torch.device,
+    choice: PlanChoice,
+    budget: Budget,
     *,
-    may_shrink: bool,
-    left_s: Callable[[], float],
-    budget_s: float,
+    folds: int,
     say: Callable[[str], None],
 ) -> tuple[Plan, float]:
     """Measure a step and a whole-case prediction, and return the plan whose schedule fits the time left.
@@ -166,9 +180,10 @@ def fit_budget(
         cache: preprocessed cases.
         job: cases to train on and cases held out, of one fold.
         device: where training will run.
-        may_shrink: whether batch and patch may become smaller, so that enough steps fit; not where the user set them.
-        left_s: gives the seconds that are left for this fold, training and validation.
-        budget_s: the time that the user stated.
+        choice: what the user asked for. Fields that the user set keep their values; batch and patch may become smaller,
+            so that enough steps fit, where the user set neither them nor a plan.
+        budget: the time that the user stated.
+        folds: number of folds that share it.
         say: receives the outcome.
 
     Returns:
@@ -177,17 +192,17 @@ def fit_budget(
     train_cases, held_out = job
 
     def measure(plan: Plan) -> float:
-        return measure_step_s(plan, cache, train_cases, device, limit_s=0.02 * budget_s)
+        return measure_step_s(plan, cache, train_cases, device, limit_s=0.02 * budget.total_s)
 
     fitted, step_s = plan, measure(plan)
-    if may_shrink:
-        for rule in (fit_batch, fit_patch):
-            shrunk = rule(fitted, step_s=step_s, left_s=left_s(), budget_s=budget_s)
+    if choice.plan is None and not {"patch.size", "training.batch_size"} & set(choice.settings):
+        for rule in (shrink_batch, shrink_patch):
+            shrunk = rule(fitted, step_s=step_s, left_s=budget.share_s(folds), budget_s=budget.total_s)
             if shrunk != fitted:
                 fitted, step_s = shrunk, measure(shrunk)
     case_s = measure_case_s(fitted, cache, held_out[0], device) if held_out else 0.0
-    timing = Timing(left_s=left_s(), step_s=step_s, case_s=case_s, validation_cases=len(held_out))
-    fitted = fit_schedule(fitted, timing, budget_s=budget_s)
+    timing = Timing(left_s=budget.share_s(folds), step_s=step_s, case_s=case_s, validation_cases=len(held_out))
+    fitted = override(fit_schedule(fitted, timing, budget_s=budget.total_s), choice.settings, origin=SET_BY_USER)
     batch = fitted.training.batch_size
     say(f"budget: {fitted.reasons['schedule.steps']}; {fitted.schedule.steps} steps of batch {batch}")
     return fitted, final_validation_s(timing)
@@ -197,10 +212,14 @@ def _refuse_other_plan(plan: Plan, stored: Path, choice: PlanChoice) -> None:
     advice = f"Leave these options out to go on with it, or choose another --out, or remove {stored.parent}."
     if choice.plan is not None:
         given = choice.plan if isinstance(choice.plan, Plan) else Plan.read(choice.plan)
-        # A budget refits the schedule and may shrink the batch: everything else must be the same.
-        neutral = {"schedule": plan.schedule, "reasons": {}}
-        training = given.training.replace(batch_size=plan.training.batch_size)
-        if given.replace(**neutral, training=training) != plan.replace(reasons={}):
+        given = override(given, choice.settings, origin=SET_BY_USER)
+        # What a budget fitted may differ; everything else must be the same.
+        fitted = {
+            name: getattr(plan.schedule, name)
+            for name in type(plan.schedule).model_fields
+            if plan.reasons.get(f"schedule.{name}", "").startswith("--budget")
+        }
+        if given.replace(schedule=given.schedule.replace(**fitted), reasons={}) != plan.replace(reasons={}):
             raise PlanError(
                 f"the plan given differs from {stored}, by which this run began. {advice}", code="plan_mismatch"
             )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 import time
 from contextlib import nullcontext
@@ -57,7 +58,7 @@ def train_on_batch(
     """Do one optimiser step in place and return its loss.
 
     Raises:
-        TrainingError: the loss is not finite; the weights are those from before the step.
+        TrainingError: the loss or its gradient is not finite; the weights are those from before the step.
     """
     device = next(network.parameters()).device
     images, targets = batch.images.to(device, non_blocking=True), batch.labels.to(device, non_blocking=True)
@@ -69,17 +70,19 @@ def train_on_batch(
         output = network(images)
     outputs = output if isinstance(output, list) else [output]
     loss = segmentation_loss(outputs, targets, index, plan.training.loss)
-    value = float(loss.detach())
-    if not torch.isfinite(loss.detach()):
+    loss.backward()  # type: ignore[no-untyped-call]
+    norm = torch.nn.utils.clip_grad_norm_(network.parameters(), plan.training.gradient_clip_norm)
+    # Both at once: each reading makes the processor wait for an accelerator.
+    value, norm_value = torch.stack((loss.detach(), norm)).tolist()
+    if not (math.isfinite(value) and math.isfinite(norm_value)):
         raise TrainingError(
-            f"step {batch.step}: the loss is {value}, expected a finite number; cases in the batch: "
-            f"{', '.join(batch.cases)}. Look at these cases, or lower training.optimizer.learning_rate.",
+            f"step {batch.step}: the loss is {value} and the norm of its gradient {norm_value}, expected finite "
+            f"numbers; cases in the batch: {', '.join(batch.cases)}. Look at these cases, or lower "
+            "training.optimizer.learning_rate.",
             code="loss_not_finite",
         )
-    loss.backward()  # type: ignore[no-untyped-call]
-    torch.nn.utils.clip_grad_norm_(network.parameters(), plan.training.gradient_clip_norm)
     optimizer.step()
-    return value
+    return float(value)
 
 
 def measure_step_s(plan: Plan, cache: Cache, cases: tuple[int, ...], device: torch.device, *, limit_s: float) -> float:
