@@ -270,6 +270,14 @@ def test_a_case_without_any_readable_image_does_not_stop_the_others(folder):
     assert "label tumour (1): 36 voxels, in 2 cases." in {finding.message for finding in diagnosis.findings}
 
 
+def test_label_maps_without_any_foreground_are_refused_as_training_would(folder):
+    for path in (folder / "labelsTr").iterdir():
+        write(path, np.zeros(SHAPE, dtype=np.uint8))
+    diagnosis = look(folder)
+    assert [finding.code for finding in diagnosis.errors] == ["no_foreground"]
+    assert "none of 3 label maps has a voxel of tumour, cyst" in diagnosis.errors[0].message
+
+
 def test_the_ignore_value_is_declared(folder):
     content = json.loads((folder / "dataset.json").read_text())
     labels = {"background": 0, "tumour": 1, "ignore": 2}

@@ -104,7 +104,7 @@ def diagnose(dataset: Dataset, workers: int = 1) -> Diagnosis:
         reports = list(pool.map(lambda case: _examine(case, dataset.spec), dataset.cases))
     findings = [finding for report in reports for finding in report.findings]
     findings += [*_unused_files(dataset), *_orientations(reports), *_intensity_scales(reports, dataset.spec)]
-    findings += [*_duplicates(reports), *_facts(reports, dataset)]
+    findings += [*_no_foreground(reports, dataset.spec), *_duplicates(reports), *_facts(reports, dataset)]
     order: dict[Level, int] = {"error": 0, "warning": 1, "fact": 2}
     return Diagnosis(tuple(sorted(findings, key=lambda finding: order[finding.level])))
 
@@ -211,6 +211,14 @@ def _examine_labels(case: Case, spec: DatasetSpec, reference: Geometry | None) -
         message = f"{case.id}: the label map is empty: no voxel of {', '.join(label.name for label in spec.labels)}."
         findings.append(Finding("warning", "empty_label", case.id, message, "Check that nothing was left out."))
     return voxels, findings
+
+
+def _no_foreground(reports: Sequence[_Report], spec: DatasetSpec) -> Iterator[Finding]:
+    read = [report.voxels for report in reports if report.voxels]
+    if read and not any(spec.foreground_values & voxels.keys() for voxels in read):
+        names = ", ".join(label.name for label in spec.labels)
+        message = f"none of {len(read)} label maps has a voxel of {names}: there is nothing to learn."
+        yield Finding("error", "no_foreground", "", message, "Check that labels and images belong together.")
 
 
 def _count(labels: NDArray[Any]) -> dict[int, int]:
