@@ -11,7 +11,7 @@ from known_network import Threshold, scan_of, tiny_plan
 from torch import nn
 
 from sagittal.data.dataset import parse_spec
-from sagittal.errors import DataError, ResourceError
+from sagittal.errors import DataError, PlanError, ResourceError
 from sagittal.inference.folder import CasePrediction, FolderResult, predict_folder, volumes_ml
 from sagittal.inference.predictor import Predictor
 from sagittal.networks.build import build_network
@@ -46,6 +46,15 @@ def test_a_folder_becomes_label_maps_and_a_report(tmp_path: Path, scans: Path, t
         assert str(told[number]).startswith(f"case_{number}: done in ") and "class_1" in str(told[number])
     assert result.cases == tuple(told) and result.failures == ()
     assert FolderResult.read(out / "prediction.json") == result
+
+
+@pytest.mark.parametrize("memory_gib", [0.0, -1.0, float("nan"), float("inf")])
+def test_a_budget_that_is_no_positive_number_is_refused_before_anything_is_written(
+    tmp_path: Path, scans: Path, thresholding: Predictor, memory_gib: float
+) -> None:
+    with pytest.raises(PlanError, match="above 0"):
+        predict_folder(thresholding, scans, tmp_path / "out", memory_gib=memory_gib)
+    assert not (tmp_path / "out").exists()
 
 
 def test_the_declaration_reads_back(tmp_path: Path, scans: Path) -> None:

@@ -63,7 +63,7 @@ def test_wrong_requests_are_refused():
         make_plan(SMALL, spec_of("lobe"), "mednext_s")
     with pytest.raises(PlanError, match=r"fingerprint has 1 channels.* declares 2 \(T1, T2\)"):
         make_plan(SMALL, spec_of("lobe", channels=("T1", "T2")), "segformer3d")
-    for memory_gib in (0.0, -1.0, float("nan")):
+    for memory_gib in (0.0, -1.0, float("nan"), float("inf")):
         with pytest.raises(PlanError, match="expected more than 0"):
             make_plan(SMALL, spec_of("lobe"), "segformer3d", memory_gib=memory_gib)
 

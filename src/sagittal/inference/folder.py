@@ -14,6 +14,7 @@ from pydantic import Field
 
 from sagittal.data.dataset import Case, read_cases
 from sagittal.errors import DataError, SagittalError
+from sagittal.inference.memory import budget_bytes
 from sagittal.inference.predictor import Predictor
 from sagittal.plan import DatasetSpec, Frozen
 from sagittal.plan.base import write_atomically
@@ -86,9 +87,12 @@ def predict_folder(
 
     Raises:
         DataError: the inputs make no case, or an output would overwrite something that is no prediction.
+        PlanError: `memory_gib` is not a positive number.
         ResourceError: the folder can't be written or the disk is full; what was finished stays.
     """
     folder, spec = Path(out), predictor.plan.dataset
+    if memory_gib is not None:
+        budget_bytes(memory_gib)
     cases = read_cases(inputs, spec.channel_names)
     _protect(cases, folder, spec.file_ending)
     write_atomically(folder / DECLARATION, _declaration(spec))

@@ -6,10 +6,11 @@ up here from shapes; the network's share is measured on tensors without data (`n
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from sagittal.errors import ResourceError
+from sagittal.errors import PlanError, ResourceError
 
 GIB = 1 << 30
 PROCESS_BYTES = int(0.4 * GIB)
@@ -104,6 +105,17 @@ def choose(work: Workload, network: NetworkMemory, budget_bytes: int, *, preferr
     )
     spare = budget_bytes - needs["making the label map"]
     return Choice(batch, min(MIN_SLAB_BYTES + spare, MAX_SLAB_BYTES))
+
+
+def budget_bytes(memory_gib: float) -> int:
+    """Return the bytes of a budget.
+
+    Raises:
+        PlanError: it is not a positive number.
+    """
+    if not 0 < memory_gib < math.inf:
+        raise PlanError(f"--memory-gib {memory_gib:g}: expected a number above 0, for example 8.", code="memory")
+    return int(memory_gib * GIB)
 
 
 def gib(count: int) -> str:

@@ -20,7 +20,7 @@ from sagittal.data.preprocessing import Prepared, prepare
 from sagittal.errors import BundleError, DataError, ResourceError
 from sagittal.inference.device import resolve_device
 from sagittal.inference.ensemble import Ensemble
-from sagittal.inference.memory import GIB, MAX_SLAB_BYTES, Choice, NetworkMemory, Workload, choose
+from sagittal.inference.memory import MAX_SLAB_BYTES, Choice, NetworkMemory, Workload, budget_bytes, choose
 from sagittal.inference.restore import labels_on_grid, plane_bytes
 from sagittal.inference.sliding_window import predict_logits
 from sagittal.inference.windows import tile
@@ -149,7 +149,7 @@ class Predictor:
             keeps_scan=keeps_scan,
             on_device=self.device.type != "cpu",
         )
-        return choose(work, self._network_memory, int(memory_gib * GIB), preferred_batch=preferred)
+        return choose(work, self._network_memory, budget_bytes(memory_gib), preferred_batch=preferred)
 
     @cached_property
     def _network_memory(self) -> NetworkMemory:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from math import prod
+from math import inf, prod
 
 from sagittal.errors import PlanError
 from sagittal.plan import DatasetSpec, Fingerprint, Plan, network_config
@@ -49,7 +49,7 @@ def make_plan(fingerprint: Fingerprint, spec: DatasetSpec, network_name: str, *,
             f"the fingerprint has {len(fingerprint.intensities)} channels, dataset.json declares "
             f"{len(spec.channel_names)} ({', '.join(spec.channel_names)}). Take the fingerprint of this data set."
         )
-    if not memory_gib > 0:
+    if not 0 < memory_gib < inf:
         raise PlanError(f"--memory-gib {memory_gib}: expected more than 0, for example 8.")
     spacing, why_spacing = target_spacing(fingerprint, ANISOTROPY_THRESHOLD)
     schemes, why_schemes = normalization(spec.channel_names, fingerprint)
