@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -234,7 +235,8 @@ def test_an_image_smaller_than_the_patch_and_a_bad_one_beside_it(
     (scans / "b_0000.nii.gz").write_bytes(b"no scan")
     assert _call(["predict", bundle, scans, "--out", tmp_path / "out", "--no-mirror"]) == 1
     told = capsys.readouterr()
-    assert "b" in told.out
+    assert "b: failed" in told.out
+    assert "1 of 2 cases failed" in told.err and "b_0000.nii.gz" in told.err
     assert nibabel.load(tmp_path / "out" / "a.nii.gz").shape == (5, 6, 7)
     assert not (tmp_path / "out" / "b.nii.gz").exists()
 
@@ -244,7 +246,7 @@ def test_too_little_memory_is_refused_with_numbers(
 ) -> None:
     scan = tiny_dataset / "imagesTs" / "case_test_0000.nii.gz"
     assert _call(["predict", bundle, scan, "--out", tmp_path / "out", "--memory-gib", "0.0001"]) == 1
-    assert "GiB" in capsys.readouterr().out
+    assert "GiB" in capsys.readouterr().err
 
 
 def test_errors_of_json_commands_have_the_one_shape(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -252,6 +254,16 @@ def test_errors_of_json_commands_have_the_one_shape(tmp_path: Path, capsys: pyte
     error = json.loads(capsys.readouterr().out)["error"]
     assert set(error) == {"type", "code", "message"}
     assert "missing" in error["message"]
+
+
+def test_a_terminal_without_the_letters_of_a_path_is_no_reason_to_fail(tmp_path: Path) -> None:
+    scan = tmp_path / "Sch\u00e4del.nii.gz"
+    nibabel.save(nibabel.Nifti1Image(np.ones((5, 6, 7), np.float32), np.eye(4)), scan)
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
+    command = [sys.executable, "-m", "sagittal", "info", str(scan)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "Sch?del" in done.stdout
 
 
 def test_debug_shows_the_traceback(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -5,6 +5,7 @@ Exit codes: 0 done, 1 failed, 2 usage, 75 stopped and resumable (SIGTERM), 130 C
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import sys
@@ -41,6 +42,10 @@ def main(arguments: list[str] | None = None) -> None:
     # Before torch is loaded: threads that wait for each other sleep. Spinning, they steal the core that the others need
     # as soon as the machine has other work, and a training step takes 5 to 17 times as long (docs/lab-log.md).
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    for stream in (sys.stdout, sys.stderr):
+        # A terminal that lacks a letter of a path shows a question mark; that is no reason to fail.
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
     sys.exit(run(sys.argv[1:] if arguments is None else arguments))
 
 

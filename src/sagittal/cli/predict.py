@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -40,7 +41,7 @@ def predict(
         on_case=lambda case: print(case, flush=True),
     )
     if result.failures:
-        print(f"{len(result.failures)} of {len(result.cases)} cases failed:")
+        print(f"error: {len(result.failures)} of {len(result.cases)} cases failed:", file=sys.stderr)
         for failure in result.failures:
-            print(f"  {failure}")
+            print(f"  {failure}", file=sys.stderr)
     return 1 if result.failures else 0
