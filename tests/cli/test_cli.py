@@ -40,6 +40,14 @@ def test_help_lists_every_verb(capsys: pytest.CaptureFixture[str]) -> None:
         assert verb in shown
 
 
+@pytest.mark.parametrize("verb", ["plan", "train"])
+def test_help_offers_no_option_that_means_nothing(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert _call([verb, "--help"]) == 0
+    shown = capsys.readouterr().out
+    assert "--set" in shown
+    assert "--empty" not in shown
+
+
 def test_importing_the_package_or_its_command_line_does_not_import_torch() -> None:
     # pydantic and numpy are here for the half second that `sagittal --help` may take.
     heavy = ("torch", "nibabel", "scipy", "pydantic", "numpy")

@@ -11,7 +11,11 @@ from sagittal.errors import PlanError
 
 Settings = Annotated[
     list[str] | None,
-    Parameter(name="--set", help="A value of the plan, FIELD=VALUE, for example patch.size=96,96,96; may be repeated."),
+    Parameter(
+        name="--set",
+        negative="",
+        help="A value of the plan, FIELD=VALUE, for example patch.size=96,96,96; may be repeated.",
+    ),
 ]
 
 _NUMBER = r"\d+(?:\.\d+)?"
