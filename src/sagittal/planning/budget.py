@@ -54,8 +54,8 @@ def fit_schedule(plan: Plan, timing: Timing, *, budget_s: float) -> Plan:
         validations=rounds + 1 if timing.validation_cases else 0,
     )
     reason = (
-        f"--budget {budget_s:.0f} s: {timing.left_s:.0f} s were left, a step takes {timing.step_s:.3f} s at best (measured), "
-        f"validation {validation_s:.0f} s"
+        f"--budget {budget_s:.0f} s: {timing.left_s:.0f} s were left, a step takes {timing.step_s:.3f} s at best "
+        f"(measured), validation {validation_s:.0f} s"
     )
     changed = [name for name in type(schedule).model_fields if getattr(schedule, name) != getattr(plan.schedule, name)]
     return plan.replace(schedule=schedule, reasons={**plan.reasons, **{f"schedule.{name}": reason for name in changed}})
