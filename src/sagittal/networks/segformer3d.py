@@ -82,7 +82,8 @@ class DepthwiseConvolution(nn.Module):
 
     def forward(self, grid: Tensor) -> Tensor:
         """Map (N, D, H, W, C) to the same shape."""
-        return batch_norm(self.bn, self.dwconv(grid.movedim(-1, 1))).movedim(1, -1)
+        # A GPU convolves a channels-last grid channel by channel, which takes many times longer than the copy.
+        return batch_norm(self.bn, self.dwconv(to_preferred_layout(grid.movedim(-1, 1)))).movedim(1, -1)
 
 
 class MixFFN(nn.Module):
