@@ -22,7 +22,7 @@ _ALWAYS = {
     "preprocessing.anisotropy_threshold": "nnU-Net's",
     "training.foreground_oversampling": "nnU-Net's, a third of each batch on the foreground",
     "training.gradient_clip_norm": "nnU-Net's",
-    "training.precision": "fp32 computes the same on every device; set bf16 for speed on a GPU that has it",
+    "training.precision": "fp32 is for every device; bf16 takes less memory on a GPU, seldom less time",
     "training.split_seed": "nnU-Net's, so that folds can be compared",
     "inference.overlap": "nnU-Net's, half a window",
     "inference.mirror_axes": "the axes that training mirrors",

@@ -35,6 +35,7 @@ from sagittal.training.stages import (
     plan_sha256,
     preprocess,
 )
+from sagittal.training.step import require_precision
 
 FoldName = Literal["0", "1", "2", "3", "4", "all", "none"]
 Ended = Literal["finished", "shortened", "interrupted", "terminated"]
@@ -108,6 +109,7 @@ def train(
     check(data, options)
     choice = PlanChoice(network=network, plan=plan, settings=settings or {})
     the_plan, is_new = find_plan(data, stored, choice, options)
+    require_precision(the_plan, device)
     names = _fold_names(fold, the_plan)
     content = content_hash(data)
     _remember_data(data, content, folder, started=stored is not None)

@@ -11,10 +11,24 @@ import torch
 from sagittal.data.cache import Cache
 from sagittal.data.label_index import LabelIndex, label_index
 from sagittal.data.loader import Batch, TrainingBatches
-from sagittal.errors import TrainingError
+from sagittal.errors import PlanError, TrainingError
 from sagittal.networks.build import build_network
 from sagittal.plan.plan import SGD, AdamW, Optimizer, Plan
 from sagittal.training.losses import segmentation_loss
+
+
+def require_precision(plan: Plan, device: torch.device) -> None:
+    """Refuse bf16 on a CPU: where a grid has one or two voxels, oneDNN's weight gradients hold memory never written.
+
+    Raises:
+        PlanError: the plan wants bf16 and the device is the CPU.
+    """
+    if plan.training.precision == "bf16" and device.type == "cpu":
+        raise PlanError(
+            "training.precision is bf16, which is for GPUs: on a CPU it is slower than fp32 and its gradients can be "
+            "wrong. Choose --device cuda, or make the plan with --set training.precision=fp32.",
+            code="bf16_on_cpu",
+        )
 
 
 def new_network(plan: Plan, device: torch.device) -> torch.nn.Module:
