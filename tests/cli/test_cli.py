@@ -264,6 +264,18 @@ def test_errors_of_json_commands_have_the_one_shape(tmp_path: Path, capsys: pyte
     assert "missing" in error["message"]
 
 
+def test_the_folder_one_stands_in_can_be_the_bundle(
+    tiny_dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    assert _call(["train", tiny_dataset, "--out", ".", "--fold", "none", "--device", "cpu", *FAST]) == 0
+    assert (tmp_path / "here" / "manifest.json").exists()
+    assert (tmp_path / "here.run" / "plan.json").exists()
+    assert _call(["train", tiny_dataset, "--out", "/", "--device", "cpu", *FAST]) == 1
+    assert "no folder for a bundle" in capsys.readouterr().err
+
+
 def test_a_terminal_without_the_letters_of_a_path_is_no_reason_to_fail(tmp_path: Path) -> None:
     scan = tmp_path / "Sch\u00e4del.nii.gz"
     nibabel.save(nibabel.Nifti1Image(np.ones((5, 6, 7), np.float32), np.eye(4)), scan)

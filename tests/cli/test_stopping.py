@@ -47,6 +47,24 @@ def _losses(out: Path) -> list[float]:
     return [record["loss"] for record in read_log(_log(out)) if record["kind"] == "step"]
 
 
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 75)])
+def test_a_stop_before_the_first_step_is_told_and_leaves_nothing_half_written(
+    tiny_dataset: Path, tmp_path: Path, number: signal.Signals, code: int
+) -> None:
+    # A shell's background jobs ignore Ctrl-C, and so would their children.
+    command = [sys.executable, "-c", "import signal, sagittal.cli; signal.signal(2, signal.default_int_handler); "]
+    command[-1] += "sagittal.cli.main()"
+    arguments = [*_command(tiny_dataset, tmp_path / "out")[3:]]
+    with subprocess.Popen([*command, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None and process.stderr is not None
+        assert process.stdout.readline().startswith("check:")
+        process.send_signal(number)
+        told = process.stderr.read()
+    assert process.returncode == code, told
+    assert "begin again with: sagittal train" in told and "Traceback" not in told
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.kill
 def test_killed_runs_resume_to_the_losses_and_weights_of_an_undisturbed_one(tiny_dataset: Path, tmp_path: Path) -> None:
     whole, killed = tmp_path / "whole", tmp_path / "killed"

@@ -31,6 +31,7 @@ app = App(
     help="Labelled 3D medical scans in, a deployable segmentation model out: MedNeXt and SegFormer3D.",
     help_epilogue="--debug, with any command, shows the traceback of an error.",
     version=__version__,
+    suppress_keyboard_interrupt=False,
     result_action="return_value",
 )
 for verb in (doctor, plan, train, predict, evaluate, info, networks, demo):

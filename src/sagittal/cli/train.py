@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import shlex
+import signal
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
 from typing import Annotated, Literal
 
 from cyclopts import Parameter
 
 from sagittal.cli.options import Settings, parse_duration_s, parse_settings_option
+
+STOPPED = 75
+"""Exit code after SIGTERM: the same command can go on."""
 
 
 def train(
@@ -49,29 +56,52 @@ def train(
 
     if plan is not None and network is not None:
         raise PlanError("--plan and --network exclude each other: a plan names its network. Give one of them.")
-    result = train_bundle(
-        dataset,
-        out,
-        network=network,
-        plan=plan,
-        settings=parse_settings_option(settings),
-        fold=fold,
-        budget_s=None if budget is None else parse_duration_s(budget),
-        options=RunOptions(
-            device=device,
-            cache=cache,
-            resume=resume,
-            memory_gib=memory_gib,
-            checkpoint_every_s=parse_duration_s(checkpoint_every, "--checkpoint-every"),
-            say=_say,
-        ),
-    )
+    with _stoppable_before_training():
+        result = train_bundle(
+            dataset,
+            out,
+            network=network,
+            plan=plan,
+            settings=parse_settings_option(settings),
+            fold=fold,
+            budget_s=None if budget is None else parse_duration_s(budget),
+            options=RunOptions(
+                device=device,
+                cache=cache,
+                resume=resume,
+                memory_gib=memory_gib,
+                checkpoint_every_s=parse_duration_s(checkpoint_every, "--checkpoint-every"),
+                say=_say,
+            ),
+        )
     if result.ended in ("interrupted", "terminated"):
         again = [word for word in sys.argv[1:] if word != "--resume"]
         _say(f"stopped; go on with: sagittal {shlex.join([*again, '--resume'])}")
         return 130 if result.ended == "interrupted" else 75
     _say(f"bundle: {result.bundle}")
     return 0
+
+
+@contextmanager
+def _stoppable_before_training() -> Iterator[None]:
+    """Let SIGTERM unwind the check, the plan and the preprocessing, as Ctrl-C does; training handles both itself."""
+
+    def end(number: int, frame: FrameType | None) -> None:
+        raise SystemExit(STOPPED)
+
+    try:
+        previous = signal.signal(signal.SIGTERM, end)
+    except ValueError:  # not the main thread, which alone receives signals
+        yield
+        return
+    try:
+        yield
+    except (KeyboardInterrupt, SystemExit):
+        again = shlex.join(sys.argv[1:])
+        print(f"stopped; cases prepared so far are kept; begin again with: sagittal {again}", file=sys.stderr)
+        raise
+    finally:
+        signal.signal(signal.SIGTERM, previous)
 
 
 def _say(line: str) -> None:

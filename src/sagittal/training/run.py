@@ -100,7 +100,9 @@ def train(
     """
     options = options or RunOptions()
     budget = None if budget_s is None else Budget(budget_s, time.monotonic() + budget_s - FINISH_S)
-    out = Path(out)
+    out = Path(out).resolve() if Path(out).name in ("", "..") else Path(out)
+    if not out.name:
+        raise TrainingError(f"{out}: no folder for a bundle, which is replaced as a whole. Choose another --out.")
     folder = out.with_name(out.name + ".run")
     device = resolve_device(options.device)
     keep_freed_memory()
