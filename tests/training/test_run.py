@@ -308,6 +308,29 @@ def test_a_stop_during_the_validation_of_a_fold_starts_no_other(
     assert sagittal.read_bundle(tmp_path / "b").weight_names == ("fold_0",)
 
 
+def test_a_validation_that_was_stopped_is_done_again_on_resume(
+    tiny_dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = finish_module.Predictor.predict
+
+    def stopping(*arguments: Any, **options: Any) -> Any:
+        os.kill(os.getpid(), 2)
+        return real(*arguments, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(finish_module.Predictor, "predict", stopping)
+        result = train(tiny_dataset, tmp_path / "b", settings=TINY, options=RunOptions(device="cpu"))
+    assert result.ended == "interrupted"
+    stopped = sagittal.read_bundle(tmp_path / "b")
+    assert len(stopped.metrics["folds"]["0"]["cases"]) == 1
+    result = train(tiny_dataset, tmp_path / "b", options=RunOptions(device="cpu", resume=True))
+    assert result.complete
+    whole = sagittal.read_bundle(tmp_path / "b")
+    assert len(whole.metrics["folds"]["0"]["cases"]) == 2
+    for name, values in whole.weights("fold_0").items():
+        np.testing.assert_array_equal(values, stopped.weights("fold_0")[name])
+
+
 def test_an_empty_folder_takes_a_bundle_and_any_other_is_refused(tiny_dataset: Path, tmp_path: Path) -> None:
     settings = {**TINY, "schedule.steps": 1}
     (tmp_path / "b").mkdir()

@@ -21,7 +21,7 @@ from sagittal.training.signals import StopFlag
 
 NOT_VALIDATED = {
     "none": "not validated: every case was used for training",
-    "stopped": "not validated: training was stopped before its end",
+    "stopped": "not validated: the run was stopped before its end",
     "no_time": "not validated: no time of the budget was left",
 }
 
@@ -55,7 +55,8 @@ def finish_fold(
     why = "none" if not job.validation else "stopped"
     if job.validation and run.complete and not stop:
         evaluation = _validate(job, run, data, stop, validation_s, say)
-        why = "no_time"
+        why = "stopped" if stop else "no_time"
+    validated = 0 if evaluation is None else len(evaluation.cases)
     entry: dict[str, Any] = {
         "steps": run.progress.step,
         "planned_steps": job.plan.schedule.steps,
@@ -66,7 +67,8 @@ def finish_fold(
         "device": str(job.device),
         "training_cases": len(job.train),
         "held_out_cases": len(job.validation),
-        "validation": NOT_VALIDATED[why] if evaluation is None else f"{len(evaluation.cases)} held-out cases",
+        "validation": NOT_VALIDATED[why] if evaluation is None else f"{validated} held-out cases",
+        "validation_stopped": run.complete and bool(stop) and validated < len(job.validation),
         "cases": {} if evaluation is None else _by_case(evaluation),
     }
     weights, folds = _finished(out, job.plan)

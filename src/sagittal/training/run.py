@@ -184,16 +184,23 @@ def _train_one(run: _Run, name: str, share_s: float | None, stop: StopFlag) -> t
     outcome = train_fold(job, stop, say)
     validation_s = None if share_s is None else share_s - (time.monotonic() - began)
     metrics = finish_fold(job, outcome, run.data, run.out, stop=stop, validation_s=validation_s, say=say)
+    if stop.reason is not None and _validation_was_stopped(metrics, name):
+        return stop.reason, metrics
     return outcome.ended, metrics
 
 
+def _validation_was_stopped(metrics: Mapping[str, Any], name: str) -> bool:
+    return bool(metrics["folds"].get(name, {}).get("validation_stopped", False))
+
+
 def _finished_before(out: Path, plan: Plan, name: str) -> Mapping[str, Any] | None:
-    """Return the bundle's metrics where it holds this fold, trained to its end by the same plan."""
+    """Return the bundle's metrics where it holds this fold, trained and validated to its end by the same plan."""
     bundle = bundle_at(out)
     if bundle is None or bundle.plan != plan:
         return None
     entry = bundle.metrics.get("folds", {}).get(name)
-    return bundle.metrics if entry is not None and entry["ended"] in COMPLETE else None
+    finished = entry is not None and entry["ended"] in COMPLETE and not _validation_was_stopped(bundle.metrics, name)
+    return bundle.metrics if finished else None
 
 
 def _deadline(share_s: float | None, held_out: tuple[int, ...], validation_s: float | None) -> float | None:
