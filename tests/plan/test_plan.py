@@ -74,7 +74,7 @@ def test_defaults_are_written_out():
 def test_a_plan_of_another_version_or_with_unknown_fields_is_refused():
     tree = json.loads(PLAN.to_json())
     for changes, message in (
-        ({"schema_version": 2}, "schema_version: Input should be 1"),
+        ({"schema_version": 2}, "schema_version 2 is newer than 1"),
         ({"patch_size": 3}, "patch_size: Extra inputs"),
     ):
         with pytest.raises(PlanError, match=message):

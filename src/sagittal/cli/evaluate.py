@@ -37,6 +37,8 @@ def evaluate(
             name, *("undefined" if value is None else f"{value:.3f}" for value in values), str(summary.missed)
         )
     Console().print(table)
+    for warning in result.warnings:
+        print(f"warning: {warning}")
     for failure in result.failures:
         print(f"failed: {failure.case}: {failure.message}")
     dice = result.summary.mean["dice"]

@@ -20,6 +20,8 @@ def info(path: Path) -> int:
 
     if not path.exists():
         raise DataError(f"{path}: does not exist. Give an image, a data set, a plan or a bundle.", code="missing")
+    if path.name == "dataset.json":
+        path = path.parent
     if path.is_dir() and (path / "manifest.json").exists():
         kind, facts = "bundle", _bundle_facts(path)
     elif path.is_dir() and (path / "dataset.json").exists():

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
+from sagittal.errors import PlanError
 from sagittal.plan.base import Frozen, Triple
 from sagittal.plan.dataset import DatasetSpec
+from sagittal.plan.migrations import migrate
 from sagittal.plan.networks import NetworkConfig
 
 Positive = Annotated[float, Field(gt=0)]
@@ -194,6 +197,25 @@ class Plan(Frozen):
     inference: Inference
     reasons: dict[str, str]
     """Why each field has its value, by dotted name; `--set` and `--budget` write their own."""
+
+    @classmethod
+    def from_json(cls, text: str | bytes, *, source: str = "JSON text") -> Self:
+        """Parse `text`, written by this version or an earlier one.
+
+        Raises:
+            PlanError: it is no plan, one of a newer version, or not valid; the message names `source` and the field.
+        """
+        try:
+            tree = json.loads(text)
+        except ValueError as error:
+            raise PlanError(
+                f"{source}: not a plan, for it is no JSON ({error}). Expected a file of 'sagittal plan'."
+            ) from None
+        if not isinstance(tree, dict):
+            raise PlanError(
+                f"{source}: not a plan, but a JSON {type(tree).__name__}. Expected a file of 'sagittal plan'."
+            )
+        return super().from_json(json.dumps(migrate(tree, source=source)), source=source)
 
     @model_validator(mode="after")
     def _check(self) -> Self:

@@ -98,11 +98,12 @@ def evaluate(
     is_ct = declaration is not None and declaration.first_channel == "CT"
     pictures, complaints = draw_cases(scans, classes, is_ct=is_ct)
     evaluation = evaluation.replace(warnings=(*evaluation.warnings, *complaints))
-    write_atomically(Path(out) / METRICS_JSON, evaluation.to_json().encode())
-    write_atomically(Path(out) / METRICS_CSV, evaluation.to_csv().encode())
     source = "the caller" if labels is not None else "dataset.json" if declaration else "the values in the references"
     told = _with_files(page or Page(), predictions, references, source)
+    # The largest file first: where the disk is too full for it, an earlier result stays as it was.
     write_report(Path(out) / REPORT_HTML, evaluation, page=told, pictures=pictures)
+    write_atomically(Path(out) / METRICS_CSV, evaluation.to_csv().encode())
+    write_atomically(Path(out) / METRICS_JSON, evaluation.to_json().encode())
     return evaluation
 
 
