@@ -99,7 +99,7 @@ def test_dtype_that_numpy_lacks_is_refused(bundle_path: Path) -> None:
 
 def test_a_plan_that_is_none_is_refused(bundle_path: Path) -> None:
     repack(bundle_path, "plan.json", b"{}")
-    with pytest.raises(BundleError, match=r"plan\.json: not valid.*written by version"):
+    with pytest.raises(BundleError, match=r"plan\.json: schema_version is None.*written by version"):
         read_bundle(bundle_path)
 
 
