@@ -31,7 +31,7 @@ def _step(network: torch.nn.Module, optimizer: torch.optim.Optimizer, seed: int)
 
 
 def _progress(step: int, plan: str = "p") -> Progress:
-    return Progress(step=step, plan_sha256=plan, fold="0", elapsed_s=1.5)
+    return Progress(step=step, plan_sha256=plan, elapsed_s=1.5)
 
 
 def test_a_restored_run_goes_on_with_the_same_losses(tmp_path: Path) -> None:

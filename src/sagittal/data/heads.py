@@ -57,9 +57,8 @@ SOURCE = (
     "wheel (nilearn.github.io)"
 )
 LICENCE = (
-    "Template: copyright 1993-2009 Louis Collins, McConnell Brain Imaging Centre, Montreal Neurological Institute, "
-    "McGill University; use, copying, modification and distribution permitted for any purpose without fee. "
-    "nilearn: BSD-3-Clause."
+    "nilearn, which ships the template: BSD-3-Clause. The template itself: nilearn's description gives its licence as "
+    "unknown; ask the McConnell Brain Imaging Centre (MNI) before you pass the heads on."
 )
 
 _FILES = "mni_icbm152_{}_tal_nlin_sym_09a_converted.nii.gz"

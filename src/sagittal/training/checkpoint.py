@@ -27,7 +27,6 @@ class Progress(Frozen):
     step: int
     """Finished optimiser steps."""
     plan_sha256: str
-    fold: str
     elapsed_s: float
     """Training time so far, over all attempts."""
     shortening: Shortening | None = None

@@ -138,7 +138,7 @@ def train_fold(job: FoldJob, stop: StopFlag, say: Say) -> FoldRun:
 def _resume(job: FoldJob, network: torch.nn.Module, optimizer: torch.optim.Optimizer, say: Say) -> Progress:
     found = newest_checkpoint(job.folder)
     if found is None:
-        return Progress(step=0, plan_sha256=job.plan_sha256, fold=job.name, elapsed_s=0.0)
+        return Progress(step=0, plan_sha256=job.plan_sha256, elapsed_s=0.0)
     path, progress = found
     load_checkpoint(path, network, optimizer, plan_sha256=job.plan_sha256)
     say(f"fold {job.name}: goes on after step {progress.step} of {job.plan.schedule.steps}")
