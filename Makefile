@@ -3,7 +3,7 @@
 .DEFAULT_GOAL := setup
 
 BIN := .venv/bin
-SOURCES := $(wildcard src/sagittal/kernels/*.[ch]) setup.py pyproject.toml constraints.txt scripts/setup.sh
+SOURCES := $(wildcard src/sagittal/kernels/*.[ch]) setup.py pyproject.toml constraints.txt $(wildcard scripts/*)
 
 setup: .venv/.ready
 

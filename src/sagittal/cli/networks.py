@@ -35,7 +35,7 @@ def networks(
     shape = parse_input_shape(input)
     rows = []
     for name, config in NETWORKS.items():
-        bare = config.replace(deep_supervision=False) if config.kind == "mednext" else config
+        bare = config.single_scale()
         with torch.device("meta"):
             network = build_network(bare, shape[0], classes)
         rows.append((name, parameters(network), multiply_adds(network, (1, *shape))))

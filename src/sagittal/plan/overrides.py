@@ -6,10 +6,11 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from pydantic import ValidationError
+from pydantic import TypeAdapter, ValidationError
 
 from sagittal.errors import PlanError, did_you_mean
 from sagittal.plan.base import describe_validation_error
+from sagittal.plan.networks import NetworkConfig
 from sagittal.plan.plan import Plan
 
 
@@ -83,8 +84,11 @@ def _refit_deep_supervision(tree: dict[str, Any], settings: Mapping[str, Any]) -
     """Keep the number of loss weights equal to the number of outputs when only deep supervision was switched."""
     if "network.deep_supervision" not in settings or "training.loss.deep_supervision_weights" in settings:
         return
-    outputs = 5 if settings["network.deep_supervision"] is True else 1
-    tree["training"]["loss"]["deep_supervision_weights"] = list(deep_supervision_weights(outputs))
+    try:
+        network: NetworkConfig = TypeAdapter(NetworkConfig).validate_json(json.dumps(tree["network"]))
+    except ValidationError:
+        return  # the plan as a whole is validated next, and says what is wrong
+    tree["training"]["loss"]["deep_supervision_weights"] = list(deep_supervision_weights(network.scales))
 
 
 def deep_supervision_weights(outputs: int) -> tuple[float, ...]:

@@ -222,7 +222,7 @@ class Plan(Frozen):
         channels, normalised = len(self.dataset.channel_names), len(self.preprocessing.normalization)
         if channels != normalised:
             raise ValueError(f"{channels} channels but {normalised} normalisations")
-        outputs = 5 if self.network.kind == "mednext" and self.network.deep_supervision else 1
+        outputs = self.network.scales
         weights = len(self.training.loss.deep_supervision_weights)
         if weights != outputs:
             raise ValueError(

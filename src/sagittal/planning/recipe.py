@@ -73,7 +73,7 @@ def schedule(network: NetworkConfig) -> tuple[Schedule, dict[str, str]]:
 
 def loss(network: NetworkConfig) -> tuple[Loss, dict[str, str]]:
     """Return the loss, Dice + cross-entropy in equal parts for either network, and the reasons of its fields."""
-    outputs = 5 if isinstance(network, MedNeXtConfig) and network.deep_supervision else 1
+    outputs = network.scales
     halves = (
         "halved from each output to the next coarser one and scaled to sum to 1, MedNeXt's recipe"
         if outputs > 1

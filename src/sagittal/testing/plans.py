@@ -42,7 +42,7 @@ def untrained_plan(
         PlanError: an unknown network or field, or a value that does not fit.
     """
     network = network_config(network_name)
-    outputs = 5 if network.kind == "mednext" and network.deep_supervision else 1
+    outputs = network.scales
     plan = Plan(
         network_name=network_name.lower(),
         dataset=spec,

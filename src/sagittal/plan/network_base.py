@@ -1,0 +1,20 @@
+"""What every network's configuration has."""
+
+from __future__ import annotations
+
+from typing import Self
+
+from sagittal.plan.base import Frozen
+
+
+class NetworkBase(Frozen):
+    """A network's configuration: a `kind` that tells it from the others, and the arguments of its module."""
+
+    @property
+    def scales(self) -> int:
+        """Logits that the network gives in training, from fine to coarse: more than one with deep supervision."""
+        return 1
+
+    def single_scale(self) -> Self:
+        """Return the configuration without deep supervision."""
+        return self
