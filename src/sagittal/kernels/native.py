@@ -88,8 +88,13 @@ def limit_instruction_set(level: int) -> int:
 
 
 def usable(*tensors: Tensor | None) -> bool:
-    """Return whether the kernels can take these: plain eager float32 on the CPU, no autocast, compiling, exporting."""
-    if _library is None or torch.compiler.is_compiling() or torch.is_autocast_enabled("cpu"):
+    """Return whether the kernels can take these: the library is there, and `eager`."""
+    return _library is not None and eager(*tensors)
+
+
+def eager(*tensors: Tensor | None) -> bool:
+    """Return whether these are plain eager float32 on the CPU: no autocast, compiling, exporting, tracing."""
+    if torch.compiler.is_compiling() or torch.is_autocast_enabled("cpu"):
         return False
     if torch._C._len_torch_dispatch_stack() or torch._C._functorch.peek_interpreter_stack() is not None:
         return False  # someone watches the operators, or transforms them: counting, fake tensors, vmap
