@@ -9,7 +9,15 @@ import torch
 from torch import nn
 
 from sagittal.networks import MedNeXt, SegFormer3D, create_mednext, create_segformer3d
-from sagittal.networks.cost import _LiveBytes, multiply_adds, parameters, step_memory_bytes
+from sagittal.networks.cost import (
+    _LiveBytes,
+    activation_memory_bytes,
+    multiply_adds,
+    multiply_adds_as_published,
+    parameters,
+    step_memory_bytes,
+    work,
+)
 
 # Size, kernel: parameters without and with deep supervision (1 in, 3 out, with the scalar dummy_tensor that ours
 # drops), multiply-adds in 10^9 at 1x128^3; counted on the official network.
@@ -51,9 +59,45 @@ def test_segformer3d_costs_the_published_sum_less_the_cheaper_fuse(size: int, pu
     assert parameters(network) == 4_525_251
     counted = multiply_adds(network, (1, 4, size, size, size))
     assert counted == pytest.approx(ours * 1e9, rel=0.002)
-    voxels = [(size // stride) ** 3 for stride in (4, 8, 16, 32)]
-    saved_by_fusing_at_the_coarse_grids = 256 * 256 * (4 * voxels[0] - sum(voxels))
-    assert counted + saved_by_fusing_at_the_coarse_grids == pytest.approx(published * 1e9, rel=0.001)
+    assert multiply_adds_as_published(network, (1, 4, size, size, size)) == pytest.approx(published * 1e9, rel=0.001)
+
+
+def test_the_published_form_of_segformer3d_fuses_every_map_at_the_finest_grid() -> None:
+    network = SegFormer3D(
+        1,
+        2,
+        embed_dims=(4, 4, 8, 8),
+        num_heads=(1, 1, 1, 1),
+        depths=(1, 1, 1, 1),
+        sr_ratios=(2, 1, 1, 1),
+        decoder_dim=6,
+    )
+    shape = (2, 1, 33, 47, 21)
+    voxels = [2 * 9 * 12 * 6, 2 * 5 * 6 * 3, 2 * 3 * 3 * 2, 2 * 2 * 2 * 1]
+    saved = 6 * 6 * sum(voxels[0] - grid for grid in voxels)
+    assert multiply_adds_as_published(network, shape) - multiply_adds(network, shape) == saved
+    other = MedNeXt(1, 2, channels=2, block_counts=(1,) * 9)
+    assert multiply_adds_as_published(other, shape) == multiply_adds(other, shape)
+
+
+def test_interpolation_counts_eight_per_voxel_and_channel_beside_the_products() -> None:
+    network = SegFormer3D(
+        1,
+        3,
+        embed_dims=(4, 4, 8, 8),
+        num_heads=(1, 1, 1, 1),
+        depths=(1, 1, 1, 1),
+        sr_ratios=(2, 1, 1, 1),
+        decoder_dim=6,
+    )
+    coarse, fine = 8 * 6 * 4, 32 * 24 * 16
+    assert work(network, (1, 1, 32, 24, 16)).interpolation == 8 * (3 * 6 * coarse + 3 * fine)
+
+
+@pytest.mark.parametrize(("mode", "per_voxel"), [("bilinear", 4), ("nearest", 0)])
+def test_interpolation_of_slices(mode: str, per_voxel: int) -> None:
+    network = nn.Sequential(nn.Conv2d(1, 5, 1), nn.Upsample(scale_factor=2, mode=mode))
+    assert work(network, (3, 1, 8, 6)) == (3 * 5 * 8 * 6, per_voxel * 3 * 5 * 16 * 12)
 
 
 def test_attention_products_count() -> None:
@@ -85,6 +129,19 @@ def test_memory_by_hand() -> None:
     assert step_memory_bytes(network, (10, 4), training=False) == weights + image + hidden + logits
     trained = step_memory_bytes(network, (10, 4), training=True)
     assert trained > 2 * weights + image + hidden + logits
+    assert activation_memory_bytes(network, (10, 4), training=False) == image + hidden + logits
+
+
+def test_weights_and_their_gradients_are_no_activations() -> None:
+    network = nn.Sequential(nn.Linear(50, 50), nn.Linear(50, 50), nn.Linear(50, 50))
+    weights, row = 4 * 3 * 50 * 51, 4 * 50
+    activations = activation_memory_bytes(network, (1, 50), training=True)
+    # A gradient is one only once it has been added to its parameter's `.grad`.
+    assert 5 * row < activations < 2 * 4 * 50 * 51
+    assert step_memory_bytes(network, (1, 50), training=True) > 2 * weights + row
+    for parameter in network[0].parameters():
+        parameter.requires_grad_(False)
+    assert 0 < activation_memory_bytes(network, (1, 50), training=True) <= activations
 
 
 NETWORKS = {
