@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from sagittal.errors import PlanError
-from sagittal.plan.base import Frozen, Triple
+from sagittal.plan.base import Frozen, Triple, TripleMm
 from sagittal.plan.dataset import DatasetSpec
 from sagittal.plan.migrations import migrate
 from sagittal.plan.networks import NetworkConfig
@@ -18,6 +18,7 @@ NonNegative = Annotated[float, Field(ge=0)]
 Probability = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=1)]
 PositiveTripleMm = tuple[Positive, Positive, Positive]
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 
 class ZScore(Frozen):
@@ -54,24 +55,38 @@ Normalization = Annotated[ZScore | CTNormalization | RescaleToUnit | NoNormaliza
 
 
 class Preprocessing(Frozen):
-    """From a scan to the array that the network sees: reorient, crop, normalise, resample, in this order."""
+    """From a scan to the array that the network sees: reorient, transpose, crop, normalise, resample, in this order."""
 
     orientation: Literal["RAS", "stored"] = "RAS"
-    """Axis order of the arrays: D, H, W towards superior, anterior, right; or as the file stores them."""
+    """Axis order of the scan: D, H, W towards superior, anterior, right; or as the file stores them (nnU-Net)."""
+    transpose: Triple = (0, 1, 2)
+    """Which axes of the oriented scan are the network's first, second and third: the coarsest comes first (nnU-Net)."""
     crop_to_nonzero: bool = True
     spacing_mm: PositiveTripleMm
-    """Target spacing, D, H, W."""
+    """Target spacing along D, H, W of the oriented scan, before `transpose`."""
     normalization: tuple[Normalization, ...]
     """One per channel."""
     anisotropy_threshold: Positive = 3.0
     """Above this ratio of spacings the coarse axis is resampled apart from the plane (nnU-Net)."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if sorted(self.transpose) != [0, 1, 2]:
+            raise ValueError(f"transpose must name each of the axes 0, 1, 2 once, got {list(self.transpose)}")
+        return self
+
+    @property
+    def network_spacing_mm(self) -> TripleMm:
+        """Target spacing along the axes of the network's arrays."""
+        first, second, third = self.transpose
+        return self.spacing_mm[first], self.spacing_mm[second], self.spacing_mm[third]
 
 
 class Patch(Frozen):
     """The window that the network sees, in training and in prediction."""
 
     size: tuple[Count, Count, Count]
-    """Voxels, D, H, W."""
+    """Voxels along the network's axes: D, H, W of the oriented scan in the order of `preprocessing.transpose`."""
 
 
 class AdamW(Frozen):
@@ -138,7 +153,7 @@ class Augmentation(Frozen):
     scaling_probability: Probability = 0.2
     scaling_range: tuple[Positive, Positive] = (0.7, 1.4)
     mirror_axes: tuple[Literal[0, 1, 2], ...] = (0, 1, 2)
-    """Axes among D, H, W that are mirrored, each with probability 0.5."""
+    """Axes of the network's arrays that are mirrored, each with probability 0.5."""
     noise_probability: Probability = 0.1
     noise_variance: tuple[NonNegative, NonNegative] = (0.0, 0.1)
     blur_probability: Probability = 0.2
@@ -152,6 +167,23 @@ class Augmentation(Frozen):
     gamma_probability: Probability = 0.3
     gamma_inverted_probability: Probability = 0.1
     gamma_range: tuple[Positive, Positive] = (0.7, 1.5)
+
+
+class Initialization(Frozen):
+    """The trained weights that training starts from, instead of random ones (`sagittal train --init-from`)."""
+
+    network_name: str
+    """The network that they belong to."""
+    channel_names: tuple[str, ...]
+    """The channels that it was trained on, in order."""
+    outputs: tuple[str, ...]
+    """What its outputs stand for, in order; other ones start afresh."""
+    weights_sha256: Annotated[dict[str, Sha256], Field(min_length=1)]
+    """Hash of each weights file of the bundle: fold k starts from `fold_k`, else from `all`, else from the first."""
+    held_out_unseen: bool
+    """Whether they were trained on these very cases by this split, so that `fold_k` never saw what fold k holds out."""
+    freeze_encoder_steps: Annotated[int, Field(ge=0)] = 0
+    """Steps at the beginning in which the encoder stays as it is, so that fresh heads don't spoil it."""
 
 
 class Training(Frozen):
@@ -169,6 +201,15 @@ class Training(Frozen):
     """Parts that the cases are split into, each of which is held out once."""
     split_seed: int = 12345
     seed: int = 0
+    initialization: Initialization | None = None
+    """None for random weights; it is then not written, so that such plans keep the hash that they always had."""
+
+    @model_serializer(mode="wrap")
+    def _without_none(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        tree: dict[str, Any] = serialize(self)
+        if self.initialization is None:
+            tree.pop("initialization", None)
+        return tree
 
 
 class Inference(Frozen):
@@ -177,7 +218,7 @@ class Inference(Frozen):
     overlap: Annotated[float, Field(ge=0, lt=1)] = 0.5
     """Share of the window's edge that neighbours have in common."""
     mirror_axes: tuple[Literal[0, 1, 2], ...] = (0, 1, 2)
-    """Axes of mirror test-time augmentation; all their combinations are averaged."""
+    """Axes of the network's arrays that are mirrored at test time; all their combinations are averaged."""
 
 
 class Plan(Frozen):
@@ -228,6 +269,12 @@ class Plan(Frozen):
             raise ValueError(
                 f"training.loss.deep_supervision_weights has {weights} values; this network has {outputs} "
                 f"output{'s' if outputs > 1 else ''}"
+            )
+        start = self.training.initialization
+        if start is not None and start.freeze_encoder_steps >= self.schedule.steps:
+            raise ValueError(
+                f"training.initialization.freeze_encoder_steps is {start.freeze_encoder_steps} and schedule.steps "
+                f"{self.schedule.steps}: the encoder would never be trained. Freeze it for fewer steps"
             )
         return self
 
