@@ -27,6 +27,8 @@ def train(
     network: str | None = None,
     fold: Literal["0", "1", "2", "3", "4", "all", "none"] = "0",
     budget: str | None = None,
+    init_from: Path | None = None,
+    freeze_encoder: int | None = None,
     device: str = "auto",
     cache: Path | None = None,
     resume: Annotated[bool, Parameter(negative="")] = False,
@@ -41,8 +43,10 @@ def train(
     dataset: folder in nnU-Net's layout
     out: the bundle to write; OUT.run beside it holds plan, log and checkpoints
     plan: a plan made by `sagittal plan`
-    network: name of the network to plan for, mednext-s where neither it nor a plan is given
+    network: name of the network to plan for; by default that of --init-from, else mednext-s
     fold: which fifth of the cases is held out; `all` trains five networks, `none` trains on all cases
+    init_from: bundle whose trained weights to start from; its network may differ in kernels, channels and labels
+    freeze_encoder: epochs (of 250 steps) in which the encoder stays as --init-from has it
     budget: time for everything together, for example 15m; the schedule is fitted to it
     device: auto, cpu, cuda, cuda:1 or mps
     cache: folder for preprocessed cases, which runs may share
@@ -65,6 +69,8 @@ def train(
             settings=parse_settings_option(settings),
             fold=fold,
             budget_s=None if budget is None else parse_duration_s(budget),
+            init_from=init_from,
+            freeze_encoder_epochs=freeze_encoder,
             options=RunOptions(
                 device=device,
                 cache=cache,

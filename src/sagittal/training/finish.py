@@ -16,6 +16,7 @@ from sagittal.plan.plan import Plan
 from sagittal.report.evaluation import evaluate
 from sagittal.report.page import Page
 from sagittal.training.fold import COMPLETE, FoldJob, FoldRun
+from sagittal.training.initialization import may_have_seen_held_out, weights_for
 from sagittal.training.log import read_log
 from sagittal.training.signals import StopFlag
 
@@ -70,6 +71,7 @@ def finish_fold(
         "validation": NOT_VALIDATED[why] if evaluation is None else f"{validated} held-out cases",
         "validation_stopped": run.complete and bool(stop) and validated < len(job.validation),
         "cases": {} if evaluation is None else _by_case(evaluation),
+        **_started_from(job),
     }
     weights, folds = _finished(out, job.plan)
     if folds and not run.complete:
@@ -112,12 +114,28 @@ def join_folds(plan: Plan, folds: Mapping[str, Mapping[str, Any]]) -> dict[str, 
     return {
         "dice": dice,
         "mean_dice": mean(defined) if defined else None,
-        "validation": f"{len(scores)} held-out cases, each predicted by networks that never saw it"
+        "validation": f"{len(scores)} held-out cases, each predicted by networks that {_unseen(folds)}"
         if scores
         else "; ".join(reasons),
         "training_cases": max(int(entry["training_cases"]) for entry in folds.values()),
         "folds": {name: dict(folds[name]) for name in sorted(folds)},
     }
+
+
+def _started_from(job: FoldJob) -> dict[str, Any]:
+    start = job.plan.training.initialization
+    if start is None:
+        return {}
+    return {
+        "started_from": f"{weights_for(start, job.name)} of {start.network_name}",
+        "start_may_have_seen_held_out": may_have_seen_held_out(job.plan, job.name),
+    }
+
+
+def _unseen(folds: Mapping[str, Mapping[str, Any]]) -> str:
+    if any(entry.get("start_may_have_seen_held_out", False) for entry in folds.values()):
+        return "were not trained on it here; the weights that they started from may have seen it"
+    return "never saw it"
 
 
 def _validate(

@@ -14,13 +14,16 @@ from typing import Literal
 import numpy as np
 import torch
 
+from sagittal.bundle import Bundle
 from sagittal.data.cache import Cache
 from sagittal.data.label_index import label_index
 from sagittal.data.loader import TrainingBatches
+from sagittal.networks.encoder import set_encoder_frozen
 from sagittal.plan.plan import Plan
 from sagittal.training.checkpoint import Progress, load_checkpoint, newest_checkpoint, save_checkpoint
+from sagittal.training.initialization import describe_start, fill, frozen_steps, write_report
 from sagittal.training.log import JsonlLog
-from sagittal.training.schedules import LAST_STEPS, Shortening, rate_factor, shorten, validation_steps
+from sagittal.training.schedules import LAST_STEPS, Shortening, position, rate_factor, shorten, validation_steps
 from sagittal.training.signals import StopFlag
 from sagittal.training.step import new_network, new_optimizer, train_on_batch
 from sagittal.training.validation import validate_on_cache
@@ -43,6 +46,7 @@ class FoldJob:
         folder: where checkpoints and the log live.
         deadline: `time.monotonic()` at which training must end, or None.
         checkpoint_every_s: seconds between two checkpoints.
+        source: the weights to start from, where the plan says so and there is no checkpoint.
     """
 
     plan: Plan
@@ -55,6 +59,7 @@ class FoldJob:
     device: torch.device
     deadline: float | None
     checkpoint_every_s: float
+    source: Bundle | None = None
 
 
 @dataclass(frozen=True)
@@ -90,10 +95,10 @@ def train_fold(job: FoldJob, stop: StopFlag, say: Say) -> FoldRun:
     schedule, index = job.plan.schedule, label_index(job.plan.dataset)
     network = new_network(job.plan, job.device).train()
     optimizer = new_optimizer(network, job.plan.training.optimizer)
-    progress = _resume(job, network, optimizer, say)
+    progress = _begin(job, network, optimizer, say)
     step, shortening = progress.step, progress.shortening
     began, validations = time.monotonic() - progress.elapsed_s, validation_steps(schedule)
-    pace = _Pace(say)
+    pace, freezing = _Pace(say), _Freezing(network, frozen_steps(job.plan), say)
 
     def state() -> Progress:
         return progress.replace(step=step, elapsed_s=time.monotonic() - began, shortening=shortening)
@@ -106,6 +111,7 @@ def train_fold(job: FoldJob, stop: StopFlag, say: Say) -> FoldRun:
         for batch in batches:
             if stop or step >= _end(job.plan, shortening):
                 break
+            freezing.obey(position(schedule, step, shortening), step)
             rate = job.plan.training.optimizer.learning_rate * rate_factor(schedule, step, shortening)
             loss = train_on_batch(network, optimizer, batch, job.plan, learning_rate=rate, index=index)
             step += 1
@@ -135,9 +141,16 @@ def train_fold(job: FoldJob, stop: StopFlag, say: Say) -> FoldRun:
     return FoldRun(network=network.eval(), progress=state(), ended=ended, waited_s=waited_s)
 
 
-def _resume(job: FoldJob, network: torch.nn.Module, optimizer: torch.optim.Optimizer, say: Say) -> Progress:
+def _begin(job: FoldJob, network: torch.nn.Module, optimizer: torch.optim.Optimizer, say: Say) -> Progress:
+    """Fill network and optimiser from the newest checkpoint, else the network from the plan's source if it has one."""
     found = newest_checkpoint(job.folder)
     if found is None:
+        if job.plan.training.initialization is not None:
+            assert job.source is not None
+            report = fill(network, job.plan, job.source, job.name)
+            write_report(job.folder, job.plan, report, job.name)
+            for line in describe_start(job.plan, report, job.name):
+                say(line)
         return Progress(step=0, plan_sha256=job.plan_sha256, elapsed_s=0.0)
     path, progress = found
     load_checkpoint(path, network, optimizer, plan_sha256=job.plan_sha256)
@@ -166,6 +179,25 @@ def _obey_clock(
         log.write("shortening", step, end=shorter.end, reason=shorter.reason)
         say(f"clock: {shorter.reason}")
     return shorter
+
+
+class _Freezing:
+    """Keeps the encoder frozen over the first steps of the schedule; a pure function of where in it a step stands."""
+
+    def __init__(self, network: torch.nn.Module, steps: int, say: Say) -> None:
+        self._network, self._steps, self._say = network, steps, say
+        self._frozen = False
+
+    def obey(self, reached: float, step: int) -> None:
+        """Freeze the encoder or let it go, as the place in the schedule that `step` has reached demands."""
+        if reached < self._steps:
+            # Each time anew: a validation puts the whole network back into train mode.
+            set_encoder_frozen(self._network, True)
+            self._frozen = True
+        elif self._frozen:
+            set_encoder_frozen(self._network, False)
+            self._frozen = False
+            self._say(f"step {step}: the encoder is trained from here on")
 
 
 class _Pace:

@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 import torch
 
+from sagittal.bundle import Bundle, read_bundle
 from sagittal.data.cache import Cache
 from sagittal.data.dataset import Dataset, content_hash, read_dataset
 from sagittal.data.splits import five_folds
@@ -24,6 +25,7 @@ from sagittal.plan.plan import Plan
 from sagittal.training.checkpoint import newest_checkpoint
 from sagittal.training.finish import bundle_at, finish_fold, weights_name
 from sagittal.training.fold import COMPLETE, FoldJob, train_fold
+from sagittal.training.initialization import StartFrom, try_fill
 from sagittal.training.signals import StopFlag, graceful_stop
 from sagittal.training.stages import (
     Budget,
@@ -72,6 +74,8 @@ def train(
     settings: Mapping[str, Any] | None = None,
     fold: FoldName = "0",
     budget_s: float | None = None,
+    init_from: Bundle | str | os.PathLike[str] | None = None,
+    freeze_encoder_epochs: int | None = None,
     options: RunOptions | None = None,
 ) -> TrainResult:
     """Train a network on a data set and write a bundle: check, plan, preprocess where that is missing, then train.
@@ -81,11 +85,14 @@ def train(
     Args:
         dataset: folder in nnU-Net's layout.
         out: the bundle to write; `OUT.run` beside it holds plan, log, checkpoints and report.
-        network: name of the network to plan for, `mednext-s` where no plan is given either.
+        network: name of the network to plan for; where no plan is given either, that of `init_from`, or `mednext-s`.
         plan: a plan or the path of one.
         settings: overrides of the plan by dotted name, for example `{"schedule.steps": 500}`, recorded in its reasons.
         fold: which fifth is held out, `all` for five networks one after the other, `none` to train on all cases.
         budget_s: seconds for everything together; the schedule is fitted to what a step is measured to take.
+        init_from: a bundle whose trained weights the networks start from: the same network but for its kernels
+            (UpKern), channels and labels. Fold k takes the bundle's fold k where it has one.
+        freeze_encoder_epochs: epochs of 250 steps in which the encoder stays as `init_from` has it.
         options: device, folders, workers: what can't change a weight.
 
     Returns:
@@ -93,12 +100,14 @@ def train(
 
     Raises:
         DataError: the data set has errors (`sagittal doctor` lists them), or changed since the run began.
-        PlanError: an unknown network or field, a plan for another data set, or a budget that is too small.
+        PlanError: an unknown network or field, a plan for another data set, a budget that is too small, or weights to
+            start from that do not fit or are others than the run began with.
         TrainingError: training can't go on, or `out` holds a result that would be lost.
-        BundleError: `out` is something else than a bundle, or a damaged one.
+        BundleError: `out` or `init_from` is something else than a bundle, or a damaged one.
         ResourceError: disk, memory or device is missing or too small; checkpoints stay intact.
     """
     options = options or RunOptions()
+    start = _start(init_from, freeze_encoder_epochs)
     budget = None if budget_s is None else Budget(budget_s, time.monotonic() + budget_s - FINISH_S)
     out = Path(out).resolve() if Path(out).name in ("", "..") else Path(out)
     if not out.name:
@@ -109,10 +118,11 @@ def train(
     stored = _stored_plan(out, folder, fold, options)
     data = read_dataset(dataset)
     check(data, options)
-    choice = PlanChoice(network=network, plan=plan, settings=settings or {})
+    choice = PlanChoice(network=network, plan=plan, settings=settings or {}, start=start)
     the_plan, is_new = find_plan(data, stored, choice, options)
     require_precision(the_plan, device)
     names = _fold_names(fold, the_plan)
+    _require_source(the_plan, start, names, out, folder)
     content = content_hash(data)
     _remember_data(data, content, folder, started=stored is not None)
     cache = preprocess(data, content, the_plan, options.cache or folder / "cache", options)
@@ -123,7 +133,8 @@ def train(
             the_plan, cache, first, device, choice, budget, folds=len(names), say=options.say
         )
     the_plan.write(folder / "plan.json")
-    run = _Run(the_plan, data, cache, out, folder, device, options, budget, validation_s)
+    source = None if start is None else start.bundle
+    run = _Run(the_plan, data, cache, out, folder, device, options, budget, validation_s, source)
     metrics, ended = _train_folds(run, names)
     return TrainResult(bundle=out, plan=the_plan, metrics=metrics, ended=ended)
 
@@ -141,6 +152,7 @@ class _Run:
     options: RunOptions
     budget: Budget | None
     validation_s: float | None
+    source: Bundle | None
 
 
 def _train_folds(run: _Run, names: tuple[str, ...]) -> tuple[Mapping[str, Any], Ended]:
@@ -178,6 +190,7 @@ def _train_one(run: _Run, name: str, share_s: float | None, stop: StopFlag) -> t
         device=run.device,
         deadline=_deadline(share_s, held_out, run.validation_s),
         checkpoint_every_s=run.options.checkpoint_every_s,
+        source=run.source,
     )
     told = f"{len(held_out)} held out" if held_out else "none held out"
     say(f"train: fold {name}, {run.plan.network_name} on {run.device}, {len(train_cases)} cases, {told}")
@@ -242,6 +255,43 @@ def _stored_plan(out: Path, folder: Path, fold: FoldName, options: RunOptions) -
     if (begun or held) and (folder / "plan.json").exists():
         return folder / "plan.json"
     return out / "plan.json" if held else None
+
+
+def _start(init_from: Bundle | str | os.PathLike[str] | None, freeze_encoder_epochs: int | None) -> StartFrom | None:
+    if init_from is not None:
+        bundle = init_from if isinstance(init_from, Bundle) else read_bundle(init_from)
+        return StartFrom(bundle, freeze_encoder_epochs)
+    if freeze_encoder_epochs:
+        raise PlanError(
+            f"--freeze-encoder {freeze_encoder_epochs}: an encoder of random weights would stay as it is. Give trained "
+            "ones with --init-from BUNDLE.",
+            code="nothing_to_freeze",
+        )
+    return None
+
+
+def _require_source(plan: Plan, start: StartFrom | None, names: tuple[str, ...], out: Path, folder: Path) -> None:
+    """Make sure that every fold that has yet to begin can begin from the weights that the plan names.
+
+    Raises:
+        PlanError: they are needed and not given, or they do not fit.
+    """
+    initialization = plan.training.initialization
+    if initialization is None:
+        return
+    new = [
+        name
+        for name in names
+        if newest_checkpoint(folder / f"fold_{name}") is None and _finished_before(out, plan, name) is None
+    ]
+    if start is not None and new:
+        try_fill(plan, start.bundle, new[0])
+    elif new:
+        raise PlanError(
+            f"fold {new[0]} starts, by its plan, from trained weights of {initialization.network_name}, and has no "
+            "checkpoint yet. Give their bundle with --init-from BUNDLE.",
+            code="initialization_missing",
+        )
 
 
 def _fold_names(fold: FoldName, plan: Plan) -> tuple[str, ...]:

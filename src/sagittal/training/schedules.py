@@ -28,15 +28,16 @@ def rate_factor(schedule: Schedule, step: int, shortening: Shortening | None = N
 
     Linear warm-up from `warmup_start_factor`, then (1 - t)^power, t from 0 after the warm-up to 1 at the last step.
     """
-    position = _position(schedule, step, shortening)
-    if position < schedule.warmup_steps:
+    reached = position(schedule, step, shortening)
+    if reached < schedule.warmup_steps:
         start = schedule.warmup_start_factor
-        return start + (1 - start) * (position + 1) / (schedule.warmup_steps + 1)
-    progress = (position - schedule.warmup_steps) / (schedule.steps - schedule.warmup_steps)
+        return start + (1 - start) * (reached + 1) / (schedule.warmup_steps + 1)
+    progress = (reached - schedule.warmup_steps) / (schedule.steps - schedule.warmup_steps)
     return max(float((1 - min(progress, 1.0)) ** schedule.power), schedule.final_factor)
 
 
-def _position(schedule: Schedule, step: int, shortening: Shortening | None) -> float:
+def position(schedule: Schedule, step: int, shortening: Shortening | None) -> float:
+    """Return where in the schedule, in its own steps, a step stands: ahead of its number once the clock has spoken."""
     if shortening is None or step < shortening.start:
         return float(step)
     if step >= shortening.end:
@@ -69,8 +70,8 @@ def shorten(
         left_s: seconds until training must end.
         step_s: seconds that a step takes at present.
     """
-    position = _position(schedule, step, current)
-    planned = math.ceil(schedule.steps - position)
+    reached = position(schedule, step, current)
+    planned = math.ceil(schedule.steps - reached)
     now = planned if current is None else current.end - step
     fitting = min(max(int(left_s / step_s), 0), planned)
     if now * (1 - TOLERANCE) <= fitting <= now * (1 + 5 * TOLERANCE) and not fitting < now <= LAST_STEPS:
@@ -78,6 +79,6 @@ def shorten(
     return Shortening(
         start=step,
         end=step + fitting,
-        start_position=position,
+        start_position=reached,
         reason=f"at step {step}, {left_s:.0f} s left, {step_s:.2f} s a step: {fitting} of {planned} steps fit",
     )

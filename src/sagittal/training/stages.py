@@ -22,10 +22,19 @@ from sagittal.plan.overrides import override
 from sagittal.plan.plan import Plan
 from sagittal.planning import make_plan
 from sagittal.planning.budget import Timing, final_validation_s, fit_schedule, shrink_batch, shrink_patch
+from sagittal.training.initialization import (
+    StartFrom,
+    frozen_steps,
+    refuse_other_start,
+    with_frozen_steps,
+    with_initialization,
+    without_freezing,
+)
 from sagittal.training.step import measure_step_s
 from sagittal.training.validation import measure_case_s
 
 SET_BY_USER = "set by the user with --set"
+_START = "training.initialization."
 
 
 @dataclass(frozen=True)
@@ -53,11 +62,34 @@ class RunOptions:
 
 @dataclass(frozen=True)
 class PlanChoice:
-    """What the user asked for: a plan, or a network to plan for, and overrides of either by dotted name."""
+    """What the user asked for: a plan, or a network to plan for, overrides of either by dotted name, and a start."""
 
     network: str | None = None
     plan: Plan | str | os.PathLike[str] | None = None
     settings: Mapping[str, Any] = field(default_factory=dict)
+    start: StartFrom | None = None
+
+    @property
+    def early_settings(self) -> Mapping[str, Any]:
+        """The overrides but those of the start, which a plan may not have yet."""
+        return {name: value for name, value in self.settings.items() if not name.startswith(_START)}
+
+    @property
+    def network_name(self) -> str:
+        """The network to plan for where no plan is given: by default that of the weights to start from."""
+        return self.network or ("mednext-s" if self.start is None else self.start.bundle.plan.network_name)
+
+    def applied_to(self, plan: Plan) -> Plan:
+        """Return the plan with the overrides and the start written into it, both with their reasons.
+
+        Raises:
+            PlanError: an override or a start that makes no sense for this plan.
+        """
+        plan = override(plan, self.early_settings, origin=SET_BY_USER)
+        if self.start is not None:
+            plan = with_initialization(plan, self.start)
+        late = {name: value for name, value in self.settings.items() if name not in self.early_settings}
+        return override(plan, late, origin=SET_BY_USER)
 
 
 @dataclass(frozen=True)
@@ -110,8 +142,7 @@ def find_plan(dataset: Dataset, stored: Path | None, choice: PlanChoice, options
         options.say(f"plan: the run's own, {stored.name}")
         is_new = False
     elif choice.plan is not None:
-        plan = choice.plan if isinstance(choice.plan, Plan) else Plan.read(choice.plan)
-        plan = override(plan, choice.settings, origin=SET_BY_USER)
+        plan = choice.applied_to(choice.plan if isinstance(choice.plan, Plan) else Plan.read(choice.plan))
         options.say(f"plan: as given, {describe(plan)}")
         is_new = True
     else:
@@ -119,10 +150,10 @@ def find_plan(dataset: Dataset, stored: Path | None, choice: PlanChoice, options
         plan = make_plan(
             extract_fingerprint(dataset, workers=options.workers),
             dataset.spec,
-            choice.network or "mednext-s",
+            choice.network_name,
             memory_gib=options.memory_gib,
         )
-        plan = override(plan, choice.settings, origin=SET_BY_USER)
+        plan = choice.applied_to(plan)
         options.say(f"plan: made in {time.monotonic() - began:.0f} s, {describe(plan)}")
         is_new = True
     if plan.dataset.replace(name=dataset.spec.name) != dataset.spec:
@@ -194,6 +225,8 @@ def fit_budget(
     def measure(plan: Plan) -> float:
         return measure_step_s(plan, cache, train_cases, device, limit_s=0.02 * budget.total_s)
 
+    frozen = frozen_steps(plan)
+    plan = without_freezing(plan)
     fitted, step_s = plan, measure(plan)
     if choice.plan is None and not {"patch.size", "training.batch_size"} & set(choice.settings):
         for rule in (shrink_batch, shrink_patch):
@@ -202,24 +235,31 @@ def fit_budget(
                 fitted, step_s = shrunk, measure(shrunk)
     case_s = measure_case_s(fitted, cache, held_out[0], device) if held_out else 0.0
     timing = Timing(left_s=budget.share_s(folds), step_s=step_s, case_s=case_s, validation_cases=len(held_out))
-    fitted = override(fit_schedule(fitted, timing, budget_s=budget.total_s), choice.settings, origin=SET_BY_USER)
+    fitted = override(fit_schedule(fitted, timing, budget_s=budget.total_s), choice.early_settings, origin=SET_BY_USER)
+    fitted = with_frozen_steps(fitted, frozen, budget_s=budget.total_s)
     batch = fitted.training.batch_size
     say(f"budget: {fitted.reasons['schedule.steps']}; {fitted.schedule.steps} steps of batch {batch}")
+    if frozen_steps(fitted) != frozen:
+        say(f"budget: the encoder is frozen for {frozen_steps(fitted)} steps, not {frozen}: a quarter of all at most")
     return fitted, final_validation_s(timing)
 
 
 def _refuse_other_plan(plan: Plan, stored: Path, choice: PlanChoice) -> None:
     advice = f"Leave these options out to go on with it, or choose another --out, or remove {stored.parent}."
+    if choice.start is not None:
+        refuse_other_start(plan, choice.start, stored)
     if choice.plan is not None:
         given = choice.plan if isinstance(choice.plan, Plan) else Plan.read(choice.plan)
-        given = override(given, choice.settings, origin=SET_BY_USER)
-        # What a budget fitted may differ; everything else must be the same.
+        other_start = given.training.initialization not in (None, plan.training.initialization)
+        given = override(_without_start(given), choice.early_settings, origin=SET_BY_USER)
+        # What a budget fitted may differ, and the start is compared above; everything else must be the same.
         fitted = {
             name: getattr(plan.schedule, name)
             for name in type(plan.schedule).model_fields
             if plan.reasons.get(f"schedule.{name}", "").startswith("--budget")
         }
-        if given.replace(schedule=given.schedule.replace(**fitted), reasons={}) != plan.replace(reasons={}):
+        given = given.replace(schedule=given.schedule.replace(**fitted), reasons={})
+        if other_start or given != _without_start(plan).replace(reasons={}):
             raise PlanError(
                 f"the plan given differs from {stored}, by which this run began. {advice}", code="plan_mismatch"
             )
@@ -229,3 +269,7 @@ def _refuse_other_plan(plan: Plan, stored: Path, choice: PlanChoice) -> None:
         raise PlanError(
             f"--set {', '.join(choice.settings)}: {stored} has other values. {advice}", code="plan_mismatch"
         )
+
+
+def _without_start(plan: Plan) -> Plan:
+    return plan.replace(training=plan.training.replace(initialization=None))
