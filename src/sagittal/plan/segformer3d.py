@@ -23,6 +23,9 @@ class SegFormer3DConfig(NetworkBase):
     decoder_dim: int = 256
     attention_scale: Literal["head_dim", "paper"] = "head_dim"
     """Divisor of q.k: the root of the head's width, or of the number of heads (the paper and its released weights)."""
+    norm: Literal["batch", "group"] = "batch"
+    """In the Mix-FFN and the decoder: BatchNorm as published, or GroupNorm for small batches."""
+    spatial_dims: Literal[3] = 3
 
     @model_validator(mode="after")
     def _check(self) -> Self:
