@@ -9,8 +9,8 @@ from hypothesis import given, settings
 
 from sagittal.errors import DataError
 from sagittal.testing.strategies import volumes
-from sagittal.volumes import Volume, read_channels, read_labels, read_volume
-from sagittal.volumes.geometry import axis_codes
+from sagittal.volumes import Volume, read_channels, read_header, read_labels, read_volume
+from sagittal.volumes.geometry import Reorientation, axis_codes, is_sheared
 from sagittal.volumes.volume import require_same_grid
 
 quick = settings(max_examples=30, deadline=None, derandomize=True)
@@ -40,6 +40,20 @@ def test_reoriented_keeps_the_place_of_the_brightest_voxel(volume):
     assert np.allclose(volume.affine @ [*before, 1], turned.affine @ [*after, 1])
 
 
+@settings(max_examples=5, deadline=None, derandomize=True)
+@given(volumes(channels=2, oblique=False))
+def test_all_48_axis_orders_of_a_volume_are_one_volume(volume):
+    home = volume.reoriented()
+    orders = list(itertools.product(itertools.permutations(range(3)), itertools.product((True, False), repeat=3)))
+    assert len(orders) == 48
+    for order, flips in orders:
+        stored_as = Reorientation(order, flips)
+        shape = home.geometry.shape
+        turned = Volume(stored_as.apply(home.array), stored_as.affine(home.affine, shape)).reoriented()
+        assert np.array_equal(turned.array, home.array)
+        assert np.allclose(turned.affine, home.affine, atol=1e-9)
+
+
 def test_all_orientations_of_one_real_scan_are_one(shared_data):
     files = sorted((shared_data / "orientations").glob("*.nii.gz"))
     assert len(files) == 24
@@ -59,11 +73,19 @@ ODD = {
     "shear.nii.gz": (1, 54, 422, 306),
     "hippocampus_281_label_from_a_CT.nii.gz": (1, 94, 512, 512),
     "rgb_test_file.nii.gz": "RGB colours",
-    "FLAIR.nrrd": "'.nrrd' can't be read",
-    "mha.mha": "'.mha' can't be read",
-    "ras.hdr": "'.hdr' can't be read",
-    "ras.img": "'.img' can't be read",
+    "FLAIR.nrrd": (1, 140, 160, 124),
+    "mha.mha": (1, 37, 64, 64),
+    "ras.hdr": (1, 34, 41, 62),
+    "ras.img": "the voxels of a pair: give the .hdr file beside it",
 }
+
+
+def test_the_label_on_another_grid_than_its_image_is_told_by_how_much(shared_data):
+    path = shared_data / "odd_files" / "hippocampus_281_label_from_a_CT.nii.gz"
+    image = read_header(shared_data / "hippocampus" / "imagesTr" / "hippocampus_001_0000.nii.gz")
+    with pytest.raises(DataError, match=r"grids differ \(shape .* against .*; spacing_mm .* % apart") as caught:
+        require_same_grid(image.geometry, read_labels(path)[1], "image and label")
+    assert caught.value.code == "other_grid"
 
 
 @pytest.mark.parametrize("name", ODD)
@@ -77,6 +99,10 @@ def test_odd_real_files(shared_data, name):
         volume = read_volume(path)
         assert volume.array.shape == expected
         assert volume.geometry.has_world == (name != "minimal.nii.gz")
+        assert is_sheared(volume.affine) == (name == "shear.nii.gz")
+        header = read_header(path)
+        assert header.geometry.shape == expected[1:]
+        assert np.array_equal(header.geometry.affine, volume.affine)
 
 
 def test_real_float_labels_become_integers(shared_data):

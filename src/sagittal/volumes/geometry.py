@@ -4,8 +4,8 @@
     x, y, z   world in mm, RAS+: x to the patient's right, y to the front, z to the head
     affine    float64 (4, 4), (d, h, w, 1) -> (x, y, z, 1)
 
-NIfTI and nibabel index voxels as (i, j, k) = (w, h, d): their affine is ours with its first three columns reversed, and
-their array is ours transposed.
+NIfTI, MGH, nibabel and ITK index voxels as (i, j, k) = (w, h, d): their affine is ours with its first three columns
+reversed, and their array is ours transposed. ITK's and DICOM's world is LPS: x and y run the other way.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from jaxtyping import Float64, Shaped
 from numpy.typing import NDArray
 
 from sagittal.plan.base import Triple, TripleMm
-from sagittal.volumes.header import NiftiHeader
+from sagittal.volumes.header import GridHeader
 
 Affine = Float64[np.ndarray, "4 4"]
 
@@ -39,6 +39,30 @@ SHEAR_TOLERANCE = 1e-3
 def reverse_axes(affine: NDArray[np.float64]) -> Affine:
     """Turn an affine over (i, j, k) into one over (d, h, w), or back: the columns of the axes are reversed."""
     return np.ascontiguousarray(np.asarray(affine, dtype=np.float64)[:, [2, 1, 0, 3]])
+
+
+def lps_to_ras(points: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Turn points or directions from LPS into RAS, or back; x, y, z are the first axis of `points`."""
+    signs = np.array([-1.0, -1.0, 1.0]).reshape(3, *[1] * (points.ndim - 1))
+    return np.asarray(points * signs)
+
+
+def affine_from_lps(axes: NDArray[np.float64], origin: NDArray[np.float64]) -> Affine:
+    """Return the affine of a grid in LPS, as DICOM and ITK have it.
+
+    Args:
+        axes: (3, 3), one column per index axis i, j, k: the step in mm from a voxel to the next.
+        origin: centre of the first voxel in mm.
+    """
+    affine = np.eye(4)
+    affine[:3, :3], affine[:3, 3] = lps_to_ras(axes), lps_to_ras(origin)
+    return reverse_axes(affine)
+
+
+def affine_to_lps(affine: Affine) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return the axes, one column per i, j, k, and the origin in LPS: `affine_from_lps` undone."""
+    file_affine = reverse_axes(affine)
+    return lps_to_ras(file_affine[:3, :3]), lps_to_ras(file_affine[:3, 3])
 
 
 def spacing_of(affine: Affine) -> TripleMm:
@@ -82,12 +106,12 @@ class Geometry:
     Attributes:
         shape: voxels along D, H, W.
         affine: float64 (4, 4), (d, h, w, 1) -> (x, y, z, 1) in mm, RAS+.
-        header: how a NIfTI file stored the grid, where it came from one.
+        header: how a NIfTI file stored the grid, or that a file says nothing of it; None for all other grids.
     """
 
     shape: Triple
     affine: Affine
-    header: NiftiHeader | None = None
+    header: GridHeader | None = None
 
     @property
     def spacing_mm(self) -> TripleMm:
@@ -96,7 +120,7 @@ class Geometry:
 
     @property
     def has_world(self) -> bool:
-        """False where the file has neither qform nor sform, so that position and orientation are a guess."""
+        """False where the file says nothing of position and orientation (a NIfTI without qform and sform)."""
         return self.header is None or self.header.has_world
 
 

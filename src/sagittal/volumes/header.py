@@ -1,4 +1,4 @@
-"""What a NIfTI header says about where its voxels lie, number by number.
+"""What a file's header says about where its voxels lie: NIfTI's numbers one by one, or that it says nothing.
 
 An affine alone is not enough to write a scan's grid back as it was: NIfTI stores two matrices (qform and sform) with a
 code each, in float32 or float64, and other tools read whichever they prefer. These numbers are kept as they stand in
@@ -39,3 +39,16 @@ class NiftiHeader:
     def has_world(self) -> bool:
         """Whether the file says where its voxels lie; if not, the position is a guess from the voxel sizes."""
         return self.qform_code > 0 or self.sform_code > 0
+
+
+@dataclass(frozen=True)
+class Unplaced:
+    """A file of another format that says nothing about where its voxels lie, or says it of no patient."""
+
+    @property
+    def has_world(self) -> bool:
+        """False: position and orientation are a guess."""
+        return False
+
+
+GridHeader = NiftiHeader | Unplaced

@@ -1,4 +1,4 @@
-"""Which file formats are read and written, by suffix.
+"""Which file formats are read and written, by suffix; DICOM by folder or zip archive.
 
 A new format is a module with a reader (and a writer, if the format is worth writing) and one entry in `FORMATS`.
 """
@@ -6,28 +6,59 @@ A new format is a module with a reader (and a writer, if the format is worth wri
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from numpy.typing import NDArray
 
 from sagittal.errors import DataError, did_you_mean
+from sagittal.volumes.dicom import dicom_files, read_dicom, read_dicom_header
+from sagittal.volumes.dicom_files import ARCHIVE_SUFFIX, holds_dicom, is_archive
 from sagittal.volumes.geometry import Geometry
-from sagittal.volumes.nifti import read_nifti, write_nifti
-from sagittal.volumes.stored import Stored
+from sagittal.volumes.metaimage import metaimage_files, read_metaimage, read_metaimage_header, write_metaimage
+from sagittal.volumes.mgh import read_mgh, read_mgh_header, write_mgh
+from sagittal.volumes.nifti import nifti_files, read_nifti, read_nifti_header, write_nifti
+from sagittal.volumes.nrrd import nrrd_files, read_nrrd, read_nrrd_header, write_nrrd
+from sagittal.volumes.stored import FileHeader, Stored
+
+
+def _itself(path: Path) -> tuple[Path, ...]:
+    return (path,)
 
 
 class Format(NamedTuple):
-    """How to read a file into `Stored`, and how to write (D, H, W) voxels on a grid; None where that is not offered."""
+    """How to read a file into `Stored`, its header alone, and how to write (D, H, W) voxels on a grid.
+
+    `write` is None where that is not offered. `files` lists what a scan consists of: a header may have its voxels
+    beside it.
+    """
 
     read: Callable[[Path], Stored]
+    read_header: Callable[[Path], FileHeader]
     write: Callable[[Path, NDArray[Any], Geometry], None] | None
+    files: Callable[[Path], tuple[Path, ...]] = _itself
 
 
 FORMATS: dict[str, Format] = {
-    ".nii": Format(read_nifti, write_nifti),
-    ".nii.gz": Format(read_nifti, write_nifti),
+    ".nii": Format(read_nifti, read_nifti_header, write_nifti),
+    ".nii.gz": Format(read_nifti, read_nifti_header, write_nifti),
+    ".hdr": Format(read_nifti, read_nifti_header, write_nifti, nifti_files),
+    ".mgh": Format(read_mgh, read_mgh_header, write_mgh),
+    ".mgz": Format(read_mgh, read_mgh_header, write_mgh),
+    ".nrrd": Format(read_nrrd, read_nrrd_header, write_nrrd, nrrd_files),
+    ".nhdr": Format(read_nrrd, read_nrrd_header, write_nrrd, nrrd_files),
+    ".mha": Format(read_metaimage, read_metaimage_header, write_metaimage, metaimage_files),
+    ".mhd": Format(read_metaimage, read_metaimage_header, write_metaimage, metaimage_files),
+}
+DICOM = Format(read_dicom, read_dicom_header, None, dicom_files)
+"""For folders and zip archives; not in `FORMATS`, whose suffixes each stand for one file of a data set."""
+HALVES = {
+    ".dcm": "one slice of a series: give the folder that holds the series, or a zip archive of it",
+    ".img": "the voxels of a pair: give the .hdr file beside it",
+    ".raw": "voxels without a header: give the .mhd or .nhdr file beside it",
+    ".zraw": "voxels without a header: give the .mhd file beside it",
 }
 
 
@@ -38,27 +69,60 @@ def known_suffix(path: str | os.PathLike[str]) -> str | None:
     return max(fitting, key=len, default=None)
 
 
-def read_stored(path: str | os.PathLike[str]) -> Stored:
-    """Read a file's voxels and grid as they are stored.
+def is_scan(path: str | os.PathLike[str]) -> bool:
+    """Whether a file's name, or a folder's DICOM files, promise one scan."""
+    path = Path(path)
+    return holds_dicom(path) if path.is_dir() else known_suffix(path) is not None or is_archive(path)
+
+
+def scan_name(path: str | os.PathLike[str]) -> str:
+    """Return the name of the file or folder without the suffix of its format."""
+    path = Path(path)
+    suffix = "" if path.is_dir() else ARCHIVE_SUFFIX if is_archive(path) else known_suffix(path) or ""
+    return path.name[: len(path.name) - len(suffix)]
+
+
+def scan_files(path: str | os.PathLike[str]) -> tuple[Path, ...]:
+    """Return the files that the scan at `path` consists of, `path` itself or what lies in it first.
 
     Raises:
-        DataError: the file is missing, of an unknown format, damaged, or not a 3D volume of real numbers.
+        DataError: the scan or a part of it is missing, of an unknown format or damaged.
     """
     path = Path(path)
-    if path.is_dir():
-        raise DataError(f"{path}: a folder. Expected an image file ({_known()}).", code="unreadable")
-    if not path.exists():
-        raise DataError(f"{path}: no such file. Expected an image. Check the path.", code="unreadable")
-    form = FORMATS[_suffix(path, "read")]
-    try:
+    with _explained(path):
+        return _format_of(path).files(path)
+
+
+def read_stored(
+    path: str | os.PathLike[str], *, resample_slices: bool = False, series_uid: str | None = None
+) -> Stored:
+    """Read a scan's voxels and grid as they are stored.
+
+    Args:
+        path: a file, or the folder or zip archive of a DICOM series.
+        resample_slices: bring DICOM slices with a gap, mixed spacings or a gantry tilt onto a regular grid.
+        series_uid: which DICOM series to take where there are several.
+
+    Raises:
+        DataError: the scan is missing, of an unknown format, damaged, or not a 3D volume of real numbers.
+    """
+    path = Path(path)
+    with _explained(path):
+        form = _format_of(path)
+        if form is DICOM:
+            return read_dicom(path, resample_slices=resample_slices, series_uid=series_uid)
         return form.read(path)
-    except OSError as error:
-        cause = error.strerror or str(error)
-        raise DataError(
-            f"{path}: can't be read ({cause}). Check the file and its permissions.", code="unreadable"
-        ) from None
-    except MemoryError:
-        raise DataError(f"{path}: its voxels do not fit into memory. Crop the scan or use a larger machine.") from None
+
+
+def read_header(path: str | os.PathLike[str]) -> FileHeader:
+    """Read a scan's grid and voxel type without its voxels.
+
+    Raises:
+        DataError: as `read_stored`, save for what only the voxels tell.
+    """
+    path = Path(path)
+    with _explained(path):
+        return _format_of(path).read_header(path)
 
 
 def write_voxels(path: str | os.PathLike[str], voxels: NDArray[Any], geometry: Geometry) -> Path:
@@ -69,6 +133,8 @@ def write_voxels(path: str | os.PathLike[str], voxels: NDArray[Any], geometry: G
         ResourceError: the disk is full or the folder can't be written.
     """
     path = Path(path)
+    if is_archive(path) or path.name.lower().endswith(".dcm"):
+        raise DataError(f"{path}: DICOM is read only. Expected {_known(writable=True)}. Choose another suffix.")
     writer = FORMATS[_suffix(path, "written")].write
     if writer is None:
         raise DataError(f"{path}: this format is read only. Expected {_known(writable=True)}. Choose another suffix.")
@@ -78,10 +144,40 @@ def write_voxels(path: str | os.PathLike[str], voxels: NDArray[Any], geometry: G
     return path
 
 
+@contextmanager
+def _explained(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        cause = error.strerror or str(error)
+        raise DataError(
+            f"{path}: can't be read ({cause}). Check the file and its permissions.", code="unreadable"
+        ) from None
+    except MemoryError:
+        raise DataError(f"{path}: its voxels do not fit into memory. Crop the scan or use a larger machine.") from None
+
+
+def _format_of(path: Path) -> Format:
+    if path.is_dir():
+        if holds_dicom(path):
+            return DICOM
+        raise DataError(
+            f"{path}: a folder without DICOM files. Expected an image file ({_known()}), or the folder or zip archive "
+            "of a DICOM series.",
+            code="unreadable",
+        )
+    if not path.exists():
+        raise DataError(f"{path}: no such file. Expected an image. Check the path.", code="unreadable")
+    return DICOM if is_archive(path) else FORMATS[_suffix(path, "read")]
+
+
 def _suffix(path: Path, purpose: str) -> str:
     suffix = known_suffix(path)
     if suffix is None:
         given = "".join(path.suffixes[-2:]) if path.suffix == ".gz" else path.suffix
+        half = HALVES.get(given.lower())
+        if half is not None and purpose == "read":
+            raise DataError(f"{path}: {half}.", code="unknown_format")
         raise DataError(
             f"{path}: files ending in '{given}' can't be {purpose}. Expected an image format that Sagittal knows."
             f"{did_you_mean(given, FORMATS)}",

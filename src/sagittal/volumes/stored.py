@@ -1,4 +1,4 @@
-"""What a reader hands back: voxels as the file holds them, and the two ways to take them, as an image or as labels."""
+"""What a reader hands back: a file's header, or its voxels as they are stored and the two ways to take them."""
 
 from __future__ import annotations
 
@@ -13,11 +13,36 @@ from numpy.typing import NDArray
 from sagittal.errors import DataError
 from sagittal.plan.base import Triple
 from sagittal.volumes.geometry import Affine, Geometry
-from sagittal.volumes.header import NiftiHeader
+from sagittal.volumes.header import GridHeader
 
 LABEL_TYPES = (np.uint8, np.uint16, np.int16, np.int32, np.int64)
 MAX_EXACT = 2.0**53
 """Above it, floats skip whole numbers."""
+
+
+@dataclass(frozen=True, eq=False)
+class FileHeader:
+    """What a scan's header tells without its voxels.
+
+    Attributes:
+        path: the file or folder.
+        geometry: the grid.
+        dtype: the type of the stored numbers, in the machine's byte order.
+        slope: what a stored value is multiplied with.
+        intercept: what is then added.
+    """
+
+    path: Path
+    geometry: Geometry
+    dtype: np.dtype[Any]
+    slope: float = 1.0
+    intercept: float = 0.0
+
+    def with_voxels(self, voxels: NDArray[Any]) -> Stored:
+        """Return the header together with its (D, H, W) voxels."""
+        grid = self.geometry
+        assert voxels.shape == grid.shape, f"{voxels.shape} voxels under a header of {grid.shape}"
+        return Stored(self.path, voxels, grid.affine, self.slope, self.intercept, grid.header)
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,7 +55,7 @@ class Stored:
         affine: float64 (4, 4), (d, h, w, 1) -> (x, y, z, 1) in mm, RAS+.
         slope: what a stored value is multiplied with.
         intercept: what is then added.
-        header: NIfTI's own numbers, where the file is NIfTI.
+        header: NIfTI's own numbers, where the file is NIfTI, or that the file says nothing of the grid's place.
     """
 
     path: Path
@@ -38,7 +63,7 @@ class Stored:
     affine: Affine
     slope: float = 1.0
     intercept: float = 0.0
-    header: NiftiHeader | None = None
+    header: GridHeader | None = None
 
     @property
     def geometry(self) -> Geometry:

@@ -23,7 +23,7 @@ from sagittal.volumes.geometry import (
     reorientation_to_ras,
     spacing_of,
 )
-from sagittal.volumes.header import NiftiHeader
+from sagittal.volumes.header import GridHeader
 from sagittal.volumes.io import read_stored, write_voxels
 
 
@@ -34,8 +34,8 @@ class Volume:
     Attributes:
         array: (C, D, H, W), slow to fast; D, H, W are index axes in stored order, not anatomy.
         affine: float64 (4, 4), maps (d, h, w, 1) to (x, y, z, 1) in mm, RAS+. It can't be written to.
-        header: how a NIfTI file stored the grid, where the volume came from one; `write` uses it to give the grid back
-            bit for bit.
+        header: how a NIfTI file stored the grid, where the volume came from one: `write` uses it to give the grid back
+            bit for bit; or that the file said nothing of the grid's place.
 
     Raises:
         DataError: `array` has not four axes, or `affine` is not finite and invertible.
@@ -43,7 +43,7 @@ class Volume:
 
     array: NDArray[Any]
     affine: NDArray[Any]
-    header: NiftiHeader | None = None
+    header: GridHeader | None = None
 
     def __post_init__(self) -> None:
         """Check the shapes and protect the affine."""
@@ -120,13 +120,21 @@ class Volume:
         return write_voxels(path, self.array[0], self.geometry)
 
 
-def read_volume(path: str | os.PathLike[str]) -> Volume:
+def read_volume(
+    path: str | os.PathLike[str], *, resample_slices: bool = False, series_uid: str | None = None
+) -> Volume:
     """Read an image as float32 (1, D, H, W) in stored order; slope and intercept are applied.
 
+    Args:
+        path: a file, or the folder or zip archive of a DICOM series.
+        resample_slices: bring DICOM slices with a gap, mixed spacings or a gantry tilt onto a regular grid by linear
+            interpolation, where these are refused otherwise.
+        series_uid: which DICOM series to take where there are several.
+
     Raises:
-        DataError: the file is missing, of an unknown format, damaged, or not a 3D volume of real numbers.
+        DataError: the scan is missing, of an unknown format, damaged, or not a 3D volume of real numbers.
     """
-    stored = read_stored(path)
+    stored = read_stored(path, resample_slices=resample_slices, series_uid=series_uid)
     return Volume.on(stored.geometry, stored.image())
 
 
