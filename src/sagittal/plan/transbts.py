@@ -32,9 +32,7 @@ class TransBTSConfig(NetworkBase):
         if min(self.embed_dim, self.depth, self.num_heads, self.hidden_dim, *self.input_size) < 1:
             raise ValueError("embed_dim, depth, num_heads, hidden_dim and input_size must be at least 1")
         if self.base_channels < 1 or self.base_channels % _GROUPS:
-            raise ValueError(
-                f"base_channels must be a multiple of {_GROUPS}: GroupNorm has eight groups"
-            )
+            raise ValueError(f"base_channels must be a multiple of {_GROUPS}, the groups of its GroupNorm")
         if self.embed_dim % self.num_heads:
             raise ValueError(f"a width of {self.embed_dim} can't be split into {self.num_heads} heads")
         return self
