@@ -7,20 +7,57 @@ from typing import Annotated
 from pydantic import Field
 
 from sagittal.errors import PlanError, did_you_mean
+from sagittal.plan.baselines import (
+    BASELINES,
+    PlainConvUNetConfig,
+    ResEncUNetConfig,
+    SwinUNETRConfig,
+    UNETRConfig,
+    UXNetConfig,
+)
 from sagittal.plan.mednext import MEDNEXT, MedNeXtConfig
+from sagittal.plan.nnformer import NNFORMER, NNFormerConfig
 from sagittal.plan.segformer3d import SegFormer3DConfig
+from sagittal.plan.transbts import TransBTSConfig
 
-__all__ = ["NETWORKS", "MedNeXtConfig", "NetworkConfig", "SegFormer3DConfig", "network_config"]
+__all__ = [
+    "NETWORKS",
+    "MedNeXtConfig",
+    "NNFormerConfig",
+    "NetworkConfig",
+    "PlainConvUNetConfig",
+    "ResEncUNetConfig",
+    "SegFormer3DConfig",
+    "SwinUNETRConfig",
+    "TransBTSConfig",
+    "UNETRConfig",
+    "UXNetConfig",
+    "network_config",
+]
 
-NetworkConfig = Annotated[MedNeXtConfig | SegFormer3DConfig, Field(discriminator="kind")]
+NetworkConfig = Annotated[
+    MedNeXtConfig
+    | SegFormer3DConfig
+    | PlainConvUNetConfig
+    | ResEncUNetConfig
+    | UNETRConfig
+    | SwinUNETRConfig
+    | UXNetConfig
+    | NNFormerConfig
+    | TransBTSConfig,
+    Field(discriminator="kind"),
+]
 
-NETWORKS: dict[str, MedNeXtConfig | SegFormer3DConfig] = {
+NETWORKS: dict[str, NetworkConfig] = {
     **MEDNEXT,
     "segformer3d": SegFormer3DConfig(),
+    **BASELINES,
+    **NNFORMER,
+    "transbts": TransBTSConfig(),
 }
 
 
-def network_config(name: str) -> MedNeXtConfig | SegFormer3DConfig:
+def network_config(name: str) -> NetworkConfig:
     """Return the configuration that users call `name`, for example `mednext-b-k5`.
 
     Raises:
