@@ -14,6 +14,7 @@ from typing import BinaryIO, cast
 from sagittal.errors import DataError
 
 ARCHIVE_SUFFIX = ".zip"
+SLICE_SUFFIXES = (".dcm", ".ima")
 MAX_UNPACKED_BYTES = 16 << 30
 """A CT of 512 x 512 x 10 000 voxels has 5 GiB; an archive that unpacks to more is refused before it is read."""
 MAX_FILES = 100_000
@@ -61,7 +62,12 @@ def members(path: Path) -> Iterator[list[Member]]:
         return
     try:
         with zipfile.ZipFile(path) as archive:
-            yield [member for member in _of_archive(archive, path) if _is_dicom(member)]
+            try:
+                found = [member for member in _of_archive(archive, path) if _is_dicom(member)]
+            except (ValueError, NotImplementedError) as error:
+                # Names and fields that make no sense.
+                raise zipfile.BadZipFile(type(error).__name__) from None
+            yield found
     except (zipfile.BadZipFile, zlib.error, EOFError) as error:
         raise DataError(
             f"{path}: can't be read (the archive is damaged: {error}). Expected a whole zip file. Copy or export it "
@@ -118,5 +124,11 @@ def _require_inside(name: str, path: Path) -> None:
 
 
 def _is_dicom(member: Member) -> bool:
+    """Whether the file is DICOM by its content, or claims to be by its name: a damaged slice must not go unnoticed."""
+    name = PurePosixPath(member.name).name
+    if name.startswith("."):
+        return False
+    if name.lower().endswith(SLICE_SUFFIXES):
+        return True
     with member.open() as file:
         return file.read(_MAGIC_AT + len(_MAGIC))[_MAGIC_AT:] == _MAGIC

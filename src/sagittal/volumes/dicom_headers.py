@@ -9,6 +9,8 @@ from __future__ import annotations
 import importlib
 import math
 import warnings
+import zipfile
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,7 +20,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sagittal.errors import DataError
+from sagittal.errors import DataError, SagittalError
 from sagittal.volumes.dicom_files import Member
 from sagittal.volumes.refusals import no_scalar
 
@@ -274,7 +276,10 @@ def _quiet(member: Member, path: Path) -> Iterator[None]:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
-    except (AttributeError, KeyError, TypeError, ValueError, NotImplementedError, EOFError, OverflowError) as error:
-        raise _damaged(member, path, f"its header makes no sense ({type(error).__name__})") from None
+    except (SagittalError, OSError, MemoryError, zipfile.BadZipFile, zlib.error):
+        raise
     except library(path).errors.InvalidDicomError:
         raise _damaged(member, path, "it is no DICOM file") from None
+    except Exception as error:
+        # On damaged tags pydicom lets through whatever its conversions raise.
+        raise _damaged(member, path, f"its header makes no sense ({type(error).__name__})") from None

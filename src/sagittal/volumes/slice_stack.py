@@ -106,13 +106,13 @@ def faults(stack: SliceStack) -> tuple[Fault, ...]:
 def _uneven(stack: SliceStack) -> Fault | None:
     heights = stack.heights_mm
     steps = np.diff(heights)
-    usual = float(np.median(steps))
+    usual = _usual(steps)
     tolerance = max(STEP_TOLERANCE * usual, STEP_TOLERANCE_MM)
     even = np.linspace(0.0, heights[-1], len(heights))
     odd = np.flatnonzero(np.abs(steps - usual) > tolerance)
     if np.abs(heights - even).max() <= tolerance and odd.size == 0:
         return None
-    common = f"{len(heights)} slices, {usual:.4g} mm apart by the median"
+    common = f"{len(heights)} slices, mostly {usual:.4g} mm apart"
     if odd.size == 0:
         apart = float(np.abs(heights - even).max())
         return Fault("slice_spacing", f"{common}, but up to {apart:.3g} mm from even steps")
@@ -121,9 +121,19 @@ def _uneven(stack: SliceStack) -> Fault | None:
     )
     more = f" and {odd.size - 3} more" if odd.size > 3 else ""
     missing = np.rint(steps[odd] / usual) - 1.0
-    if (missing >= 1).all() and (np.abs(steps[odd] - (missing + 1) * usual) <= tolerance * (missing + 1)).all():
+    few = 2 * odd.size < steps.size
+    if few and (missing >= 1).all() and (np.abs(steps[odd] - (missing + 1) * usual) <= tolerance * (missing + 1)).all():
         return Fault("slice_gap", f"{common}, but {listed}{more}: {int(missing.sum())} missing")
     return Fault("slice_spacing", f"{common}, but {listed}{more}: mixed spacings")
+
+
+def _usual(steps: NDArray[np.float64]) -> float:
+    """Return the step that most others are like; of several such the smallest."""
+    ordered = np.sort(steps)
+    near = np.maximum(STEP_TOLERANCE * ordered, STEP_TOLERANCE_MM)
+    first, last = np.searchsorted(ordered, ordered - near), np.searchsorted(ordered, ordered + near, side="right")
+    most = int(np.argmax(last - first))
+    return float(np.median(ordered[first[most] : last[most]]))
 
 
 def _sideways(stack: SliceStack) -> Fault | None:
