@@ -17,6 +17,7 @@ from sagittal import __version__
 from sagittal.cli.demo import demo
 from sagittal.cli.doctor import doctor
 from sagittal.cli.evaluate import evaluate
+from sagittal.cli.import_weights import import_weights
 from sagittal.cli.info import info
 from sagittal.cli.networks import networks
 from sagittal.cli.plan import plan
@@ -34,7 +35,7 @@ app = App(
     suppress_keyboard_interrupt=False,
     result_action="return_value",
 )
-for verb in (doctor, plan, train, predict, evaluate, info, networks, demo):
+for verb in (doctor, plan, train, predict, evaluate, import_weights, info, networks, demo):
     app.command(verb)
 
 
