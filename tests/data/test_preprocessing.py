@@ -6,12 +6,11 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy import ndimage
 from small_scans import AXES_RAS, affine_of, ball_case
 
-from sagittal.data.preprocessing import filled_nonzero_mask, normalize, prepare
+from sagittal.data.preprocessing import prepare
 from sagittal.errors import DataError
-from sagittal.plan.plan import CTNormalization, NoNormalization, Preprocessing, RescaleToUnit, ZScore
+from sagittal.plan.plan import CTNormalization, NoNormalization, Preprocessing, ZScore
 from sagittal.volumes import Volume, read_volume
 
 RAW = NoNormalization()
@@ -118,40 +117,34 @@ def test_thick_slices_keep_their_planes():
     np.testing.assert_array_equal(prepared.image, np.repeat(image, 2, axis=1))
 
 
-def test_z_scores_of_huge_intensities_are_exact():
-    image = np.random.default_rng(0).normal(3e6, 20.0, (1, 20, 30, 25)).astype(np.float32)
-    (z,) = normalize(image, [ZScore()])
-    assert z.dtype == np.float32
-    expected = image[0].astype(np.float64)
-    np.testing.assert_allclose(z, (expected - expected.mean()) / expected.std(), atol=0.02)
-    assert abs(z.mean(dtype=np.float64)) < 0.01 and z.std(dtype=np.float64) == pytest.approx(1.0, abs=1e-3)
+def test_a_transposition_turns_the_arrays_and_comes_back_exactly():
+    image, labels = ball_case((9, 11, 14), seed=0)
+    scan = Volume(image, affine_of(SPACING))
+    plain = prepare(scan, in_ras_spacing(), labels)
+    turned = prepare(scan, in_ras_spacing(transpose=(2, 0, 1)), labels)
+    np.testing.assert_array_equal(turned.image, plain.image.transpose(0, 3, 1, 2))
+    np.testing.assert_array_equal(turned.labels, plain.labels.transpose(2, 0, 1))
+    assert turned.frame.spacing_mm == pytest.approx((0.5, 2.0, 1.0))
+    np.testing.assert_array_equal(turned.frame.uncrop_and_unorient(turned.labels), labels)
 
 
-def test_z_scores_inside_the_mask_leave_the_outside_zero():
-    image, _ = ball_case((9, 11, 14), seed=0)
-    (z,) = normalize(image, [ZScore(nonzero_only=True)])
-    inside = filled_nonzero_mask(image)
-    assert not z[~inside].any()
-    assert z[inside].mean() == pytest.approx(0.0, abs=1e-5) and z[inside].std() == pytest.approx(1.0, abs=1e-5)
+def test_the_target_spacing_is_along_the_axes_before_the_transposition():
+    image, _ = ball_case((6, 11, 14), seed=0, border=0)
+    plan = in_ras_spacing(transpose=(1, 0, 2), spacing_mm=(1.0, 1.0, 0.5))
+    assert prepare(Volume(image, affine_of(SPACING)), plan).image.shape == (1, 11, 12, 14)
 
 
-def test_holes_belong_to_the_mask_as_in_scipy():
-    rng = np.random.default_rng(3)
-    image = (rng.random((2, 9, 10, 11)) < 0.35).astype(np.float32)
-    expected = ndimage.binary_fill_holes((image != 0).any(axis=0))
-    assert expected.sum() > (image != 0).any(axis=0).sum()
-    np.testing.assert_array_equal(filled_nonzero_mask(image), expected)
-
-
-def test_each_scheme_by_hand():
-    image = np.array([-10.0, 0, 5, 30], np.float32).reshape(1, 1, 2, 2)
-    ct = CTNormalization(lower=-5.0, upper=20.0, mean=5.0, std=2.5)
-    assert normalize(image, [ct]).ravel().tolist() == [-4.0, -2.0, 0.0, 6.0]
-    assert normalize(image, [RescaleToUnit()]).ravel().tolist() == [0.0, 0.25, 0.375, 1.0]
-    assert normalize(image, [RAW]).ravel().tolist() == image.ravel().tolist()
-    assert normalize(np.full_like(image, 4.0), [ZScore()]).ravel().tolist() == [0.0] * 4
-    assert normalize(np.full_like(image, 4.0), [RescaleToUnit()]).ravel().tolist() == [0.0] * 4
-    assert normalize(np.zeros_like(image), [ZScore(nonzero_only=True)]).ravel().tolist() == [0.0] * 4
+def test_a_compact_image_is_float16_where_that_holds_its_values():
+    image, _ = ball_case((9, 11, 14), seed=0, border=0)
+    plan = in_ras_spacing(normalization=(ZScore(),), spacing_mm=(1.0, 1.0, 1.0))
+    whole, half = (prepare(Volume(image, affine_of(SPACING)), plan, compact=compact).image for compact in (False, True))
+    assert (whole.dtype, half.dtype) == (np.float32, np.float16)
+    np.testing.assert_array_equal(half, whole.astype(np.float16))
+    assert prepare(Volume(image, affine_of(SPACING)), in_ras_spacing(), compact=True).image.dtype == np.float32
+    image[0, 0, 0, 0] = 1e9
+    wide = CTNormalization(lower=-5.0, upper=2e9, mean=5.0, std=2.5)
+    far = prepare(Volume(image, affine_of(SPACING)), in_ras_spacing(normalization=(wide,)), compact=True)
+    assert far.image.dtype == np.float32
 
 
 def test_another_number_of_channels_is_refused():

@@ -11,7 +11,7 @@ def test_the_median_of_each_axis():
         *[(90, 100, 110)] * 3, spacings=((1.0, 0.7, 0.8), (2.0, 0.9, 0.8), (1.5, 0.8000000119, 0.8))
     )
     spacing, reason = target_spacing(fingerprint, 3.0)
-    assert spacing == (1.5, 0.8, 0.8)
+    assert spacing == pytest.approx((1.5, 0.8, 0.8), abs=1e-7)
     assert reason == "median spacing of 3 cases, (1.5, 0.8, 0.8) mm (D, H, W); not anisotropic (1.87 <= 3)"
 
 

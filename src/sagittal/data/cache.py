@@ -12,6 +12,7 @@ it stopped.
 from __future__ import annotations
 
 import hashlib
+import itertools
 import os
 import re
 import tempfile
@@ -33,11 +34,10 @@ from sagittal.data.labelled_case import named, read_case
 from sagittal.data.preprocessing import Prepared, prepare
 from sagittal.errors import DataError, ResourceError
 from sagittal.plan.base import canonical_json
-from sagittal.plan.plan import NoNormalization, Plan
+from sagittal.plan.plan import Plan
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 """Raise it whenever preprocessing code changes what the files hold."""
-_FLOAT16_LIMIT = 6e4
 _MIN_LOCATIONS = 10_000
 _MIN_LOCATION_SHARE = 0.01
 _STALE_S = 3600.0
@@ -157,15 +157,15 @@ def build_cache(
     return cache
 
 
-def prepare_case(case: Case, plan: Plan, index: LabelIndex) -> Prepared:
-    """Read and prepare one case, with its labels as indices.
+def prepare_case(case: Case, plan: Plan, index: LabelIndex, *, compact: bool = False) -> Prepared:
+    """Read and prepare one case, with its labels as indices; `compact` as for `prepare`.
 
     Raises:
         DataError: the case can't be used; the message names it.
     """
     with named(case):
         image, labels = read_case(case, index)
-        return prepare(image, plan.preprocessing, labels)
+        return prepare(image, plan.preprocessing, labels, compact=compact)
 
 
 def foreground_locations(labels: UInt[np.ndarray, "D H W"], num_indices: int) -> dict[int, Int32[np.ndarray, "n 3"]]:
@@ -174,9 +174,14 @@ def foreground_locations(labels: UInt[np.ndarray, "D H W"], num_indices: int) ->
     All of them up to 10 000; beyond, the larger of 10 000 and 1 %.
     """
     random = np.random.RandomState(1234)
+    places = np.flatnonzero(labels)
+    seen = labels.reshape(-1)[places]
+    # One stable sort groups the voxels of all indices, each group in ascending order.
+    order = np.argsort(seen, kind="stable")
+    borders = np.searchsorted(seen[order], np.arange(1, num_indices + 1))
     found = {}
-    for index in range(1, num_indices):
-        flat = np.flatnonzero(labels == index)
+    for index, (start, stop) in enumerate(itertools.pairwise(borders), start=1):
+        flat = places[order[start:stop]]
         if flat.size:
             wanted = max(min(_MIN_LOCATIONS, flat.size), int(np.ceil(flat.size * _MIN_LOCATION_SHARE)))
             flat = flat[random.choice(flat.size, wanted, replace=False)]
@@ -185,21 +190,14 @@ def foreground_locations(labels: UInt[np.ndarray, "D H W"], num_indices: int) ->
 
 
 def _build_case(case: Case, plan: Plan, index: LabelIndex, folder: Path) -> None:
-    prepared = prepare_case(case, plan, index)
+    prepared = prepare_case(case, plan, index, compact=True)
     assert prepared.labels is not None
-    image, labels = _stored_image(prepared.image, plan), prepared.labels
+    image, labels = prepared.image, prepared.labels
     locations = foreground_locations(labels, index.num_indices)
     _write(image_path(folder, case.id), lambda file: np.save(file, image, allow_pickle=False))
     _write(labels_path(folder, case.id), lambda file: np.save(file, labels, allow_pickle=False))
     arrays = {str(number): voxels for number, voxels in locations.items()}
     _write(locations_path(folder, case.id), lambda file: np.savez(file, **arrays))  # type: ignore[arg-type]  # its stub takes them for flags
-
-
-def _stored_image(image: Float[np.ndarray, "C D H W"], plan: Plan) -> Float[np.ndarray, "C D H W"]:
-    """Halve the size where float16 holds the values: normalised ones of common size."""
-    raw = any(isinstance(scheme, NoNormalization) for scheme in plan.preprocessing.normalization)
-    fits = not raw and max(float(image.max()), -float(image.min())) <= _FLOAT16_LIMIT
-    return image.astype(np.float16) if fits else image
 
 
 def _is_complete(folder: Path, case_id: str) -> bool:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 from jaxtyping import Float32, Int64, UInt
@@ -21,7 +22,10 @@ from sagittal.plan import ChannelIntensities, Fingerprint
 from sagittal.plan.base import Triple, TripleMm
 from sagittal.volumes import Volume
 from sagittal.volumes.crop import nonzero_box
-from sagittal.volumes.geometry import reorientation_to_ras, spacing_of
+from sagittal.volumes.geometry import Reorientation, reorientation_to_ras, spacing_of
+
+Orientation = Literal["RAS", "stored"]
+STORED_ORDER = Reorientation((0, 1, 2), (False, False, False))
 
 INTENSITY_BUDGET = 100_000_000
 """Foreground intensities drawn from all cases together."""
@@ -52,14 +56,15 @@ class CaseMeasurement:
     """One per channel."""
 
 
-def extract_fingerprint(dataset: Dataset, *, workers: int) -> Fingerprint:
-    """Measure all training cases, in RAS axis order.
+def extract_fingerprint(dataset: Dataset, *, workers: int, orientation: Orientation = "RAS") -> Fingerprint:
+    """Measure all training cases.
 
     Voxels of the ignore value are not foreground (nnU-Net counts them). A case without foreground adds no intensities.
 
     Args:
         dataset: labelled cases.
         workers: threads; each holds one case in memory.
+        orientation: axis order of shapes and spacings: anatomical ("RAS") or as the files store them.
 
     Raises:
         DataError: a case can't be used (the message names it), or no case has any foreground.
@@ -68,7 +73,7 @@ def extract_fingerprint(dataset: Dataset, *, workers: int) -> Fingerprint:
     budget = INTENSITY_BUDGET // len(dataset.cases)
     with ThreadPoolExecutor(max_workers=max(1, workers), thread_name_prefix="fingerprint") as pool:
         hashing = pool.submit(content_hash, dataset)
-        futures = [pool.submit(measure_case, case, index, budget) for case in dataset.cases]
+        futures = [pool.submit(measure_case, case, index, budget, orientation) for case in dataset.cases]
         try:
             measured = [future.result() for future in futures]
             content_sha256 = hashing.result()
@@ -83,6 +88,7 @@ def extract_fingerprint(dataset: Dataset, *, workers: int) -> Fingerprint:
             code="no_foreground",
         )
     return Fingerprint(
+        orientation=orientation,
         content_sha256=content_sha256,
         shapes_vox=tuple(case.shape_vox for case in measured),
         spacings_mm=tuple(case.spacing_mm for case in measured),
@@ -91,7 +97,7 @@ def extract_fingerprint(dataset: Dataset, *, workers: int) -> Fingerprint:
     )
 
 
-def measure_case(case: Case, index: LabelIndex, budget: int) -> CaseMeasurement:
+def measure_case(case: Case, index: LabelIndex, budget: int, orientation: Orientation = "RAS") -> CaseMeasurement:
     """Measure one case; draw `budget` foreground intensities per channel.
 
     Raises:
@@ -99,13 +105,17 @@ def measure_case(case: Case, index: LabelIndex, budget: int) -> CaseMeasurement:
     """
     with named(case):
         volume, indices = read_case(case, index)
-        return _measure(volume, indices, index, budget)
+        return _measure(volume, indices, index, budget, orientation)
 
 
 def _measure(
-    volume: Volume, stored_indices: UInt[np.ndarray, "D H W"], index: LabelIndex, budget: int
+    volume: Volume,
+    stored_indices: UInt[np.ndarray, "D H W"],
+    index: LabelIndex,
+    budget: int,
+    orientation: Orientation,
 ) -> CaseMeasurement:
-    change = reorientation_to_ras(volume.affine)
+    change = reorientation_to_ras(volume.affine) if orientation == "RAS" else STORED_ORDER
     image = change.apply(volume.array)
     box = nonzero_box(image)
     d, h, w = box.slices

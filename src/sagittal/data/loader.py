@@ -51,7 +51,7 @@ def make_batch(
     Raises:
         ResourceError: a cached case can't be read; the message names the case.
     """
-    config, patch_size, spacing_mm = plan.training.augmentation, plan.patch.size, plan.preprocessing.spacing_mm
+    config, patch_size, spacing_mm = plan.training.augmentation, plan.patch.size, plan.preprocessing.network_spacing_mm
     draws = draw_patches(cache, cases, plan, step)
     images, labels = [], []
     for draw in draws:

@@ -1,37 +1,29 @@
 """From a scan to the array that the network sees, the same way for training and prediction, and back.
 
-Order: RAS axis order, crop to the box of non-zero voxels, normalise, resample to the plan's spacing. nnU-Net's order
-and rules (default_preprocessor.py), with anatomical axis order in place of its transposition.
+Order: the plan's axis order (anatomical or stored, then transposed), crop to the box of non-zero voxels, normalise,
+resample to the plan's spacing: nnU-Net's order and rules (default_preprocessor.py).
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import assert_never
 
 import numpy as np
-from jaxtyping import Bool, Float32, Integer, Shaped, UInt
-from scipy import ndimage
+import torch
+from jaxtyping import Float, Float64, Integer, Shaped, UInt
 
-from sagittal.data.resampling import resample_image, resample_labels, separate_axis
+from sagittal.data.normalizing import nonzero_mask, scaling
+from sagittal.data.resampling import resample_channel, resample_labels, separate_axis
 from sagittal.errors import DataError
 from sagittal.plan.base import Triple, TripleMm
-from sagittal.plan.plan import (
-    CTNormalization,
-    NoNormalization,
-    Normalization,
-    Preprocessing,
-    RescaleToUnit,
-    ZScore,
-)
+from sagittal.plan.plan import NoNormalization, Normalization, Preprocessing, ZScore
 from sagittal.volumes import Volume
 from sagittal.volumes.crop import Box, nonzero_box, uncrop
 from sagittal.volumes.geometry import Reorientation, reorientation_to_ras, spacing_of
 from sagittal.volumes.resampling import new_shape
 
-_STD_FLOOR = 1e-8
-_STORED_ORDER = Reorientation((0, 1, 2), (False, False, False))
+_FLOAT16_LIMIT = 6e4
 
 
 @dataclass(frozen=True)
@@ -41,17 +33,17 @@ class Frame:
     stored_shape: Triple
     """Shape of the scan as its file holds it."""
     reorientation: Reorientation
-    """From the stored axis order to the prepared one."""
+    """From the stored axis order to the network's."""
     box: Box
-    """The crop, in voxels of the reoriented scan."""
+    """The crop, in voxels of the scan in the network's axis order."""
     spacing_mm: TripleMm
-    """Spacing of the reoriented scan, before resampling."""
+    """Spacing in the network's axis order, before resampling."""
     prepared_shape: Triple
     """Shape after resampling: the network's grid."""
 
     @property
     def cropped_shape(self) -> Triple:
-        """Shape after reorientation and crop, before resampling."""
+        """Shape in the network's axis order after the crop, before resampling."""
         return self.box.shape
 
     def uncrop_and_unorient(self, labels: Shaped[np.ndarray, "D H W"]) -> Shaped[np.ndarray, "d h w"]:
@@ -64,7 +56,8 @@ class Frame:
 class Prepared:
     """What the network sees of one case."""
 
-    image: Float32[np.ndarray, "C D H W"]
+    image: Float[np.ndarray, "C D H W"]
+    """float32, or float16 where that was asked for and holds the values."""
     labels: UInt[np.ndarray, "D H W"] | None
     """Label indices on the image's grid, where labels were given."""
     frame: Frame
@@ -74,6 +67,9 @@ def prepare(
     images: Volume | Sequence[Volume],
     preprocessing: Preprocessing,
     labels: UInt[np.ndarray, "D H W"] | None = None,
+    *,
+    compact: bool = False,
+    device: torch.device | str = "cpu",
 ) -> Prepared:
     """Reorient, crop, normalise and resample one case.
 
@@ -81,6 +77,8 @@ def prepare(
         images: the case's channels in the plan's order: one volume of C channels, or several on the same grid.
         preprocessing: the plan's.
         labels: label indices (`LabelIndex.encode`) in the stored order of the images; they do not decide the crop.
+        compact: make a float16 image where its values fit: half the memory, for the cache.
+        device: where the image is resampled.
 
     Raises:
         DataError: another number of channels than the plan has, or labels of another shape than the image.
@@ -89,14 +87,11 @@ def prepare(
     channels = [channel for volume in volumes for channel in volume.array]
     stored_shape = volumes[0].geometry.shape
     _require_fitting(volumes, len(preprocessing.normalization), labels)
-    orient = preprocessing.orientation == "RAS"
-    change = reorientation_to_ras(volumes[0].affine) if orient else _STORED_ORDER
+    change = network_order(volumes[0].affine, preprocessing)
     spacing = spacing_of(change.affine(volumes[0].affine, stored_shape))
     turned = [change.apply(channel) for channel in channels]
     box = _box_of(turned) if preprocessing.crop_to_nonzero else Box.whole(change.shape(stored_shape))
-    cropped = np.stack([np.asarray(channel[box.slices], np.float32) for channel in turned])
-    normalized = normalize(cropped, preprocessing.normalization)
-    target = preprocessing.spacing_mm
+    target = preprocessing.network_spacing_mm
     shape = new_shape(box.shape, spacing, target)
     apart = separate_axis(spacing, target, preprocessing.anisotropy_threshold)
     frame = Frame(
@@ -106,71 +101,56 @@ def prepare(
         spacing_mm=spacing,
         prepared_shape=shape,
     )
+    cropped = [channel[box.slices] for channel in turned]
+    image = _image(cropped, preprocessing.normalization, shape, apart, compact=compact, device=device)
     prepared_labels = None
     if labels is not None:
         cropped_labels = np.ascontiguousarray(change.apply(labels)[box.slices])
         prepared_labels = resample_labels(cropped_labels, shape, apart=apart)
-    return Prepared(resample_image(normalized, shape, apart=apart), prepared_labels, frame)
+    return Prepared(image, prepared_labels, frame)
 
 
-def normalize(
-    image: Float32[np.ndarray, "C D H W"], schemes: Sequence[Normalization]
-) -> Float32[np.ndarray, "C D H W"]:
-    """Return the image with each channel normalised by its scheme, as a new array."""
-    mask = None
-    if any(isinstance(scheme, ZScore) and scheme.nonzero_only for scheme in schemes):
-        mask = filled_nonzero_mask(image)
-    out = np.empty_like(image)
-    for channel, scheme, target in zip(image, schemes, out, strict=True):
-        target[...] = _normalize_channel(channel, scheme, mask)
-    return out
+def network_order(affine: Float64[np.ndarray, "4 4"], preprocessing: Preprocessing) -> Reorientation:
+    """Return the way from a scan's stored axis order to the network's: the plan's orientation, then its transposition.
 
-
-def filled_nonzero_mask(image: Shaped[np.ndarray, "C D H W"]) -> Bool[np.ndarray, "D H W"]:
-    """Return where any channel is not zero, with enclosed holes filled (nnU-Net's create_nonzero_mask).
-
-    A hole is a region of zeros that no path through the faces of voxels joins to the border.
+    Args:
+        affine: from stored (d, h, w, 1) to RAS mm.
+        preprocessing: the plan's.
     """
-    zero = (image == 0).all(axis=0)
-    # Scipy's binary_fill_holes dilates step by step; one labelling of the zeros finds the same holes at once.
-    regions, count = ndimage.label(zero)
-    outside = np.zeros(count + 1, bool)
-    for axis in range(3):
-        for side in (0, -1):
-            outside[np.unique(regions.take(side, axis=axis))] = True
-    outside[0] = False
-    return np.asarray(~outside[regions])
+    axes, flips = (0, 1, 2), (False, False, False)
+    if preprocessing.orientation == "RAS":
+        oriented = reorientation_to_ras(affine)
+        axes, flips = oriented.permutation, oriented.flips
+    first, second, third = preprocessing.transpose
+    return Reorientation((axes[first], axes[second], axes[third]), (flips[first], flips[second], flips[third]))
 
 
-def _normalize_channel(
-    channel: Float32[np.ndarray, "D H W"], scheme: Normalization, mask: Bool[np.ndarray, "D H W"] | None
-) -> Float32[np.ndarray, "D H W"]:
-    match scheme:
-        case ZScore(nonzero_only=True):
-            assert mask is not None
-            out = np.zeros_like(channel)
-            if mask.any():
-                out[mask] = _z_score(channel[mask])
-            return out
-        case ZScore():
-            return _z_score(channel)
-        case CTNormalization():
-            clipped = np.clip(channel, np.float32(scheme.lower), np.float32(scheme.upper))
-            return np.asarray((clipped - np.float32(scheme.mean)) / np.float32(max(scheme.std, _STD_FLOOR)))
-        case RescaleToUnit():
-            low, high = float(channel.min()), float(channel.max())
-            return np.asarray((channel - np.float32(low)) / np.float32(max(high - low, _STD_FLOOR)))
-        case NoNormalization():
-            return channel
-        case _:
-            assert_never(scheme)
-
-
-def _z_score(values: Float32[np.ndarray, "*shape"]) -> Float32[np.ndarray, "*shape"]:
-    # Intensities beyond 1e6 exist: sums of float32 lose them, so both moments are summed in float64.
-    mean = float(values.mean(dtype=np.float64))
-    std = float(values.std(dtype=np.float64))
-    return np.asarray((values - np.float32(mean)) / np.float32(max(std, _STD_FLOOR)))
+def _image(
+    channels: Sequence[Shaped[np.ndarray, "D H W"]],
+    schemes: Sequence[Normalization],
+    shape: Triple,
+    apart: int | None,
+    *,
+    compact: bool,
+    device: torch.device | str,
+) -> Float[np.ndarray, "C d h w"]:
+    """Normalise and resample the cropped channels; neither changes its input or copies it whole."""
+    masked = any(isinstance(scheme, ZScore) and scheme.nonzero_only for scheme in schemes)
+    mask = nonzero_mask(list(channels)) if masked else None
+    scalings = [scaling(channel, scheme, mask) for channel, scheme in zip(channels, schemes, strict=True)]
+    raw = any(isinstance(scheme, NoNormalization) for scheme in schemes)
+    fits = (
+        compact
+        and not raw
+        and all(
+            max(map(abs, each.bounds(channel))) <= _FLOAT16_LIMIT
+            for each, channel in zip(scalings, channels, strict=True)
+        )
+    )
+    out = np.empty((len(channels), *shape), np.float16 if fits else np.float32)
+    for channel, each, resampled in zip(channels, scalings, out, strict=True):
+        resample_channel(channel, resampled, each.apply, apart=apart, device=device)
+    return out
 
 
 def _box_of(channels: Sequence[Shaped[np.ndarray, "D H W"]]) -> Box:

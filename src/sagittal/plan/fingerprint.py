@@ -22,9 +22,11 @@ class ChannelIntensities(Frozen):
 
 
 class Fingerprint(Frozen):
-    """Measured properties of a data set's training cases, in axis order D, H, W; it names no case."""
+    """Measured properties of a data set's training cases, along D, H, W of `orientation`; it names no case."""
 
     schema_version: Literal[1] = 1
+    orientation: Literal["RAS", "stored"] = "RAS"
+    """Axis order of shapes and spacings: towards superior, anterior, right, or as the files store them."""
     content_sha256: str
     """Hash over dataset.json's meaning and every file's content: a changed data set has another."""
     shapes_vox: tuple[Triple, ...]

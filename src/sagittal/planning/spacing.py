@@ -9,6 +9,7 @@ from sagittal.plan.base import Triple, TripleMm
 from sagittal.volumes.resampling import new_shape
 
 _STEP_ABOVE_MM = 1e-5
+_AXES = "DHW"
 
 
 def target_spacing(fingerprint: Fingerprint, anisotropy_threshold: float) -> tuple[TripleMm, str]:
@@ -28,25 +29,44 @@ def target_spacing(fingerprint: Fingerprint, anisotropy_threshold: float) -> tup
     cases = f"{fingerprint.num_cases} case" + ("s" if fingerprint.num_cases != 1 else "")
     reason = f"median spacing of {cases}, {_shown(median)} mm (D, H, W)"
     if ratio <= anisotropy_threshold:
-        return _rounded(median), f"{reason}; not anisotropic ({ratio:.3g} <= {anisotropy_threshold:g})"
-    axis = "DHW"[coarsest]
+        return _triple(median), f"{reason}; not anisotropic ({ratio:.3g} <= {anisotropy_threshold:g})"
+    axis = _AXES[coarsest]
     if size[coarsest] * anisotropy_threshold >= next_size:
         reason += (
             f"; axis {axis} is {ratio:.3g} times coarser, but its {size[coarsest]:g} voxels are not "
             f"{anisotropy_threshold:g} times fewer than the {next_size:g} of the others"
         )
-        return _rounded(median), reason
+        return _triple(median), reason
     tenth = float(np.percentile(spacings[:, coarsest], 10))
     median[coarsest] = tenth if tenth >= next_mm else next_mm + _STEP_ABOVE_MM
     reason += (
         f"; axis {axis} is anisotropic ({ratio:.3g} > {anisotropy_threshold:g}), so it takes its 10th percentile, "
         f"{median[coarsest]:.4g} mm"
     )
-    return _rounded(median), reason
+    return _triple(median), reason
+
+
+def transposition(spacing_mm: TripleMm) -> tuple[Triple, str]:
+    """Return the order in which the network takes the axes D, H, W, the coarsest first, and why (nnU-Net's rule)."""
+    coarsest = int(np.argmax(spacing_mm))
+    if coarsest == 0:
+        return (0, 1, 2), "axis D has the largest spacing, or no axis has a larger one (nnU-Net's rule)"
+    first, second = (axis for axis in range(3) if axis != coarsest)
+    told = f"axis {_AXES[coarsest]} has the largest spacing, {spacing_mm[coarsest]:.4g} mm, so it comes first (nnU-Net)"
+    return (coarsest, first, second), told
+
+
+def in_network_order(fingerprint: Fingerprint, transpose: Triple) -> Fingerprint:
+    """Return the fingerprint with shapes and spacings along the network's axes."""
+    first, second, third = transpose
+    return fingerprint.replace(
+        shapes_vox=tuple((shape[first], shape[second], shape[third]) for shape in fingerprint.shapes_vox),
+        spacings_mm=tuple((mm[first], mm[second], mm[third]) for mm in fingerprint.spacings_mm),
+    )
 
 
 def median_shape(fingerprint: Fingerprint, spacing_mm: TripleMm) -> Triple:
-    """Return the median D, H, W of the cases once they are cropped and resampled to `spacing_mm`."""
+    """Return the median shape of the cases once they are cropped and resampled; all in the order of `fingerprint`."""
     shapes = [
         new_shape(shape, old, spacing_mm)
         for shape, old in zip(fingerprint.shapes_vox, fingerprint.spacings_mm, strict=True)
@@ -55,9 +75,8 @@ def median_shape(fingerprint: Fingerprint, spacing_mm: TripleMm) -> Triple:
     return d, h, w
 
 
-def _rounded(spacing_mm: np.ndarray) -> TripleMm:
-    # Headers hold float32: 0.7950000166893005 means 0.795, and no voxel moves by a nanometre.
-    d, h, w = (round(float(length), 6) for length in spacing_mm)
+def _triple(spacing_mm: np.ndarray) -> TripleMm:
+    d, h, w = (float(length) for length in spacing_mm)
     return d, h, w
 
 
