@@ -5,10 +5,12 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
-from sagittal.data.dataset import Case, content_hash, read_cases, read_dataset
+from sagittal.data.dataset import Case, content_hash, parse_spec, read_cases, read_dataset
 from sagittal.errors import DataError
+from sagittal.volumes import Volume
 
 DECLARED: dict[str, Any] = {
     "channel_names": {"0": "T1", "1": "FLAIR"},
@@ -296,3 +298,44 @@ def test_a_file_that_can_t_be_hashed_is_named(tmp_path, monkeypatch):
     monkeypatch.setattr(Path, "open", refuse)
     with pytest.raises(DataError, match=r"a_0000.nii.gz: can't be read \(Permission denied\)"):
         content_hash(dataset)
+
+
+def test_the_folder_or_archive_of_a_dicom_series_is_one_case(tmp_path):
+    touch(tmp_path / "patient 1.2" / "series", "1.dcm", "2.dcm")
+    touch(tmp_path / "archives", "a.zip", "b_0000.zip")
+    folder = tmp_path / "patient 1.2"
+    assert read_cases(folder, ["CT"]) == (Case("patient 1.2", (folder,)),)
+    assert read_cases([folder], ["CT"]) == (Case("patient 1.2", (folder,)),)
+    assert [case.id for case in read_cases(tmp_path / "archives", ["CT"])] == ["a", "b"]
+    assert read_cases(tmp_path / "archives" / "a.zip", ["CT"])[0].id == "a"
+    with pytest.raises(DataError, match=r"channel 1 \(FLAIR\) is missing.* here .*patient 1.2_0001"):
+        read_cases(folder, ["T1", "FLAIR"])
+    touch(tmp_path / "archives", "scan.nii.gz")
+    assert [case.id for case in read_cases(tmp_path / "archives", ["CT"])] == ["scan"]
+
+
+def test_voxels_beside_their_header_belong_to_the_case_and_to_its_hash(tmp_path):
+    folder = a_dataset(tmp_path / "d", cases=())
+    (folder / "dataset.json").write_text(json.dumps({**DECLARED, "channel_names": {"0": "CT"}, "file_ending": ".mhd"}))
+    scan = Volume(np.zeros((1, 2, 3, 4), np.uint8), np.eye(4))
+    scan.write(folder / "imagesTr" / "a_0000.mhd")
+    scan.write(folder / "labelsTr" / "a.mhd")
+    dataset = read_dataset(folder)
+    assert [case.id for case in dataset.cases] == ["a"] and dataset.unused == ()
+    before = content_hash(dataset)
+    voxels = folder / "imagesTr" / "a_0000.zraw"
+    scan.with_array(scan.array + 1).write(folder / "imagesTr" / "a_0000.mhd")
+    assert content_hash(read_dataset(folder)) != before
+    voxels.unlink()
+    assert content_hash(read_dataset(folder)) != before
+
+
+@pytest.mark.parametrize("ending", [".nii", ".hdr", ".mgz", ".nrrd", ".nhdr", ".mha", ".mhd"])
+def test_every_format_may_be_a_data_set_s(ending):
+    assert parse_spec({**DECLARED, "file_ending": ending}, "here", "name").file_ending == ending
+
+
+@pytest.mark.parametrize("ending", [".zip", ".dcm", ".img"])
+def test_series_and_halves_are_no_data_set_s_format(ending):
+    with pytest.raises(DataError, match="which can't be read"):
+        parse_spec({**DECLARED, "file_ending": ending}, "here", "name")

@@ -14,6 +14,7 @@ import traceback
 from cyclopts import App, CycloptsError
 
 from sagittal import __version__
+from sagittal.cli.convert import convert
 from sagittal.cli.demo import demo
 from sagittal.cli.doctor import doctor
 from sagittal.cli.evaluate import evaluate
@@ -35,7 +36,7 @@ app = App(
     suppress_keyboard_interrupt=False,
     result_action="return_value",
 )
-for verb in (doctor, plan, train, predict, evaluate, import_weights, info, networks, demo):
+for verb in (doctor, plan, train, predict, evaluate, import_weights, convert, info, networks, demo):
     app.command(verb)
 
 

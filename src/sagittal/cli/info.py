@@ -17,6 +17,7 @@ def info(path: Path) -> int:
     from rich.table import Table
 
     from sagittal.errors import DataError
+    from sagittal.volumes.io import is_scan
 
     if not path.exists():
         raise DataError(f"{path}: does not exist. Give an image, a data set, a plan or a bundle.", code="missing")
@@ -26,8 +27,9 @@ def info(path: Path) -> int:
         kind, facts = "bundle", _bundle_facts(path)
     elif path.is_dir() and (path / "dataset.json").exists():
         kind, facts = "data set", _dataset_facts(path)
-    elif path.is_dir():
-        raise DataError(f"{path}: neither a bundle (manifest.json) nor a data set (dataset.json).", code="unknown_kind")
+    elif path.is_dir() and not is_scan(path):
+        known = "a bundle (manifest.json), a data set (dataset.json) nor a DICOM series"
+        raise DataError(f"{path}: neither {known}. Check the path.", code="unknown_kind")
     elif path.suffix == ".json":
         kind, facts = "plan", _plan_facts(path)
     else:

@@ -11,7 +11,12 @@ from cyclopts import Parameter
 
 def predict(
     bundle: Path,
-    input: Annotated[list[Path], Parameter(help="a scan, its channel files in order, or a folder of scans")],
+    input: Annotated[
+        list[Path],
+        Parameter(
+            help="a scan (file, or folder or zip of a DICOM series), its channels in order, or a folder of scans"
+        ),
+    ],
     /,
     *,
     out: Path,

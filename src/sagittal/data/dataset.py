@@ -24,7 +24,8 @@ from pydantic import ValidationError
 from sagittal.errors import DataError, did_you_mean
 from sagittal.plan.base import canonical_json, describe_validation_error
 from sagittal.plan.dataset import DatasetSpec, Label
-from sagittal.volumes.io import FORMATS, known_suffix
+from sagittal.volumes.dicom_files import is_archive
+from sagittal.volumes.io import FORMATS, is_scan, known_suffix, scan_files, scan_name
 
 CHANNEL_NUMBER = re.compile(r"^(?P<case>.+)_(?P<channel>\d{4})$")
 JSON_NAME = "dataset.json"
@@ -145,7 +146,8 @@ def read_cases(
 
     Args:
         inputs: a file; several files (the channels of one case, or of several by CASE_0000 names); or a folder of such
-            files. Of a whole data set, `imagesTs` is taken where there is one, else `imagesTr`.
+            files. Of a whole data set, `imagesTs` is taken where there is one, else `imagesTr`. The folder or zip
+            archive of a DICOM series counts as one file.
         channel_names: the model's channels, in order.
 
     Raises:
@@ -158,10 +160,13 @@ def read_cases(
     if not files:
         raise DataError("no input. Expected a file, the channel files of a case, or a folder of them. Name one.")
     for file in files:
-        if not file.is_file():
+        if not file.exists():
             raise DataError(f"{file}: no such file. Expected an image or a folder of images. Check the path.")
-        if known_suffix(file) is None:
-            raise DataError(f"{file}: not an image that can be read. Expected {', '.join(FORMATS)}. Convert it first.")
+        if not is_scan(file):
+            raise DataError(
+                f"{file}: not an image that can be read. Expected {', '.join(FORMATS)}, or the folder or zip archive "
+                "of a DICOM series. Convert it first."
+            )
     grouped = _grouped(files, len(channel_names))
     return tuple(
         _complete_case(name, channels, channel_names)
@@ -176,10 +181,19 @@ def content_hash(dataset: Dataset) -> str:
     """
     total = hashlib.sha256(canonical_json(dataset.spec).encode())
     for case in dataset.cases:
-        files = [*case.images, *([] if case.labels is None else [case.labels])]
+        scans = [*case.images, *([] if case.labels is None else [case.labels])]
+        files = [file for scan in scans for file in _parts(scan)]
         entry = [case.id, *([_relative(path, dataset.folder), *_file_digest(path)] for path in files)]
         total.update(json.dumps(entry).encode() + b"\n")
     return total.hexdigest()
+
+
+def _parts(scan: Path) -> tuple[Path, ...]:
+    """Return the files of a scan; the scan alone where it is missing or damaged, which is the doctor's business."""
+    try:
+        return scan_files(scan)
+    except DataError:
+        return (scan,)
 
 
 def _file_digest(path: Path) -> tuple[int, str]:
@@ -264,7 +278,8 @@ def _found_cases(folder: Path, spec: DatasetSpec) -> tuple[tuple[Case, ...], tup
                 f"{needed}: no such folder. Expected {example} and labelsTr/CASE{spec.file_ending}. Add it."
             )
     names, unused = set(), []
-    for path in _visible(images):
+    beside = FORMATS[spec.file_ending].beside
+    for path in _visible(images, but=beside):
         stem = _stem(path.name, spec.file_ending)
         match = CHANNEL_NUMBER.match(stem) if stem is not None else None
         if match is None or int(match["channel"]) >= len(spec.channel_names):
@@ -276,7 +291,7 @@ def _found_cases(folder: Path, spec: DatasetSpec) -> tuple[tuple[Case, ...], tup
         found = f"{len(unused)} files ending in {', '.join(endings)}" if unused else "it is empty"
         raise DataError(f"{images}: no case ({found}). Expected files like {example}. Check names and file_ending.")
     # A label map without images is a case whose images are missing: the doctor says so.
-    for path in _visible(labels):
+    for path in _visible(labels, but=beside):
         stem = _stem(path.name, spec.file_ending)
         if stem is None:
             unused.append(path)
@@ -293,8 +308,9 @@ def _found_cases(folder: Path, spec: DatasetSpec) -> tuple[tuple[Case, ...], tup
     return cases, tuple(unused)
 
 
-def _visible(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.iterdir() if not path.name.startswith("."))
+def _visible(folder: Path, but: tuple[str, ...] = ()) -> list[Path]:
+    """Return what lies in a folder, without hidden files and those that end in `but`: voxels beside their header."""
+    return sorted(path for path in folder.iterdir() if not path.name.startswith(".") and not path.name.endswith(but))
 
 
 def _stem(name: str, ending: str) -> str | None:
@@ -305,17 +321,22 @@ def _images_in(folder: Path) -> list[Path]:
     if (folder / JSON_NAME).is_file():
         folder = next((folder / name for name in ("imagesTs", "imagesTr") if (folder / name).is_dir()), folder)
     files = [path for path in _visible(folder) if known_suffix(path) is not None]
-    if not files:
-        raise DataError(
-            f"{folder}: no image. Expected files like CASE_0000.nii.gz ({', '.join(FORMATS)}). Check the path."
-        )
-    return files
+    archives = [path for path in _visible(folder) if is_archive(path)]
+    if files or archives:
+        # An archive beside images is more likely their download than a series.
+        return files or archives
+    if is_scan(folder):
+        return [folder]
+    raise DataError(
+        f"{folder}: no image. Expected files like CASE_0000.nii.gz ({', '.join(FORMATS)}), or the slices of a DICOM "
+        "series. Check the path."
+    )
 
 
 def _grouped(files: Iterable[Path], num_channels: int) -> dict[str, dict[int, Path]]:
     """Return the channel files of each case id."""
     files = list(files)
-    stems = [path.name[: -len(known_suffix(path) or "")] for path in files]
+    stems = [scan_name(path) for path in files]
     numbered = [CHANNEL_NUMBER.match(stem) for stem in stems]
     if num_channels == len(files) > 1 and not all(numbered):
         # Channels of one case under names of their own, in the order given.
@@ -338,7 +359,7 @@ def _complete_case(name: str, channels: Mapping[int, Path], channel_names: Seque
     some = next(iter(channels.values()))
     for number, channel in enumerate(channel_names):
         if number not in channels:
-            missing = some.with_name(f"{name}_{number:04d}{known_suffix(some)}")
+            missing = some.with_name(f"{name}_{number:04d}{some.name.removeprefix(scan_name(some))}")
             raise DataError(
                 f"{name}: channel {number} ({channel}) is missing. Expected {len(channel_names)} files per case, "
                 f"here {missing}. Add it, or pass all channel files in order.",

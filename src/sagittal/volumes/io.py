@@ -31,26 +31,27 @@ def _itself(path: Path) -> tuple[Path, ...]:
 class Format(NamedTuple):
     """How to read a file into `Stored`, its header alone, and how to write (D, H, W) voxels on a grid.
 
-    `write` is None where that is not offered. `files` lists what a scan consists of: a header may have its voxels
-    beside it.
+    `write` is None where that is not offered. `files` lists what a scan consists of; `beside` are the suffixes of the
+    voxels where the file is only their header.
     """
 
     read: Callable[[Path], Stored]
     read_header: Callable[[Path], FileHeader]
     write: Callable[[Path, NDArray[Any], Geometry], None] | None
     files: Callable[[Path], tuple[Path, ...]] = _itself
+    beside: tuple[str, ...] = ()
 
 
 FORMATS: dict[str, Format] = {
     ".nii": Format(read_nifti, read_nifti_header, write_nifti),
     ".nii.gz": Format(read_nifti, read_nifti_header, write_nifti),
-    ".hdr": Format(read_nifti, read_nifti_header, write_nifti, nifti_files),
+    ".hdr": Format(read_nifti, read_nifti_header, write_nifti, nifti_files, (".img", ".img.gz")),
     ".mgh": Format(read_mgh, read_mgh_header, write_mgh),
     ".mgz": Format(read_mgh, read_mgh_header, write_mgh),
     ".nrrd": Format(read_nrrd, read_nrrd_header, write_nrrd, nrrd_files),
-    ".nhdr": Format(read_nrrd, read_nrrd_header, write_nrrd, nrrd_files),
+    ".nhdr": Format(read_nrrd, read_nrrd_header, write_nrrd, nrrd_files, (".raw", ".raw.gz")),
     ".mha": Format(read_metaimage, read_metaimage_header, write_metaimage, metaimage_files),
-    ".mhd": Format(read_metaimage, read_metaimage_header, write_metaimage, metaimage_files),
+    ".mhd": Format(read_metaimage, read_metaimage_header, write_metaimage, metaimage_files, (".raw", ".zraw")),
 }
 DICOM = Format(read_dicom, read_dicom_header, None, dicom_files)
 """For folders and zip archives; not in `FORMATS`, whose suffixes each stand for one file of a data set."""
