@@ -221,7 +221,7 @@ def test_a_plan_that_starts_from_weights_needs_them(tiny_dataset: Path, tmp_path
             {},
             r"its network is mednext-s, a mednext; the plan's is segformer3d.*Choose --network mednext-s",
         ),
-        ("mednext-b", TINY, r"expansion_ratio is 2 there, 2,3,4,.*--set network\.expansion_ratio=2"),
+        ("mednext-b", TINY, r"expansion_ratio is 2 there, \[2,3,4,.*--set network\.expansion_ratio=2"),
         ("mednext-s", {**TINY, "network.channels": 8}, r"channels is 4 there, 8 here\..*--set network\.channels=4"),
         ("mednext-s", {**TINY, "network.norm": "layer"}, "norm is group there, layer here"),
     ],

@@ -111,7 +111,7 @@ def depthwise_kernels(weights: Weights) -> frozenset[str]:
     return frozenset(
         name
         for name, tensor in weights.items()
-        if tensor.ndim in (4, 5) and tensor.shape[1] == 1 and min(tensor.shape[2:]) > 1
+        if tensor.ndim in (4, 5) and tensor.shape[1] == 1 and max(tensor.shape[2:]) > 1
     )
 
 

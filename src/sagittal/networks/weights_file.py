@@ -6,7 +6,7 @@ import os
 import pickle
 import re
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -81,14 +81,13 @@ def _read_pickle(path: Path) -> Any:
         raise _damaged(path, error) from None
 
 
-def _numpy_globals() -> list[Callable[..., Any] | tuple[Callable[..., Any], str]]:
+def _numpy_globals() -> list[Any]:
     """Return what numbers and arrays of numpy are made with, under the names of numpy 1 and 2; none runs code."""
-    scalar = np.float64(0).__reduce__()[0]
-    rebuilt = np.zeros(1).__reduce__()[0]
-    named: list[Callable[..., Any] | tuple[Callable[..., Any], str]] = [np.dtype, np.ndarray]
-    for home in ("numpy.core.multiarray", "numpy._core.multiarray"):
-        named += [(scalar, f"{home}.scalar"), (rebuilt, f"{home}._reconstruct")]
-    return named + [type(np.dtype(number)) for number in _NUMBERS]
+    # Asked of numpy itself, for it has moved these two functions from one private module to another.
+    makers = {"scalar": np.float64(0).__reduce__()[0], "_reconstruct": np.zeros(1).__reduce__()[0]}
+    homes = ("numpy.core.multiarray", "numpy._core.multiarray")
+    named = [(maker, f"{home}.{name}") for home in homes for name, maker in makers.items()]
+    return [np.dtype, np.ndarray, *named, *(type(np.dtype(number)) for number in _NUMBERS)]
 
 
 def _damaged(path: Path, error: Exception) -> PlanError:

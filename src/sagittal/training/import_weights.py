@@ -229,7 +229,8 @@ def _assumed_plan(known: Knowledge, spec: DatasetSpec, settings: Mapping[str, An
     optimizer, _ = recipe.optimizer(network)
     schedule, _ = recipe.schedule(network)
     loss, _ = recipe.loss(network)
-    augmentation, _ = recipe.augmentation(spec, PATCH)
+    augmentation, why_augmentation = recipe.augmentation(spec, PATCH, "stored", (0, 1, 2))
+    why_mirrored = why_augmentation["mirror_axes"]
     unknown = f"assumed: {known.network.lower()}'s recipe here; how these weights were trained is not known"
     names = (
         "read from the dataset.json given"
@@ -259,7 +260,7 @@ def _assumed_plan(known: Knowledge, spec: DatasetSpec, settings: Mapping[str, An
             "preprocessing.crop_to_nonzero": "assumed: nnU-Net's",
             "patch.size": "assumed: 128 voxels along each axis, the papers' protocol",
             "inference.overlap": "nnU-Net's, half a window",
-            "inference.mirror_axes": "assumed: the axes that training mirrored, all but those that tell labels apart",
+            "inference.mirror_axes": f"assumed: the axes that training mirrored; {why_mirrored}",
             "training.optimizer": unknown,
             "schedule.steps": unknown,
         },

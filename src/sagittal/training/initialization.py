@@ -6,6 +6,7 @@ everything here follows from it. The bundle itself is needed until a fold has it
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -249,11 +250,10 @@ def _refuse_other_network(plan: Plan, bundle: Bundle) -> None:
             f"to another of its kind. Choose --network {bundle.plan.network_name}, or leave --init-from out.",
             code="other_network",
         )
-    wanted, given = own.model_dump(mode="json"), theirs.model_dump(mode="json")
     differing = {
-        name: (value, given.get(name))
-        for name, value in wanted.items()
-        if value != given.get(name) and not any(word in name for word in _MAY_DIFFER)
+        name: (getattr(own, name), getattr(theirs, name))
+        for name in type(own).model_fields
+        if getattr(own, name) != getattr(theirs, name) and not any(word in name for word in _MAY_DIFFER)
     }
     if differing:
         told = "; ".join(
@@ -268,7 +268,8 @@ def _refuse_other_network(plan: Plan, bundle: Bundle) -> None:
 
 
 def _short(value: Any) -> str:
-    return ",".join(map(str, value)) if isinstance(value, list) else str(value)
+    """Return a setting as `--set` takes it."""
+    return value if isinstance(value, str) else json.dumps(value, separators=(",", ":"))
 
 
 def _refuse_other_source(made: Initialization, present: Initialization, bundle: Bundle, where: str) -> None:
