@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from sagittal.errors import PlanError
-from sagittal.networks import MedNeXtBlock, MedNeXtDownBlock, MedNeXtUpBlock
-from sagittal.networks.mednext_blocks import global_response_norm
+from sagittal.kernels import cpu_available
+from sagittal.networks import MedNeXtBlock, MedNeXtDownBlock, MedNeXtUpBlock, mednext_blocks
 
 BLOCKS = {"same": MedNeXtBlock, "down": MedNeXtDownBlock, "up": MedNeXtUpBlock}
 CHANNELS = {"same": (4, 4), "down": (4, 6), "up": (4, 2)}
@@ -42,14 +42,15 @@ def definition(kind: str, block: nn.Module, x: Tensor) -> Tensor:
         total = response.sum(1, keepdim=True) if block.grn == "v2" else response.mean(1, keepdim=True)
         y = block.grn_gamma * (y * (response / (total + 1e-6))) + block.grn_beta + y
     y = block.conv3(y)
+    front = [side for stride in reversed(block.conv1.stride) for side in (stride - 1, 0)]
     if kind == "up":
-        y = nn.functional.pad(y, (1, 0) * dims)
+        y = nn.functional.pad(y, front)
     if not block.residual:
         return y
     if kind == "same":
         return y + x
     residual = block.res_conv(x)
-    return y + (nn.functional.pad(residual, (1, 0) * dims) if kind == "up" else residual)
+    return y + (nn.functional.pad(residual, front) if kind == "up" else residual)
 
 
 @pytest.mark.parametrize("kind", BLOCKS)
@@ -63,12 +64,40 @@ def test_blocks_follow_their_definition(kind: str, norm: str, grn: bool | str, s
         torch.testing.assert_close(block(x), definition(kind, block, x), rtol=1e-9, atol=1e-10)
 
 
+COARSE = {
+    "flat": ({"kernel_size": (1, 3, 3)}, {"stride": (1, 2, 2)}),
+    "whole": ({"kernel_size": 3}, {"stride": (1, 2, 2)}),
+    "middle": ({"kernel_size": (3, 1, 5)}, {"stride": (2, 1, 2)}),
+    "still": ({"kernel_size": (1, 3, 3)}, {"stride": 1}),
+    "slices": ({"kernel_size": (3, 1), "spatial_dims": 2}, {"stride": (2, 1)}),
+}
+
+
+def coarse(kind: str, name: str) -> dict[str, object]:
+    options, resampling = COARSE[name]
+    return {**options, **({} if kind == "same" else resampling)}
+
+
 @pytest.mark.parametrize("kind", BLOCKS)
-@pytest.mark.parametrize(("norm", "grn"), [("group", False), ("group", True), ("layer", "v2")])
-def test_gradients_match_finite_differences(kind: str, norm: str, grn: bool | str) -> None:
-    block = build(kind, norm=norm, grn=grn)
+@pytest.mark.parametrize("name", COARSE)
+@pytest.mark.parametrize(("norm", "grn"), [("group", False), ("layer", "v2")])
+def test_blocks_with_a_coarse_axis_follow_their_definition(kind: str, name: str, norm: str, grn: bool | str) -> None:
+    for residual in (True, False):
+        block = build(kind, norm=norm, grn=grn, residual=residual, **coarse(kind, name))
+        x = torch.randn(2, 4, *(5, 4, 6)[: block.spatial_dims], dtype=torch.float64)
+        y = block(x)
+        strides = block.conv1.stride
+        if kind == "up":
+            assert y.shape[2:] == tuple(size * stride for size, stride in zip(x.shape[2:], strides, strict=True))
+        else:
+            assert y.shape[2:] == tuple(-(-size // stride) for size, stride in zip(x.shape[2:], strides, strict=True))
+        torch.testing.assert_close(y, definition(kind, block, x), rtol=1e-9, atol=1e-10)
+
+
+def check_gradients(block: nn.Module) -> None:
     parameters = dict(block.named_parameters())
-    x = torch.randn(1, 4, 2, 4, 3, dtype=torch.float64, requires_grad=True)
+    sizes = (2, 4, 3)[-block.spatial_dims :]
+    x = torch.randn(1, 4, *sizes, dtype=torch.float64, requires_grad=True)
 
     def run(image: Tensor, *values: Tensor) -> Tensor:
         return torch.func.functional_call(block, dict(zip(parameters, values, strict=True)), (image,))
@@ -77,11 +106,101 @@ def test_gradients_match_finite_differences(kind: str, norm: str, grn: bool | st
 
 
 @pytest.mark.parametrize("kind", BLOCKS)
+@pytest.mark.parametrize("norm", ["group", "layer"])
+@pytest.mark.parametrize("grn", [False, True, "v2"])
+@pytest.mark.parametrize("spatial_dims", [2, 3])
+@pytest.mark.parametrize("residual", [True, False])
+def test_gradients_match_finite_differences(
+    kind: str, norm: str, grn: bool | str, spatial_dims: int, residual: bool
+) -> None:
+    check_gradients(build(kind, norm=norm, grn=grn, spatial_dims=spatial_dims, residual=residual))
+
+
+@pytest.mark.parametrize("kind", BLOCKS)
+@pytest.mark.parametrize("name", COARSE)
+@pytest.mark.parametrize(("norm", "grn"), [("group", False), ("layer", "v2")])
+def test_gradients_with_a_coarse_axis_match_finite_differences(
+    kind: str, name: str, norm: str, grn: bool | str
+) -> None:
+    check_gradients(build(kind, norm=norm, grn=grn, **coarse(kind, name)))
+
+
+@pytest.mark.parametrize("kind", BLOCKS)
+@pytest.mark.parametrize("checkpointing", ["expansion", "block"])
+@pytest.mark.parametrize(("norm", "grn"), [("group", False), ("layer", "v2")])
+def test_gradients_of_what_is_computed_twice_match_finite_differences(
+    kind: str, checkpointing: str, norm: str, grn: bool | str
+) -> None:
+    check_gradients(build(kind, norm=norm, grn=grn, checkpointing=checkpointing).train())
+
+
+def kept_bytes(block: nn.Module, x: Tensor) -> int:
+    """Return the bytes that a forward pass keeps for the backward pass, each storage once, parameters not counted."""
+    parameters = {parameter.untyped_storage().data_ptr() for parameter in block.parameters()}
+    kept: dict[int, int] = {}
+
+    def note(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in parameters:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        y = block(x)
+    assert y.requires_grad
+    return sum(kept.values())
+
+
+@pytest.mark.parametrize("kind", BLOCKS)
+@pytest.mark.parametrize("norm", ["group", "layer"])
+def test_checkpointing_keeps_what_it_says(kind: str, norm: str) -> None:
+    x = torch.randn(1, 4, 8, 8, 12, dtype=torch.float64, requires_grad=True)
+    blocks = {style: build(kind, norm=norm, checkpointing=style).train() for style in ("none", "expansion", "block")}
+    kept = {style: kept_bytes(block, x) for style, block in blocks.items()}
+    image, h = (tensor.numel() * tensor.element_size() for tensor in (x, blocks["none"].conv1(x)))
+    assert kept["none"] > image + 4 * h
+    # The down block's residual path reads a copy of every eighth voxel.
+    assert kept["expansion"] == image + h + (image // 8 if kind == "down" else 0)
+    assert kept["block"] == image
+    in_eval = {style: kept_bytes(block.eval(), x) for style, block in blocks.items()}
+    assert len(set(in_eval.values())) == 1
+
+
+@pytest.mark.skipif(not cpu_available(), reason="the compiled kernels are not built")
+@pytest.mark.parametrize("kind", BLOCKS)
+def test_fused_kernels_recompute_the_expansion_without_help(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = []
+    original = mednext_blocks._recomputed
+
+    def counted(*arguments: object) -> Tensor:
+        calls.append(arguments)
+        return original(*arguments)
+
+    monkeypatch.setattr(mednext_blocks, "_recomputed", counted)
+    block = build(kind, widen=8, checkpointing="expansion").train()
+    image = torch.randn(1, 32, 4, 6, 8)
+    outputs = [block(image.double())]
+    assert len(calls) == 1
+    outputs.append(block.float()(image))
+    assert len(calls) == 1
+    assert (outputs[1] - outputs[0]).abs().max() < 1e-4
+    build(kind, widen=8, checkpointing="expansion", grn=True).float().train()(image)
+    assert len(calls) == 2
+
+
+@pytest.mark.parametrize("kind", BLOCKS)
 @pytest.mark.parametrize("sizes", [(6, 4, 9), (1, 1, 1), (5, 8)])
-@pytest.mark.parametrize("kernel_size", [3, 5])
-def test_single_precision_follows_the_definition_too(kind: str, sizes: tuple[int, ...], kernel_size: int) -> None:
+@pytest.mark.parametrize("kernel_size", [3, 5, (1, 3, 3)])
+def test_single_precision_follows_the_definition_too(
+    kind: str, sizes: tuple[int, ...], kernel_size: int | tuple[int, ...]
+) -> None:
     # Widths of full vectors in float32 are what the compiled kernels take.
-    exact = build(kind, widen=8, kernel_size=kernel_size, spatial_dims=len(sizes))
+    options: dict[str, object] = {"kernel_size": kernel_size}
+    if isinstance(kernel_size, tuple):
+        options = {"kernel_size": kernel_size[-len(sizes) :]}
+        if kind != "same":
+            options["stride"] = (1, 2, 2)[-len(sizes) :]
+    exact = build(kind, widen=8, spatial_dims=len(sizes), **options)
     single = copy.deepcopy(exact).float()
     images = [torch.randn(2, 32, *sizes, dtype=torch.float64, requires_grad=True)]
     images.append(images[0].detach().float().requires_grad_())
@@ -111,20 +230,35 @@ def test_sizes_halve_upwards_and_double() -> None:
     assert build("up")(x).shape == (1, 2, 10, 16, 14)
 
 
-def test_grn_survives_half_precision_and_silence() -> None:
-    x = torch.full((1, 2, 8, 8, 8), 200.0, dtype=torch.float16)
-    ones = torch.ones(1, 2, 1, 1, 1, dtype=torch.float16)
-    assert torch.isfinite(global_response_norm(x, ones, ones, by_sum=False)).all()
-    silent = torch.zeros(1, 2, 3, 4, 5, requires_grad=True)
-    global_response_norm(silent, ones.float(), ones.float(), by_sum=True).sum().backward()
-    assert torch.isfinite(silent.grad).all()
+def test_without_a_residual_there_is_no_weight_for_it() -> None:
+    for kind in ("down", "up"):
+        names = {residual: list(build(kind, residual=residual).state_dict()) for residual in (True, False)}
+        assert names[True] == [*names[False], "res_conv.weight", "res_conv.bias"]
 
 
-def test_bad_blocks_are_refused() -> None:
+@pytest.mark.parametrize(
+    ("block", "options", "message"),
+    [
+        (MedNeXtDownBlock, {"in_channels": 0}, "at least 1"),
+        (MedNeXtUpBlock, {"kernel_size": 2}, "kernel_size=2 .* odd"),
+        (MedNeXtUpBlock, {"kernel_size": (1, 3, 4)}, r"kernel_size=\(1, 3, 4\) .* odd"),
+        (MedNeXtUpBlock, {"kernel_size": (3, 3)}, "one per spatial axis"),
+        (MedNeXtDownBlock, {"stride": 3}, r"stride=\(3, 3, 3\)"),
+        (MedNeXtDownBlock, {"stride": (1, 2)}, "one per spatial axis"),
+        (MedNeXtDownBlock, {"spatial_dims": 4}, "spatial_dims=4"),
+        (MedNeXtDownBlock, {"grn": "v1"}, "grn='v1'"),
+        (MedNeXtDownBlock, {"checkpointing": "inside"}, "checkpointing='inside'"),
+        (MedNeXtDownBlock, {"norm": "batch"}, "norm='batch'"),
+    ],
+)
+def test_bad_blocks_are_refused(block: type[nn.Module], options: dict[str, object], message: str) -> None:
+    with pytest.raises(PlanError, match=message):
+        block(**{"in_channels": 4, "out_channels": 6, **options})
+
+
+def test_a_block_at_one_resolution_keeps_its_channels_or_has_no_residual() -> None:
     with pytest.raises(PlanError, match="residual"):
         MedNeXtBlock(4, 8)
     assert MedNeXtBlock(4, 8, residual=False)(torch.randn(1, 4, 3, 4, 5)).shape == (1, 8, 3, 4, 5)
-    with pytest.raises(PlanError, match="at least 1"):
-        MedNeXtDownBlock(0, 8)
-    with pytest.raises(PlanError, match="odd"):
-        MedNeXtUpBlock(4, 2, kernel_size=2)
+    with pytest.raises(TypeError, match="stride"):
+        MedNeXtBlock(4, 4, stride=2)

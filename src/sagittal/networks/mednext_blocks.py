@@ -8,18 +8,24 @@ fused where the norm is per channel and there is no GRN.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Literal, TypedDict, Unpack
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from sagittal.errors import PlanError
-from sagittal.kernels import TailWeights, depthwise_conv, depthwise_conv_transpose, expand_contract, mednext_block
-from sagittal.networks.layout import every_second_voxel, pointwise
+from sagittal.kernels import TailWeights, expand_contract, mednext_block
+from sagittal.kernels.depthwise import usable
+from sagittal.kernels.native import LANES
+from sagittal.networks.depthwise_axes import PerAxis, depthwise, depthwise_transpose, per_axis, strided
+from sagittal.networks.layout import pointwise
+from sagittal.networks.mednext_norms import ChannelGroupNorm, Grn, Norm, channel_norm, global_response_norm
 
-Norm = Literal["group", "layer"]
-Grn = bool | Literal["v2"]
+Checkpointing = Literal["none", "expansion", "block"]
+CHECKPOINTING: tuple[Checkpointing, ...] = ("none", "expansion", "block")
 Convolution = nn.Conv2d | nn.Conv3d | nn.ConvTranspose2d | nn.ConvTranspose3d
 
 
@@ -27,96 +33,45 @@ class BlockOptions(TypedDict, total=False):
     """The keyword arguments of all three blocks; `MedNeXtBlock` explains them."""
 
     expansion_ratio: int
-    kernel_size: int
+    kernel_size: PerAxis
     norm: Norm
     grn: Grn
     spatial_dims: int
     residual: bool
+    checkpointing: Checkpointing
 
 
-_GRN_EPS = 1e-6
-
-
-class ChannelGroupNorm(nn.GroupNorm):
-    """Normalise each channel of each case over space: GroupNorm with one group per channel, eps 1e-5."""
-
-    def __init__(self, channels: int) -> None:
-        super().__init__(num_groups=channels, num_channels=channels, eps=1e-5)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Normalise (N, C, ...); one voxel in a batch of one gives the bias, where `nn.GroupNorm` raises."""
-        return torch.group_norm(x, self.num_groups, self.weight, self.bias, self.eps)
-
-
-class ChannelLayerNorm(nn.LayerNorm):
-    """Normalise each voxel over its channels, in 2D and 3D, eps 1e-5."""
-
-    def __init__(self, channels: int) -> None:
-        super().__init__(channels, eps=1e-5)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Normalise (N, C, ...) over C."""
-        return super().forward(x.movedim(1, -1)).movedim(-1, 1)
-
-
-def global_response_norm(x: Tensor, gamma: Tensor, beta: Tensor, *, by_sum: bool) -> Tensor:
-    """Scale each channel by its share of the response: gamma * (x * n) + beta + x.
-
-    n is the channel's L2 norm over space, divided by the mean of all channels' norms (MedNeXt v1's code, ConvNeXt-V2)
-    or by their sum (`by_sum`, MedNeXt-v2, arXiv 2512.17774), plus 1e-6.
-
-    Args:
-        x: (N, C, ...).
-        gamma: (1, C, 1, ...), like `beta`.
-        beta: (1, C, 1, ...).
-        by_sum: divide by the sum instead of the mean.
-    """
-    # A sum of squares over a whole volume overflows float16 and loses bits in bfloat16.
-    dtype = torch.float32 if x.dtype in (torch.float16, torch.bfloat16) else x.dtype
-    response = torch.linalg.vector_norm(x, dim=tuple(range(2, x.ndim)), keepdim=True, dtype=dtype)
-    total = response.sum(dim=1, keepdim=True) if by_sum else response.mean(dim=1, keepdim=True)
-    scale = 1 + gamma * (response / (total + _GRN_EPS))
-    return torch.addcmul(beta.to(x.dtype), x, scale.to(x.dtype))
-
-
-class _Block(nn.Module):
+class _Block(nn.Module, ABC):
     """What the three blocks share: weights under their official names, and the steps after the depthwise one.
 
-    Args:
-        in_channels: channels of the input.
-        out_channels: channels of the output.
-        expansion_ratio: width of the expansion as a multiple of `in_channels`.
-        kernel_size: odd size of the depthwise kernel.
-        norm: "group" (per channel over space) or "layer" (per voxel over channels).
-        grn: global response normalisation after the GELU: False, True (v1's form) or "v2".
-        spatial_dims: 3 or 2.
-        residual: add the residual path.
-
-    Raises:
-        PlanError: an argument makes no sense.
+    `strides` are those of the depthwise convolution; the options are those of `MedNeXtBlock`.
     """
 
     def __init__(
         self,
         in_channels: int,
         out_channels: int,
+        strides: PerAxis,
         *,
         expansion_ratio: int = 4,
-        kernel_size: int = 3,
+        kernel_size: PerAxis = 3,
         norm: Norm = "group",
         grn: Grn = False,
         spatial_dims: int = 3,
         residual: bool = True,
+        checkpointing: Checkpointing = "none",
     ) -> None:
         super().__init__()
-        _check_block(in_channels, out_channels, expansion_ratio, kernel_size, grn)
+        convolution = convolution_class(spatial_dims)
         self.in_channels = in_channels
         self.out_channels = out_channels
-        self.kernel_size = kernel_size
+        self.kernel_size = per_axis(kernel_size, spatial_dims, "kernel_size")
+        self.strides = per_axis(strides, spatial_dims, "stride")
         self.spatial_dims = spatial_dims
         self.grn: Grn = grn
         self.residual = residual
-        convolution = convolution_class(spatial_dims)
+        self.checkpointing = checkpointing
+        self._check(expansion_ratio)
         wide = expansion_ratio * in_channels
         self.conv1 = self._depthwise_module()
         self.norm = channel_norm(norm, in_channels)
@@ -127,21 +82,41 @@ class _Block(nn.Module):
             self.grn_beta = nn.Parameter(torch.zeros(shape))
             self.grn_gamma = nn.Parameter(torch.zeros(shape))
 
-    def _depthwise_module(self) -> Convolution:
-        return self._depthwise(convolution_class(self.spatial_dims), stride=1)
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (N, in_channels, D, H, W) to (N, out_channels, ...), at the size that the class states."""
+        if self.checkpointing == "block" and self.training:
+            return _recomputed(self._compute, x)
+        return self._compute(x)
 
-    def _depthwise(self, convolution: Callable[..., Convolution], *, stride: int) -> Convolution:
+    @abstractmethod
+    def _compute(self, x: Tensor) -> Tensor:
+        """Do what `forward` says, keeping whatever the backward pass may want."""
+
+    def _depthwise_module(self) -> Convolution:
+        return self._depthwise(convolution_class(self.spatial_dims))
+
+    def _depthwise(self, convolution: Callable[..., Convolution]) -> Convolution:
         return convolution(
             self.in_channels,
             self.in_channels,
             kernel_size=self.kernel_size,
-            stride=stride,
-            padding=self.kernel_size // 2,
+            stride=self.strides,
+            padding=tuple(size // 2 for size in self.kernel_size),
             groups=self.in_channels,
         )
 
+    def _residual_module(self, convolution: Callable[..., Convolution]) -> Convolution:
+        return convolution(self.in_channels, self.out_channels, kernel_size=1, stride=self.strides)
+
     def _tail(self, h: Tensor, residual: Tensor | None, extra_bias: Tensor | None = None) -> Tensor:
         """Return residual + conv3(GRN(GELU(conv2(norm(h))))) + `extra_bias` (out_channels,) at every voxel."""
+        if not self._recomputes_expansion(h):
+            return self._expand(h, residual, extra_bias)
+        # Added outside, the residual need not be kept for the second run.
+        y = _recomputed(self._expand, h, None, extra_bias)
+        return y if residual is None else residual + y
+
+    def _expand(self, h: Tensor, residual: Tensor | None, extra_bias: Tensor | None) -> Tensor:
         if self._fusible():
             return expand_contract(h, self._tail_weights(extra_bias), residual=residual, eps=self.norm.eps)
         wide = nn.functional.gelu(pointwise(self.norm(h), self.conv2.weight, self.conv2.bias))
@@ -149,6 +124,15 @@ class _Block(nn.Module):
             wide = global_response_norm(wide, self.grn_gamma, self.grn_beta, by_sum=self.grn == "v2")
         y = pointwise(wide, self.conv3.weight, self._contract_bias(extra_bias))
         return y if residual is None else residual + y
+
+    def _recomputes_expansion(self, x: Tensor) -> bool:
+        """Tell whether the expansion of `x` is to be computed twice: not where the fused kernels do so themselves."""
+        if self.checkpointing != "expansion" or not self.training:
+            return False
+        weights = self._tail_weights()
+        widths = (weights.expand.shape[0], weights.contract.shape[0])
+        fused = self._fusible() and all(width % LANES == 0 for width in widths) and usable(x, *weights)
+        return not fused
 
     def _fusible(self) -> bool:
         return isinstance(self.norm, ChannelGroupNorm) and not self.grn
@@ -169,98 +153,125 @@ class _Block(nn.Module):
             self._contract_bias(extra_bias),
         )
 
+    def _check(self, expansion_ratio: int) -> None:
+        if min(self.in_channels, self.out_channels, expansion_ratio) < 1:
+            raise PlanError(
+                f"a MedNeXt block with in_channels={self.in_channels}, out_channels={self.out_channels}, "
+                f"expansion_ratio={expansion_ratio}: expected each to be at least 1."
+            )
+        if any(size < 1 or size % 2 == 0 for size in self.kernel_size):
+            shown = self.kernel_size[0] if len(set(self.kernel_size)) == 1 else self.kernel_size
+            raise PlanError(
+                f"kernel_size={shown} in a MedNeXt block: "
+                "expected odd numbers, so that the grid keeps its size. Use 3, 5 or 7, and 1 along a coarse axis."
+            )
+        if not set(self.strides) <= {1, 2}:
+            raise PlanError(f"stride={self.strides} in a MedNeXt block: expected 1 or 2 along each axis.")
+        if not isinstance(self.grn, bool) and self.grn != "v2":
+            raise PlanError(
+                f"grn={self.grn!r} in a MedNeXt block: expected False, True (the form of v1's code) or 'v2' "
+                "(arXiv 2512.17774)."
+            )
+        if self.checkpointing not in CHECKPOINTING:
+            raise PlanError(
+                f"checkpointing={self.checkpointing!r} in a MedNeXt block: expected one of {', '.join(CHECKPOINTING)}."
+            )
+
 
 class MedNeXtBlock(_Block):
     """Depthwise convolution, normalisation, expansion, GELU, contraction, plus the input: the resolution stays.
+
+    (N, in_channels, D, H, W) becomes (N, out_channels, D, H, W); in 2D there is no D.
 
     Args:
         in_channels: channels of the input.
         out_channels: channels of the output; equal to `in_channels` where `residual`.
         expansion_ratio: width of the expansion as a multiple of `in_channels`.
-        kernel_size: odd size of the depthwise kernel.
+        kernel_size: odd size of the depthwise kernel, or one for each spatial axis.
         norm: "group" (per channel over space) or "layer" (per voxel over channels).
         grn: global response normalisation after the GELU: False, True (v1's form) or "v2".
         spatial_dims: 3 or 2.
-        residual: add the input.
+        residual: add the input (in the resampling blocks: a strided convolution of it).
+        checkpointing: what training computes again in the backward pass instead of keeping it: "none"; "expansion"
+            (all after the depthwise convolution, whose output is kept); "block" (everything, only the input is kept).
+            The fused kernels recompute the expansion by themselves, so with them "expansion" changes nothing.
 
     Raises:
-        PlanError: a size is below 1, the kernel is even, or `residual` where the channels differ.
+        PlanError: a size is below 1, a kernel even, an option unknown, or `residual` where the channels differ.
     """
 
     def __init__(self, in_channels: int, out_channels: int, **options: Unpack[BlockOptions]) -> None:
-        super().__init__(in_channels, out_channels, **options)
+        super().__init__(in_channels, out_channels, 1, **options)
         if self.residual and in_channels != out_channels:
             raise PlanError(
                 f"MedNeXtBlock(in_channels={in_channels}, out_channels={out_channels}): "
                 "a residual needs equal numbers of channels. Make them equal or pass residual=False."
             )
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Map (N, in_channels, D, H, W) to (N, out_channels, D, H, W)."""
-        if self._fusible():
+    def _compute(self, x: Tensor) -> Tensor:
+        if self._fusible() and len(set(self.kernel_size)) == 1 and not self._recomputes_expansion(x):
             return mednext_block(
                 x, self.conv1.weight, self.conv1.bias, self._tail_weights(), residual=self.residual, eps=self.norm.eps
             )
-        return self._tail(depthwise_conv(x, self.conv1.weight, self.conv1.bias), x if self.residual else None)
+        h = depthwise(x, self.conv1.weight, self.conv1.bias, self.strides)
+        return self._tail(h, x if self.residual else None)
 
 
 class MedNeXtDownBlock(_Block):
     """A MedNeXtBlock whose depthwise convolution has stride 2: a size n becomes ceil(n / 2).
 
-    The residual path is a 1x1x1 convolution with stride 2. Arguments and errors as in `MedNeXtBlock`; the numbers of
+    (N, in_channels, D, H, W) becomes (N, out_channels, ceil(D / 2), ceil(H / 2), ceil(W / 2)). The residual path is a
+    1x1x1 convolution with the same stride (`res_conv`). Arguments and errors as in `MedNeXtBlock`; the numbers of
     channels may differ.
+
+    Args:
+        stride: 2, or 1 or 2 for each spatial axis; along an axis of stride 1 the size stays.
     """
 
-    def __init__(self, in_channels: int, out_channels: int, **options: Unpack[BlockOptions]) -> None:
-        super().__init__(in_channels, out_channels, **options)
+    def __init__(
+        self, in_channels: int, out_channels: int, *, stride: PerAxis = 2, **options: Unpack[BlockOptions]
+    ) -> None:
+        super().__init__(in_channels, out_channels, stride, **options)
         if self.residual:
-            self.res_conv = convolution_class(self.spatial_dims)(in_channels, out_channels, kernel_size=1, stride=2)
+            self.res_conv = self._residual_module(convolution_class(self.spatial_dims))
 
-    def _depthwise_module(self) -> Convolution:
-        return self._depthwise(convolution_class(self.spatial_dims), stride=2)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Map (N, in_channels, D, H, W) to (N, out_channels, ceil(D / 2), ceil(H / 2), ceil(W / 2))."""
+    def _compute(self, x: Tensor) -> Tensor:
         residual = None
         if self.residual:
-            residual = pointwise(every_second_voxel(x, 0), self.res_conv.weight, self.res_conv.bias)
-        return self._tail(depthwise_conv(x, self.conv1.weight, self.conv1.bias, stride=2), residual)
+            residual = pointwise(strided(x, self.strides), self.res_conv.weight, self.res_conv.bias)
+        return self._tail(depthwise(x, self.conv1.weight, self.conv1.bias, self.strides), residual)
 
 
 class MedNeXtUpBlock(_Block):
     """A MedNeXtBlock whose depthwise convolution is transposed with stride 2: a size n becomes 2n.
 
-    The transposed convolution makes 2n - 1; one plane of zeros at the front of every axis makes 2n. The residual path
-    is a 1x1x1 transposed convolution with stride 2, padded alike: its weights reach the odd voxels only, its bias all
-    but the front planes. Arguments and errors as in `MedNeXtBlock`; the numbers of channels may differ.
+    (N, in_channels, D, H, W) becomes (N, out_channels, 2D, 2H, 2W). The transposed convolution makes 2n - 1; one plane
+    of zeros at the front of every axis makes 2n. The residual path is a 1x1x1 transposed convolution with the same
+    stride (`res_conv`), padded alike: its weights reach the odd voxels only, its bias all but the front planes.
+    Arguments and errors as in `MedNeXtBlock`; the numbers of channels may differ.
+
+    Args:
+        stride: 2, or 1 or 2 for each spatial axis; along an axis of stride 1 the size stays and nothing is padded.
     """
 
-    def __init__(self, in_channels: int, out_channels: int, **options: Unpack[BlockOptions]) -> None:
-        super().__init__(in_channels, out_channels, **options)
+    def __init__(
+        self, in_channels: int, out_channels: int, *, stride: PerAxis = 2, **options: Unpack[BlockOptions]
+    ) -> None:
+        super().__init__(in_channels, out_channels, stride, **options)
         if self.residual:
-            self.res_conv = transposed_class(self.spatial_dims)(in_channels, out_channels, kernel_size=1, stride=2)
+            self.res_conv = self._residual_module(transposed_class(self.spatial_dims))
 
     def _depthwise_module(self) -> Convolution:
-        return self._depthwise(transposed_class(self.spatial_dims), stride=2)
+        return self._depthwise(transposed_class(self.spatial_dims))
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Map (N, in_channels, D, H, W) to (N, out_channels, 2D, 2H, 2W)."""
-        h = depthwise_conv_transpose(x, self.conv1.weight, self.conv1.bias)
+    def _compute(self, x: Tensor) -> Tensor:
+        h = depthwise_transpose(x, self.conv1.weight, self.conv1.bias, self.strides)
         y = self._tail(h, None, self.res_conv.bias if self.residual else None)
-        y = nn.functional.pad(y, (1, 0) * (x.ndim - 2))
+        y = nn.functional.pad(y, [side for stride in reversed(self.strides) for side in (stride - 1, 0)])
         if self.residual:
             # The product runs at the coarse grid, where a strided transposed convolution would also multiply zeros.
-            every_second_voxel(y, 1).add_(pointwise(x, self.res_conv.weight.transpose(0, 1), None))
+            strided(y, self.strides, start=1).add_(pointwise(x, self.res_conv.weight.transpose(0, 1), None))
         return y
-
-
-def channel_norm(norm: Norm, channels: int) -> ChannelGroupNorm | ChannelLayerNorm:
-    """Return the normalisation called `norm`; raise PlanError for an unknown name."""
-    if norm == "group":
-        return ChannelGroupNorm(channels)
-    if norm == "layer":
-        return ChannelLayerNorm(channels)
-    raise PlanError(f"norm={norm!r} is not a normalisation of MedNeXt. Expected 'group' or 'layer'.")
 
 
 def convolution_class(spatial_dims: int) -> type[nn.Conv2d] | type[nn.Conv3d]:
@@ -277,18 +288,8 @@ def transposed_class(spatial_dims: int) -> type[nn.ConvTranspose2d] | type[nn.Co
     return nn.ConvTranspose3d if convolution_class(spatial_dims) is nn.Conv3d else nn.ConvTranspose2d
 
 
-def _check_block(in_channels: int, out_channels: int, expansion_ratio: int, kernel_size: int, grn: Grn) -> None:
-    if min(in_channels, out_channels, expansion_ratio) < 1:
-        raise PlanError(
-            f"a MedNeXt block with in_channels={in_channels}, out_channels={out_channels}, "
-            f"expansion_ratio={expansion_ratio}: expected each to be at least 1."
-        )
-    if kernel_size < 1 or kernel_size % 2 == 0:
-        raise PlanError(
-            f"kernel_size={kernel_size} in a MedNeXt block: "
-            "expected an odd number, so that the grid keeps its size. Use 3, 5 or 7."
-        )
-    if not isinstance(grn, bool) and grn != "v2":
-        raise PlanError(
-            f"grn={grn!r} in a MedNeXt block: expected False, True (the form of v1's code) or 'v2' (arXiv 2512.17774)."
-        )
+def _recomputed(function: Callable[..., Tensor], *arguments: Tensor | None) -> Tensor:
+    """Return function(*arguments), keeping only `arguments` for the backward pass, which computes the rest again."""
+    # No block draws random numbers, so there is no state of the generator to keep.
+    y: Tensor = checkpoint(function, *arguments, use_reentrant=False, preserve_rng_state=False)
+    return y

@@ -1,0 +1,87 @@
+"""Depthwise convolutions whose kernel and stride differ between the axes, for volumes with one coarse axis.
+
+Where all axes have the same, the fused kernels compute. Where nothing is mixed along D (a kernel and a stride of 1
+there), each plane is a picture, and the same kernels compute in 2D. What is left runs as PyTorch's own convolution.
+Letters: N batch, C channels, D H W space, slow to fast; in 2D there is no D.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from sagittal.errors import PlanError
+from sagittal.kernels import depthwise_conv, depthwise_conv_transpose
+from sagittal.networks.layout import prefers_channels_last
+
+PerAxis = int | Sequence[int]
+"""One number for all spatial axes, or one for each, D, H, W."""
+
+
+def per_axis(value: PerAxis, spatial_dims: int, name: str) -> tuple[int, ...]:
+    """Return one number per spatial axis; raise PlanError, which calls it `name`, where there are more or fewer."""
+    values = (value,) * spatial_dims if isinstance(value, int) else tuple(value)
+    if len(values) != spatial_dims:
+        raise PlanError(f"{name}={values}: expected one number, or {spatial_dims}, one per spatial axis.")
+    return values
+
+
+def strided(x: Tensor, strides: Sequence[int], *, start: int = 0) -> Tensor:
+    """Return the view of every s-th voxel of (N, C, ...) along each axis; strided axes (s > 1) begin at `start`."""
+    steps = (slice(start if stride > 1 else 0, None, stride) for stride in strides)
+    return x[(slice(None), slice(None), *steps)]
+
+
+def depthwise(x: Tensor, weight: Tensor, bias: Tensor | None, strides: tuple[int, ...]) -> Tensor:
+    """Convolve each channel with its own kernel, padding k // 2: a size n becomes n, or ceil(n / 2) with stride 2.
+
+    Args:
+        x: (N, C, D, H, W) or (N, C, H, W).
+        weight: (C, 1, kd, kh, kw) or (C, 1, kh, kw), each k odd.
+        bias: (C,) or None.
+        strides: 1 or 2 for each spatial axis.
+
+    Raises:
+        DataError: the shapes do not fit.
+    """
+    sizes = tuple(weight.shape[2:])
+    if len(set(sizes)) == len(set(strides)) == 1:
+        return depthwise_conv(x, weight, bias, stride=strides[0])
+    if _is_stack(x, sizes, strides):
+        return _by_plane(x, lambda planes: depthwise(planes, weight.squeeze(2), bias, strides[1:]))
+    convolve = F.conv3d if x.ndim == 5 else F.conv2d
+    return convolve(x, weight, bias, stride=strides, padding=[size // 2 for size in sizes], groups=x.shape[1])
+
+
+def depthwise_transpose(x: Tensor, weight: Tensor, bias: Tensor | None, strides: tuple[int, ...]) -> Tensor:
+    """Convolve each channel, transposed, padding k // 2: a size n becomes n, or 2n - 1 with stride 2.
+
+    Arguments and errors as in `depthwise`.
+    """
+    sizes = tuple(weight.shape[2:])
+    if len(set(sizes)) == 1 and set(strides) == {2}:
+        return depthwise_conv_transpose(x, weight, bias)
+    if _is_stack(x, sizes, strides):
+        return _by_plane(x, lambda planes: depthwise_transpose(planes, weight.squeeze(2), bias, strides[1:]))
+    convolve = F.conv_transpose3d if x.ndim == 5 else F.conv_transpose2d
+    padding = [size // 2 for size in sizes]
+    if not x.is_cuda or not (torch.is_autocast_enabled("cuda") or x.dtype in (torch.float16, torch.bfloat16)):
+        return convolve(x, weight, bias, stride=strides, padding=padding, groups=x.shape[1])
+    # In half precision cuDNN computes this channel by channel, several times slower than in float32.
+    with torch.autocast("cuda", enabled=False):
+        single = (x.float(), weight.float(), None if bias is None else bias.float())
+        return convolve(*single, stride=strides, padding=padding, groups=x.shape[1]).to(x.dtype)
+
+
+def _is_stack(x: Tensor, sizes: tuple[int, ...], strides: tuple[int, ...]) -> bool:
+    """Tell whether planes can be convolved apart at no cost: D is left alone, and lies next to N in memory."""
+    return x.ndim == 5 and sizes[0] == strides[0] == 1 and prefers_channels_last(x)
+
+
+def _by_plane(x: Tensor, convolve: Callable[[Tensor], Tensor]) -> Tensor:
+    """Apply `convolve` to the planes (N * D, C, H, W) of (N, C, D, H, W); in channels_last_3d nothing is copied."""
+    planes = convolve(x.movedim(2, 1).flatten(0, 1))
+    return planes.view(x.shape[0], x.shape[2], *planes.shape[1:]).movedim(1, 2)
