@@ -9,7 +9,7 @@ from torch import nn
 from sagittal.errors import ResourceError
 from sagittal.plan import network_config
 from sagittal.planning.memory import GIB, TrainingStep
-from sagittal.planning.patch import PatchRule, fit_batch, fit_patch, patch_rule, patch_sizes
+from sagittal.planning.patch import PatchRule, fit_batch, fit_patch, patch_multiples, patch_rule, patch_sizes
 
 SIXTEEN = PatchRule(multiple=16)
 FOUR = PatchRule(multiple=4, largest_batch=4)
@@ -33,6 +33,28 @@ class LinearStep(TrainingStep):
 def test_each_network_has_its_multiple():
     assert patch_rule(network_config("mednext-l-k5")) == SIXTEEN
     assert patch_rule(network_config("segformer3d")) == FOUR
+    assert patch_rule(network_config("nnformer-synapse")) == SIXTEEN
+    assert patch_rule(network_config("nnformer-acdc")) == PatchRule(multiple=20)
+    assert patch_rule(network_config("transbts")) == PatchRule(multiple=8, largest_batch=16)
+    assert patch_rule(network_config("plainconvunet")) == PatchRule(multiple=None, minimum=4)
+    assert patch_rule(network_config("unetr")) == patch_rule(network_config("3d-uxnet")) == PatchRule(16, minimum=32)
+    assert patch_rule(network_config("swinunetr")) == PatchRule(32, minimum=64)
+
+
+def test_a_network_as_it_is_has_its_multiples():
+    uneven = network_config("plainconvunet").replace(strides=((1, 1, 1), *[(1, 2, 2)] * 2, *[(2, 2, 2)] * 3))
+    assert patch_multiples(uneven) == (8, 32, 32)
+    assert patch_multiples(network_config("mednext-s")) == (16, 16, 16)
+
+
+def test_a_patch_of_a_u_net_says_what_it_is_a_multiple_of():
+    rule = patch_rule(network_config("plainconvunet"))
+    size, reason = fit_patch(LinearStep(bytes_per_voxel=1), (1.0, 1.0, 1.0), (10, 50, 35), rule, 8.0)
+    assert size == (10, 56, 40)
+    assert reason.startswith("the median case of 10x50x35 voxels, rounded up to multiples of what its U-Net halves; ")
+    size, reason = fit_patch(LinearStep(bytes_per_voxel=500), (1.0, 1.0, 1.0), (10, 50, 35), rule, 0.02)
+    assert prod(size) < prod((10, 56, 40))
+    assert reason.startswith("shrunk from 10x56x40, by multiples of what its U-Net halves, to fit the memory")
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ import pytest
 from fingerprints import spec_of
 
 from sagittal.plan import MedNeXtConfig, network_config
-from sagittal.plan.plan import AdamW
+from sagittal.plan.plan import SGD, AdamW
 from sagittal.planning import recipe
 
 MEDNEXT = network_config("mednext-b")
@@ -26,6 +26,52 @@ def test_segformer3ds_recipe():
     assert (schedule.steps, schedule.warmup_steps) == (250_000, 5_000)
     assert schedule.warmup_start_factor * optimizer.learning_rate == pytest.approx(4e-6)
     assert recipe.loss(SEGFORMER)[0].deep_supervision_weights == (1.0,)
+
+
+@pytest.mark.parametrize("name", ["nnformer-synapse", "nnformer-tumour", "nnformer-acdc"])
+def test_nnformers_recipe(name):
+    network = network_config(name)
+    optimizer, reasons = recipe.optimizer(network)
+    assert optimizer == SGD(learning_rate=0.01, weight_decay=3e-5, momentum=0.99)
+    assert set(reasons) == {"learning_rate", "weight_decay", "momentum"}
+    schedule, reasons = recipe.schedule(network)
+    assert (schedule.steps, schedule.warmup_steps, schedule.power) == (250_000, 0, 0.9)
+    assert "nnFormer" in reasons["power"]
+    assert recipe.loss(network)[0].deep_supervision_weights == (1.0,)
+
+
+def test_transbtss_recipe():
+    network = network_config("transbts")
+    assert recipe.optimizer(network)[0] == AdamW(learning_rate=4e-4, weight_decay=1e-5)
+    schedule, reasons = recipe.schedule(network)
+    assert (schedule.steps, schedule.warmup_steps, schedule.power) == (250_000, 0, 0.9)
+    assert "TransBTS" in reasons["power"]
+
+
+@pytest.mark.parametrize("name", ["plainconvunet", "resencunet"])
+def test_nnunets_recipe(name):
+    network = network_config(name)
+    optimizer, reasons = recipe.optimizer(network)
+    assert optimizer == SGD(learning_rate=0.01, weight_decay=3e-5, momentum=0.99)
+    assert set(reasons) == {"learning_rate", "weight_decay", "momentum"}
+    schedule, _ = recipe.schedule(network)
+    assert (schedule.steps, schedule.warmup_steps, schedule.power) == (250_000, 0, 0.9)
+    loss, reasons = recipe.loss(network)
+    assert len(loss.deep_supervision_weights) == 5
+    assert "the coarsest, which nnU-Net gives no weight" in reasons["deep_supervision_weights"]
+    assert recipe.loss(network.single_scale())[0].deep_supervision_weights == (1.0,)
+
+
+@pytest.mark.parametrize(
+    ("name", "decay", "warmup"), [("unetr", 1e-5, 2500), ("swinunetr", 1e-5, 2500), ("3d-uxnet", 0.01, 0)]
+)
+def test_recipes_of_unetr_swin_unetr_and_ux_net(name, decay, warmup):
+    network = network_config(name)
+    assert recipe.optimizer(network)[0] == AdamW(learning_rate=1e-4, weight_decay=decay)
+    schedule, reasons = recipe.schedule(network)
+    assert (schedule.steps, schedule.warmup_steps, schedule.power) == (250_000, warmup, 0.9)
+    assert {"steps", "power", "warmup_fraction"} == set(reasons)
+    assert recipe.loss(network)[0].deep_supervision_weights == (1.0,)
 
 
 def test_without_deep_supervision_there_is_one_weight():

@@ -5,7 +5,7 @@ from __future__ import annotations
 from sagittal.errors import PlanError
 from sagittal.plan.base import Frozen
 from sagittal.plan.plan import Patch, Plan, as_triple
-from sagittal.planning.patch import patch_rule
+from sagittal.planning.patch import patch_multiples, patch_rule
 
 SAFETY = 0.97
 """Share of the time that is planned for; the rest absorbs a machine that slows down. The clock takes care of more."""
@@ -96,15 +96,16 @@ def shrink_batch(plan: Plan, *, step_s: float, left_s: float, budget_s: float) -
 def shrink_patch(plan: Plan, *, step_s: float, left_s: float, budget_s: float) -> Plan:
     """Return the plan with a smaller patch where the time holds too few steps; no axis goes below `SMALLEST_AXIS`.
 
-    The longest axis is halved (to a multiple that suits the network) until `FEWEST_STEPS` fit, taking a step's time
-    as proportional to its voxels. A few dozen steps of any patch teach next to nothing.
+    The longest axis is halved (to a multiple that suits the network as it is) until `FEWEST_STEPS` fit, taking a
+    step's time as proportional to its voxels. A few dozen steps of any patch teach next to nothing.
     """
-    multiple = patch_rule(plan.network).multiple
+    multiples = patch_multiples(plan.network)
+    smallest = max(SMALLEST_AXIS, patch_rule(plan.network).minimum)
     size = list(plan.patch.size)
     while left_s / step_s < FEWEST_STEPS:
         axis = max(range(3), key=lambda axis: size[axis])
-        half = max(size[axis] // 2 // multiple * multiple, multiple)
-        if half < SMALLEST_AXIS:
+        half = max(size[axis] // 2 // multiples[axis], 1) * multiples[axis]
+        if half < smallest:
             break
         step_s *= half / size[axis]
         size[axis] = half

@@ -8,17 +8,16 @@ from math import inf, prod
 
 from sagittal.errors import PlanError
 from sagittal.plan import DatasetSpec, Fingerprint, Plan, network_config
-from sagittal.plan.base import canonical_json
+from sagittal.plan.base import TripleMm, canonical_json
 from sagittal.plan.plan import Inference, Patch, Preprocessing, Training
 from sagittal.planning import recipe
-from sagittal.planning.memory import training_step
 from sagittal.planning.normalization import normalization
 from sagittal.planning.patch import fit_batch, fit_patch, patch_rule
-from sagittal.planning.spacing import median_shape, target_spacing
+from sagittal.planning.spacing import in_network_order, median_shape, target_spacing, transposition
+from sagittal.planning.topology import FittedStep, network_for_patch
 
 ANISOTROPY_THRESHOLD = 3.0
 _ALWAYS = {
-    "preprocessing.orientation": "scans of any axis order reach the network the same way round",
     "preprocessing.anisotropy_threshold": "nnU-Net's",
     "training.foreground_oversampling": "nnU-Net's, a third of each batch on the foreground",
     "training.gradient_clip_norm": "nnU-Net's",
@@ -30,20 +29,34 @@ _ALWAYS = {
 """Reasons of what is the same for every data set and network."""
 
 
-def make_plan(fingerprint: Fingerprint, spec: DatasetSpec, network_name: str, *, memory_gib: float = 8.0) -> Plan:
+_ORIENTATIONS = {
+    "RAS": "scans of any axis order reach the network the same way round",
+    "stored": "as asked for: axes stay as the files store them, which is nnU-Net's way",
+}
+
+
+def make_plan(
+    fingerprint: Fingerprint,
+    spec: DatasetSpec,
+    network_name: str,
+    *,
+    memory_gib: float = 8.0,
+    spacing_mm: TripleMm | None = None,
+) -> Plan:
     """Plan preprocessing and training of a network for a data set.
 
     Args:
-        fingerprint: what was measured of the data set.
+        fingerprint: what was measured of the data set; its orientation becomes the plan's.
         spec: what it declares.
         network_name: for example `mednext-s`; see `sagittal.plan.NETWORKS`.
         memory_gib: memory that the tensors of one training step may take.
+        spacing_mm: target spacing along D, H, W, in place of the one that the rules choose.
 
     Raises:
         PlanError: no network has this name, the fingerprint has other channels, or `memory_gib` is not positive.
         ResourceError: even the smallest patch does not fit into `memory_gib`; the message says how much it needs.
     """
-    network = network_config(network_name)
+    named = network_config(network_name)
     if len(fingerprint.intensities) != len(spec.channel_names):
         raise PlanError(
             f"the fingerprint has {len(fingerprint.intensities)} channels, dataset.json declares "
@@ -51,24 +64,35 @@ def make_plan(fingerprint: Fingerprint, spec: DatasetSpec, network_name: str, *,
         )
     if not 0 < memory_gib < inf:
         raise PlanError(f"--memory-gib {memory_gib}: expected more than 0, for example 8.")
-    spacing, why_spacing = target_spacing(fingerprint, ANISOTROPY_THRESHOLD)
+    if spacing_mm is None:
+        spacing, why_spacing = target_spacing(fingerprint, ANISOTROPY_THRESHOLD)
+    else:
+        spacing, why_spacing = spacing_mm, "as asked for"
+    transpose, why_transpose = transposition(spacing)
     schemes, why_schemes = normalization(spec.channel_names, fingerprint)
-    shape = median_shape(fingerprint, spacing)
-    rule = patch_rule(network)
-    step = training_step(network, len(spec.channel_names), spec.num_outputs)
-    patch_size, why_patch = fit_patch(step, spacing, shape, rule, memory_gib)
+    turned = in_network_order(fingerprint, transpose)
+    network_spacing = spacing[transpose[0]], spacing[transpose[1]], spacing[transpose[2]]
+    shape = median_shape(turned, network_spacing)
+    rule = patch_rule(named)
+    steps = FittedStep(named, network_spacing, len(spec.channel_names), spec.num_outputs)
+    patch_size, why_patch = fit_patch(steps, network_spacing, shape, rule, memory_gib)
+    network, why_network = network_for_patch(named, network_spacing, patch_size)
     voxels = float(prod(shape)) * fingerprint.num_cases
-    batch_size, why_batch = fit_batch(step, patch_size, voxels, rule, memory_gib)
+    batch_size, why_batch = fit_batch(steps.for_patch(patch_size), patch_size, voxels, rule, memory_gib)
     optimizer, why_optimizer = recipe.optimizer(network)
     schedule, why_schedule = recipe.schedule(network)
     loss, why_loss = recipe.loss(network)
-    augmentation, why_augmentation = recipe.augmentation(spec, patch_size)
+    augmentation, why_augmentation = recipe.augmentation(spec, patch_size, fingerprint.orientation, transpose)
     return Plan(
         network_name=network_name.lower(),
         dataset=spec,
         fingerprint_sha256=fingerprint_sha256(fingerprint),
         preprocessing=Preprocessing(
-            spacing_mm=spacing, normalization=schemes, anisotropy_threshold=ANISOTROPY_THRESHOLD
+            orientation=fingerprint.orientation,
+            transpose=transpose,
+            spacing_mm=spacing,
+            normalization=schemes,
+            anisotropy_threshold=ANISOTROPY_THRESHOLD,
         ),
         patch=Patch(size=patch_size),
         network=network,
@@ -78,8 +102,11 @@ def make_plan(fingerprint: Fingerprint, spec: DatasetSpec, network_name: str, *,
         reasons={
             "network": f"chosen by name, {network_name.lower()}",
             "preprocessing.crop_to_nonzero": _crop_reason(fingerprint),
+            "preprocessing.orientation": _ORIENTATIONS[fingerprint.orientation],
+            "preprocessing.transpose": why_transpose,
             "preprocessing.spacing_mm": why_spacing,
             "preprocessing.normalization": why_schemes,
+            **_under("network", why_network),
             "patch.size": why_patch,
             "training.batch_size": why_batch,
             **_under("training.optimizer", why_optimizer),

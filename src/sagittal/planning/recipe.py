@@ -8,9 +8,20 @@ from typing import Literal, assert_never
 
 from sagittal.plan import DatasetSpec
 from sagittal.plan.base import Triple
-from sagittal.plan.networks import MedNeXtConfig, NetworkConfig, SegFormer3DConfig
+from sagittal.plan.networks import (
+    MedNeXtConfig,
+    NetworkConfig,
+    NNFormerConfig,
+    PlainConvUNetConfig,
+    ResEncUNetConfig,
+    SegFormer3DConfig,
+    SwinUNETRConfig,
+    TransBTSConfig,
+    UNETRConfig,
+    UXNetConfig,
+)
 from sagittal.plan.overrides import deep_supervision_weights
-from sagittal.plan.plan import AdamW, Augmentation, Loss, Schedule
+from sagittal.plan.plan import SGD, AdamW, Augmentation, Loss, Optimizer, Schedule
 
 EPOCHS = 1000
 STEPS_PER_EPOCH = 250
@@ -25,7 +36,7 @@ _ALONG = {0: "up and down", 1: "front to back", 2: "left to right"}
 Axes = tuple[Literal[0, 1, 2], ...]
 
 
-def optimizer(network: NetworkConfig) -> tuple[AdamW, dict[str, str]]:
+def optimizer(network: NetworkConfig) -> tuple[Optimizer, dict[str, str]]:
     """Return the optimiser and the reasons of its fields, by their names."""
     match network:
         case MedNeXtConfig():
@@ -38,6 +49,36 @@ def optimizer(network: NetworkConfig) -> tuple[AdamW, dict[str, str]]:
             return AdamW(learning_rate=4e-4, weight_decay=0.01), {
                 "learning_rate": "SegFormer3D's paper: the peak after the warm-up",
                 "weight_decay": "SegFormer3D's repository",
+                "eps": "AdamW's own",
+            }
+        case NNFormerConfig():
+            return SGD(learning_rate=1e-2, weight_decay=3e-5, momentum=0.99), {
+                "learning_rate": "nnFormer's paper, which trains as nnU-Net does",
+                "weight_decay": "nnFormer's paper and nnU-Net's",
+                "momentum": "nnFormer's paper and nnU-Net's, with Nesterov's step",
+            }
+        case TransBTSConfig():
+            return AdamW(learning_rate=4e-4, weight_decay=1e-5), {
+                "learning_rate": "TransBTS's paper",
+                "weight_decay": "TransBTS's paper; AdamW, which decays apart from the gradient, stands for its Adam",
+                "eps": "AdamW's own",
+            }
+        case PlainConvUNetConfig() | ResEncUNetConfig():
+            return SGD(learning_rate=1e-2, weight_decay=3e-5, momentum=0.99), {
+                "learning_rate": "nnU-Net's",
+                "weight_decay": "nnU-Net's",
+                "momentum": "nnU-Net's, with Nesterov's step",
+            }
+        case UNETRConfig() | SwinUNETRConfig():
+            return AdamW(learning_rate=1e-4, weight_decay=1e-5), {
+                "learning_rate": "UNETR's paper, and MONAI's research repository for both networks",
+                "weight_decay": "MONAI's research repository",
+                "eps": "AdamW's own",
+            }
+        case UXNetConfig():
+            return AdamW(learning_rate=1e-4, weight_decay=0.01), {
+                "learning_rate": "3D UX-Net's paper",
+                "weight_decay": "AdamW's own; the paper names none",
                 "eps": "AdamW's own",
             }
         case _:
@@ -67,6 +108,31 @@ def schedule(network: NetworkConfig) -> tuple[Schedule, dict[str, str]]:
                 "warmup_fraction": "2 % of the steps; the paper warms up but does not say for how long",
                 "warmup_start_factor": "SegFormer3D's paper, from 4e-6 to 4e-4",
             }
+        case NNFormerConfig() | TransBTSConfig():
+            paper = "nnFormer's paper" if isinstance(network, NNFormerConfig) else "TransBTS's paper"
+            return Schedule(steps=steps, power=0.9), {
+                "steps": f"nnU-Net's, {length}, as for the networks it is compared with",
+                "power": f"{paper}, polynomial decay (1 - t)^0.9",
+                "warmup_fraction": "none, as nnU-Net",
+            }
+        case PlainConvUNetConfig() | ResEncUNetConfig():
+            return Schedule(steps=steps, power=0.9), {
+                "steps": f"nnU-Net's, {length}",
+                "power": "nnU-Net's, polynomial decay (1 - t)^0.9",
+                "warmup_fraction": "nnU-Net has none",
+            }
+        case UNETRConfig() | SwinUNETRConfig():
+            return Schedule(steps=steps, warmup_fraction=0.01, power=0.9), {
+                "steps": f"nnU-Net's, {length}, as for the networks it is compared with",
+                "power": "nnU-Net's polynomial decay, in the place of MONAI's research repository's cosine",
+                "warmup_fraction": "MONAI's research repository, 50 of 5000 epochs",
+            }
+        case UXNetConfig():
+            return Schedule(steps=steps, power=0.9), {
+                "steps": f"nnU-Net's, {length}, as for the networks it is compared with",
+                "power": "nnU-Net's polynomial decay; the paper describes none",
+                "warmup_fraction": "none; the paper describes none",
+            }
         case _:
             assert_never(network)
 
@@ -79,6 +145,11 @@ def loss(network: NetworkConfig) -> tuple[Loss, dict[str, str]]:
         if outputs > 1
         else "the network has one output in training"
     )
+    if outputs > 1 and isinstance(network, PlainConvUNetConfig | ResEncUNetConfig):
+        halves = (
+            "halved from each output to the next coarser one and scaled to sum to 1, as nnU-Net's, but for the "
+            "coarsest, which nnU-Net gives no weight: here every head learns"
+        )
     return Loss(deep_supervision_weights=deep_supervision_weights(outputs)), {
         "dice_weight": "Dice and cross-entropy in equal parts, as MedNeXt, SegFormer3D and nnU-Net train",
         "cross_entropy_weight": "Dice and cross-entropy in equal parts, as MedNeXt, SegFormer3D and nnU-Net train",
@@ -86,9 +157,14 @@ def loss(network: NetworkConfig) -> tuple[Loss, dict[str, str]]:
     }
 
 
-def augmentation(spec: DatasetSpec, patch_size: Triple) -> tuple[Augmentation, dict[str, str]]:
+def augmentation(
+    spec: DatasetSpec,
+    patch_size: Triple,
+    orientation: Literal["RAS", "stored"] = "RAS",
+    transpose: Triple = (0, 1, 2),
+) -> tuple[Augmentation, dict[str, str]]:
     """Return nnU-Net's augmentation, fitted to the labels' sides and the patch's shape, and the reasons."""
-    axes, why_axes = mirror_axes(spec)
+    axes, why_axes = mirror_axes(spec, orientation, transpose)
     degrees, why_degrees = rotation_degrees(patch_size)
     return Augmentation(mirror_axes=axes, rotation_degrees=degrees), {
         "mirror_axes": why_axes,
@@ -96,15 +172,21 @@ def augmentation(spec: DatasetSpec, patch_size: Triple) -> tuple[Augmentation, d
     }
 
 
-def mirror_axes(spec: DatasetSpec) -> tuple[Axes, str]:
-    """Return the axes (of D, H, W in RAS order) that are mirrored, and why.
+def mirror_axes(
+    spec: DatasetSpec, orientation: Literal["RAS", "stored"] = "RAS", transpose: Triple = (0, 1, 2)
+) -> tuple[Axes, str]:
+    """Return the axes of the network's arrays that are mirrored, and why.
 
     An axis is left out where two labels differ only by a direction along it: mirrored, one would look like the other.
+    In stored order nothing says which axis that is, so then none is mirrored.
     """
     pairs = {axis: pair for axis in _OPPOSITES if (pair := opposite_pair([label.name for label in spec.labels], axis))}
-    axes = tuple(axis for axis in _OPPOSITES if axis not in pairs)
     if not pairs:
-        return axes, "nnU-Net's default, all axes; no two labels differ by a direction only"
+        return tuple(_OPPOSITES), "nnU-Net's default, all axes; no two labels differ by a direction only"
+    if orientation == "stored":
+        one, other = next(iter(pairs.values()))
+        return (), f"none: '{one}' and '{other}' differ by a direction only, and the files' axes have no known one"
+    axes = tuple(place for place in _OPPOSITES if transpose[place] not in pairs)
     told = "; ".join(f"not {_ALONG[axis]}, because of '{one}' and '{other}'" for axis, (one, other) in pairs.items())
     return axes, f"{told}: mirrored, one would look like the other"
 
