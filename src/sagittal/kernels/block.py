@@ -10,6 +10,7 @@ channel follow from the expansion's weight gradient.
 Letters: N batch, C channels, R expanded channels, O output channels, L = D*H*W voxels.
 """
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -51,6 +52,9 @@ def expand_contract(h: Tensor, weights: TailWeights, *, residual: Tensor | None 
     _check(h, weights, residual)
     if _usable(h, weights, residual):
         y: Tensor = _Tail.apply(h, residual, eps, *weights)  # type: ignore[no-untyped-call]
+        return y
+    if _fit(weights) and depthwise.usable_in_graph(h, residual, *weights):
+        y, _, _ = _tail(h, residual, eps, weights)
         return y
     return _plain_tail(h, weights, residual, eps)
 
@@ -221,9 +225,63 @@ class _Block(torch.autograd.Function):
         return grad_x, grad_kernel, grad_bias if ctx.needs_input_grad[2] else None, None, None, *_shaped(grads, ctx)
 
 
+@torch.library.custom_op("sagittal::expand_contract", mutates_args=(), device_types="cpu")
+def _tail(h: Tensor, residual: Tensor | None, eps: float, weights: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+    """Return y, and each case's and channel's mean and 1 / deviation."""
+    y, saved = _tail_forward(_rows(h), None if residual is None else _rows(residual), eps, TailWeights(*weights))
+    return _volume(y, h.shape[2:]), saved.mean, saved.scale
+
+
+@torch.library.custom_op("sagittal::expand_contract_backward", mutates_args=(), device_types="cpu")
+def _tail_grad(
+    h: Tensor, grad: Tensor, mean: Tensor, scale: Tensor, weights: Sequence[Tensor]
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Return the gradients at h and at the six weights."""
+    norm_weight, norm_bias, expand, expand_bias, contract, _ = weights
+    matrices = expand.flatten(1).contiguous(), expand_bias, contract.flatten(1).contiguous()
+    grad_h, grads = _tail_backward(_rows(h), _rows(grad), _Saved(mean, scale, norm_weight, norm_bias, *matrices))
+    # An operator's results may not share memory, and lie in memory as the fake form below says.
+    a, b, c, d, e, f = (
+        part.reshape(weight.shape).clone(memory_format=torch.contiguous_format)
+        for part, weight in zip(grads, weights, strict=True)
+    )
+    return _volume(grad_h, h.shape[2:]), a, b, c, d, e, f
+
+
+@_tail.register_fake
+def _(h: Tensor, residual: Tensor | None, eps: float, weights: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+    y = h.new_empty((h.shape[0], *h.shape[2:], weights[4].shape[0])).movedim(-1, 1)
+    return y, h.new_empty(h.shape[:2]), h.new_empty(h.shape[:2])
+
+
+@_tail_grad.register_fake
+def _(h: Tensor, grad: Tensor, mean: Tensor, scale: Tensor, weights: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    grad_h = h.new_empty((h.shape[0], *h.shape[2:], h.shape[1])).movedim(-1, 1)
+    return grad_h, *(weight.new_empty(weight.shape) for weight in weights)
+
+
+def _save(
+    ctx: Any, inputs: tuple[Tensor, Tensor | None, float, Sequence[Tensor]], output: tuple[Tensor, Tensor, Tensor]
+) -> None:
+    h, _, _, weights = inputs
+    ctx.save_for_backward(h, *output[1:], *weights)
+
+
+def _backward(ctx: Any, grad: Tensor, *_: Tensor) -> tuple[Tensor | list[Tensor] | None, ...]:
+    h, mean, scale, *weights = ctx.saved_tensors
+    grad_h, *grads = _tail_grad(h, grad, mean, scale, weights)
+    return grad_h, grad if ctx.needs_input_grad[1] else None, None, grads
+
+
+_tail.register_autograd(_backward, setup_context=_save)
+
+
 def _usable(x: Tensor, weights: TailWeights, residual: Tensor | None = None) -> bool:
-    widths = (weights.expand.shape[0], weights.contract.shape[0])
-    return all(width % native.LANES == 0 for width in widths) and depthwise.usable(x, residual, *weights)
+    return _fit(weights) and depthwise.usable(x, residual, *weights)
+
+
+def _fit(weights: TailWeights) -> bool:
+    return all(width % native.LANES == 0 for width in (weights.expand.shape[0], weights.contract.shape[0]))
 
 
 def _check(x: Tensor, weights: TailWeights, residual: Tensor | None) -> None:

@@ -3,12 +3,14 @@
 PyTorch's depthwise 3D convolution is far from what a CPU can do, its backward most of all: the data gradient is
 itself a depthwise convolution (with the flipped kernel, or transposed where the forward pass was strided), and the
 weight gradient fits in registers. The twin runs wherever the kernels cannot: on other devices and dtypes, while
-compiling or exporting, with channels that are not a multiple of 16, without the library. Both give the same numbers
-up to rounding.
+exporting, with channels that are not a multiple of 16, without the library. Both give the same numbers up to
+rounding. torch.compile cannot look into the kernels; its graphs call them as operators (`sagittal::depthwise...`),
+which eager code does not, because each such call costs tens of microseconds.
 
 Letters: N batch, C channels, D H W space, k the kernel; in 2D there is no D.
 """
 
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -34,9 +36,9 @@ def depthwise_conv(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, str
         DataError: the shapes do not fit, or an even kernel.
     """
     check(x, weight, bias, stride)
-    if usable(x, weight, bias):
-        y = _Depthwise.apply(_as_3d(x), _as_3d(weight), bias, stride)  # type: ignore[no-untyped-call]
-        return _as_volume(x, y)
+    y = _compiled(x, weight, bias, stride)
+    if y is not None:
+        return y
     convolve = F.conv3d if x.ndim == 5 else F.conv2d
     return convolve(x, weight, bias, stride=stride, padding=weight.shape[-1] // 2, groups=x.shape[1])
 
@@ -47,9 +49,9 @@ def depthwise_conv_transpose(x: Tensor, weight: Tensor, bias: Tensor | None = No
     Arguments and errors as in `depthwise_conv`.
     """
     check(x, weight, bias, 2)
-    if usable(x, weight, bias):
-        y = _Depthwise.apply(_as_3d(x), _as_3d(weight), bias, native.TRANSPOSED)  # type: ignore[no-untyped-call]
-        return _as_volume(x, y)
+    compiled = _compiled(x, weight, bias, native.TRANSPOSED)
+    if compiled is not None:
+        return compiled
     convolve = partial(
         F.conv_transpose3d if x.ndim == 5 else F.conv_transpose2d,
         stride=2,
@@ -69,14 +71,33 @@ def usable(x: Tensor, *parameters: Tensor | None) -> bool:
     return x.shape[1] % native.LANES == 0 and native.usable(x, *parameters)
 
 
+def usable_in_graph(x: Tensor, *parameters: Tensor | None) -> bool:
+    """Return whether the graph that torch.compile is building can call the kernels on these."""
+    return x.shape[1] % native.LANES == 0 and native.usable_in_graph(x, *parameters)
+
+
+def _compiled(x: Tensor, weight: Tensor, bias: Tensor | None, mode: int) -> Tensor | None:
+    """Convolve with the compiled kernel, or return None where it cannot run."""
+    y: Tensor
+    if usable(x, weight, bias):
+        y = _Depthwise.apply(_as_3d(x), _as_3d(weight), bias, mode)  # type: ignore[no-untyped-call]
+    elif usable_in_graph(x, weight, bias):
+        y = _depthwise(_as_3d(x), _as_3d(weight), bias, mode)
+    else:
+        return None
+    return y if x.ndim == 5 else y.squeeze(2)
+
+
 def forward(x: Tensor, weight: Tensor, bias: Tensor | None, mode: int) -> Tensor:
     """Convolve dense x (N, D, H, W, C) with weight (C, 1, kd, k, k); mode: the stride, or `native.TRANSPOSED`."""
-    depth, height, width = x.shape[1:4]
+    return native.depthwise(x, _taps(weight), bias, _kernel(weight), mode, _out(x.shape[1:4], mode))
+
+
+def _out(size: Sequence[int], mode: int) -> tuple[int, int, int]:
+    depth, height, width = size
     if mode == native.TRANSPOSED:
-        out = (2 * depth - 1, 2 * height - 1, 2 * width - 1)
-    else:
-        out = (-(-depth // mode), -(-height // mode), -(-width // mode))
-    return native.depthwise(x, _taps(weight), bias, _kernel(weight), mode, out)
+        return 2 * depth - 1, 2 * height - 1, 2 * width - 1
+    return (depth + mode - 1) // mode, (height + mode - 1) // mode, (width + mode - 1) // mode
 
 
 def data_grad(grad: Tensor, weight: Tensor, mode: int, size: tuple[int, int, int], add: Tensor | None = None) -> Tensor:
@@ -119,6 +140,60 @@ class _Depthwise(torch.autograd.Function):
         return grad_x, grad_weight, grad_bias if ctx.needs_input_grad[2] else None, None
 
 
+@torch.library.custom_op("sagittal::depthwise", mutates_args=(), device_types="cpu")
+def _depthwise(x: Tensor, weight: Tensor, bias: Tensor | None, mode: int) -> Tensor:
+    return forward(native.channels_last(x), weight, bias, mode).permute(0, 4, 1, 2, 3)
+
+
+@torch.library.custom_op("sagittal::depthwise_data_grad", mutates_args=(), device_types="cpu")
+def _depthwise_data_grad(grad: Tensor, weight: Tensor, mode: int, size: Sequence[int]) -> Tensor:
+    depth, height, width = size
+    return data_grad(native.channels_last(grad), weight, mode, (depth, height, width)).permute(0, 4, 1, 2, 3)
+
+
+@torch.library.custom_op("sagittal::depthwise_weight_grad", mutates_args=(), device_types="cpu")
+def _depthwise_weight_grad(x: Tensor, grad: Tensor, weight: Tensor, mode: int) -> tuple[Tensor, Tensor]:
+    taps, bias = weight_grad(native.channels_last(x), native.channels_last(grad), weight, mode)
+    return taps.contiguous(), bias.clone()  # an operator's results may not share memory
+
+
+@_depthwise.register_fake
+def _(x: Tensor, weight: Tensor, bias: Tensor | None, mode: int) -> Tensor:
+    return _empty_volume(x, _out(x.shape[2:], mode))
+
+
+@_depthwise_data_grad.register_fake
+def _(grad: Tensor, weight: Tensor, mode: int, size: Sequence[int]) -> Tensor:
+    return _empty_volume(grad, size)
+
+
+@_depthwise_weight_grad.register_fake
+def _(x: Tensor, grad: Tensor, weight: Tensor, mode: int) -> tuple[Tensor, Tensor]:
+    return weight.new_empty(weight.shape), weight.new_empty(weight.shape[0])
+
+
+def _empty_volume(like: Tensor, size: Sequence[int]) -> Tensor:
+    return like.new_empty((like.shape[0], *size, like.shape[1])).permute(0, 4, 1, 2, 3)
+
+
+def _save(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor | None, int], output: Tensor) -> None:
+    x, weight, _, ctx.mode = inputs
+    ctx.save_for_backward(x, weight)
+
+
+def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    x, weight = ctx.saved_tensors
+    grad_x = grad_weight = grad_bias = None
+    if ctx.needs_input_grad[0]:
+        grad_x = _depthwise_data_grad(grad, weight, ctx.mode, x.shape[2:])
+    if ctx.needs_input_grad[1] or ctx.needs_input_grad[2]:
+        grad_weight, grad_bias = _depthwise_weight_grad(x, grad, weight, ctx.mode)
+    return grad_x, grad_weight, grad_bias if ctx.needs_input_grad[2] else None, None
+
+
+_depthwise.register_autograd(_backward, setup_context=_save)
+
+
 def _taps(weight: Tensor) -> Tensor:
     """Return (C, 1, kd, k, k) as dense (taps, C)."""
     return weight.detach().flatten(1).t().contiguous()
@@ -130,10 +205,6 @@ def _kernel(weight: Tensor) -> tuple[int, int]:
 
 def _as_3d(x: Tensor) -> Tensor:
     return x if x.ndim == 5 else x.unsqueeze(2)
-
-
-def _as_volume(like: Tensor, y: Tensor) -> Tensor:
-    return y if like.ndim == 5 else y.squeeze(2)
 
 
 def check(x: Tensor, weight: Tensor, bias: Tensor | None, stride: int) -> None:

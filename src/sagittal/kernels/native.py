@@ -88,19 +88,33 @@ def limit_instruction_set(level: int) -> int:
 
 
 def usable(*tensors: Tensor | None) -> bool:
-    """Return whether the kernels can take these: the library is there, and `eager`."""
+    """Return whether the kernels can take these now: the library is there, and `eager`."""
     return _library is not None and eager(*tensors)
 
 
 def eager(*tensors: Tensor | None) -> bool:
-    """Return whether these are plain eager float32 on the CPU: no autocast, compiling, exporting, tracing."""
-    if torch.compiler.is_compiling() or torch.is_autocast_enabled("cpu"):
+    """Return whether these are plain eager float32 on the CPU: no autocast, compiling or tracing, nobody watching."""
+    if torch.compiler.is_compiling():
         return False
-    if torch._C._len_torch_dispatch_stack() or torch._C._functorch.peek_interpreter_stack() is not None:
+    if torch._C._len_torch_dispatch_stack() or torch._C._are_functorch_transforms_active():
         return False  # someone watches the operators, or transforms them: counting, fake tensors, vmap
     if torch._C._get_tracing_state() is not None:
         return False  # a traced graph must hold operators that any runtime has
-    return all(
+    return _fit(tensors)
+
+
+def usable_in_graph(*tensors: Tensor | None) -> bool:
+    """Return whether a graph that torch.compile builds now can call the kernels, as operators of their own.
+
+    An exported graph cannot: it must hold operators that any runtime has. Nor can a transform inside the graph.
+    """
+    if _library is None or not torch.compiler.is_compiling() or torch.compiler.is_exporting():
+        return False
+    return not torch._C._are_functorch_transforms_active() and _fit(tensors)
+
+
+def _fit(tensors: Sequence[Tensor | None]) -> bool:
+    return not torch.is_autocast_enabled("cpu") and all(
         type(tensor) in (Tensor, torch.nn.Parameter)
         and tensor.dtype == torch.float32
         and tensor.device.type == "cpu"
