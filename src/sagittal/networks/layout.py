@@ -43,23 +43,45 @@ def pointwise(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     return nn.functional.conv3d(x, weight, bias) if x.ndim == 5 else nn.functional.conv2d(x, weight, bias)
 
 
+def round_up(size: int, multiple: int) -> int:
+    """Return the smallest multiple of `multiple` that is at least `size`.
+
+    Written without a division of negative numbers, which ONNX rounds towards zero and Python does not.
+    """
+    return (size + multiple - 1) // multiple * multiple
+
+
 def pad_end(x: Tensor, targets: tuple[int, ...]) -> Tensor:
     """Repeat the last plane of each spatial axis until the axes measure `targets`; longer axes stay as they are."""
     for axis, target in enumerate(targets, start=2):
-        missing = target - x.shape[axis]
-        if missing > 0:
+        size = x.shape[axis]
+        if _symbolic(target):
+            x = x.index_select(axis, torch.arange(target, device=x.device).clamp(max=size - 1))
+        elif target > size:
             shape = list(x.shape)
-            shape[axis] = missing
+            shape[axis] = target - size
             # nn.functional.pad(mode="replicate") lacks some dtypes and is not deterministic on every device.
-            x = torch.cat([x, x.narrow(axis, x.shape[axis] - 1, 1).expand(shape)], dim=axis)
+            x = torch.cat([x, x.narrow(axis, size - 1, 1).expand(shape)], dim=axis)
     return x
 
 
 def crop_end(x: Tensor, sizes: tuple[int, ...]) -> Tensor:
     """Return the first `sizes` voxels of each spatial axis, as a contiguous tensor."""
     for axis, size in enumerate(sizes, start=2):
-        x = x.narrow(axis, 0, size)
+        if _symbolic(size):
+            x = x.index_select(axis, torch.arange(size, device=x.device))
+        else:
+            x = x.narrow(axis, 0, size)
     return x.contiguous()
+
+
+def _symbolic(size: int) -> bool:
+    """Tell whether an export leaves this size open.
+
+    Whether to pad or crop, and whether a view is dense, would then be questions to a number that is not there yet; a
+    selection by index asks none. In a compiled graph the questions are guards, and the views stay cheap.
+    """
+    return torch.compiler.is_exporting() and isinstance(size, torch.SymInt)
 
 
 def check_input(x: Tensor, in_channels: int, spatial_dims: int, network: str) -> None:
