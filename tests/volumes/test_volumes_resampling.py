@@ -6,6 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import ndimage
 
+from sagittal.testing.strategies import affines
 from sagittal.volumes.resampling import axis_weights, new_shape
 
 
@@ -24,6 +25,29 @@ def test_three_matrices_are_scipy_s_zoom_of_the_volume(shape, target, order, see
     got = np.einsum("ad,bh,cw,dhw->abc", *weights, volume)
     assert got.shape == target
     assert np.abs(got - expected).max() < 1e-12
+
+
+@settings(max_examples=25, deadline=None, derandomize=True)
+@given(affines(), st.tuples(*[st.integers(2, 9)] * 3), st.tuples(*[st.integers(1, 12)] * 3))
+def test_resampling_keeps_world_positions(affine, shape, target):
+    """A linear function of the place in the world comes out at every new voxel between the old ones."""
+    scale = np.array(shape) / target
+    turned = np.diag([*scale, 1.0])
+    # Both grids cover the same box, so that the first centres lie half a voxel within the same border.
+    turned[:3, 3] = (scale - 1.0) / 2.0
+    slope = np.array([0.3, -0.7, 0.5, 1.0])
+
+    def world(matrix, size):
+        index = np.stack([*np.meshgrid(*[np.arange(n) for n in size], indexing="ij"), np.ones(size)], axis=-1)
+        return index @ matrix.T @ slope, index
+
+    weights = [axis_weights(old, new, 1) for old, new in zip(shape, target, strict=True)]
+    got = np.einsum("ad,bh,cw,dhw->abc", *weights, world(affine, shape)[0])
+    expected, index = world(affine @ turned, target)
+    places = (index @ turned.T)[..., :3]
+    between = ((places >= 0) & (places <= np.array(shape) - 1)).all(axis=-1)
+    assert between.any()
+    assert np.abs(got - expected)[between].max() < 1e-9 * max(1.0, np.abs(expected).max())
 
 
 def test_linear_weights_by_hand():

@@ -24,7 +24,6 @@ from sagittal.errors import DataError, SagittalError
 from sagittal.volumes.dicom_files import Member
 from sagittal.volumes.refusals import no_scalar
 
-KIND = "DICOM"
 IDENTITY = ("SOPClassUID", "SeriesInstanceUID", "SeriesNumber", "Modality", "ImageType", "NumberOfFrames")
 PLACE = ("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing", "Rows", "Columns")
 STORAGE = ("SamplesPerPixel", "PhotometricInterpretation", "BitsAllocated", "BitsStored", "HighBit")
