@@ -222,9 +222,10 @@ def test_drop_path_rises_from_the_first_block_to_the_last() -> None:
     assert drop_path_rates((2, 1, 2), 0.2) == [pytest.approx([0, 0.05]), [0.1], pytest.approx([0.15, 0.2])]
     assert drop_path_rates((1,), 0.2) == [[0.0]]
     network = NNFormer(1, 2, **SMALL, drop_path=0.5)
-    assert network.encoder[3].blocks[1].drop_path == 0.5
+    assert network.encoder[3].blocks[0].drop_path == 0.5
     assert network.decoder[0].skip_attention.drop_path == 0
     assert network.decoder[2].blocks[0].drop_path == 0.5
+    assert network.encoder[0].blocks[0].drop_path == 0
 
 
 def test_dropped_paths_change_training_but_not_prediction() -> None:

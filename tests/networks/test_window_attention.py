@@ -12,7 +12,7 @@ from sagittal.networks.window_attention import (
     WindowAttention,
     fit_windows,
     join_windows,
-    relative_bias,
+    relative_index,
     separating_mask,
     split_windows,
 )
@@ -73,13 +73,12 @@ def test_windows_split_and_join() -> None:
     assert torch.equal(join_windows(windows, (2, 2, 2), (1, 3, 2)), grid)
 
 
-def test_a_shorter_window_takes_the_middle_of_the_table() -> None:
-    table = torch.randn(1, 2, 5, 7, 9)
-    whole = relative_bias(table, (3, 4, 5)).reshape(2, 3, 4, 5, 3, 4, 5)
-    part = relative_bias(table, (2, 4, 3)).reshape(2, 2, 4, 3, 2, 4, 3)
-    assert torch.equal(whole[:, :2, :, :3, :2, :, :3], part)
-    assert torch.equal(whole[:, 0, 0, 0, 0, 0, 0], table[0, :, 2, 3, 4])
-    assert torch.equal(whole[:, 2, 0, 4, 0, 3, 0], table[0, :, 4, 0, 8])
+def test_offsets_are_found_in_the_table() -> None:
+    index = relative_index((3, 4, 5))
+    table = torch.arange(5 * 7 * 9).reshape(5, 7, 9)
+    assert index[1, 2, 3, 1, 2, 3] == table[2, 3, 4]
+    assert index[2, 0, 4, 0, 3, 0] == table[4, 0, 8]
+    assert index[0, 1, 2, 1, 0, 2] == table[1, 4, 4]
 
 
 def test_padding_and_wrapped_tokens_are_kept_apart() -> None:

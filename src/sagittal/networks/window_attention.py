@@ -28,6 +28,8 @@ class WindowAttention(nn.Module):
         self.window = window
         # Five axes, the last three of space, like a convolution's kernel.
         self.position_bias = nn.Parameter(torch.empty(1, heads, *(2 * length - 1 for length in window)))
+        self.index: Tensor
+        self.register_buffer("index", relative_index(window), persistent=False)
         self.proj = nn.Linear(width, width)
         nn.init.trunc_normal_(self.position_bias, std=0.02)
 
@@ -57,7 +59,7 @@ class WindowAttention(nn.Module):
         """Map (N, windows, T, 3 * C) to (N, windows, T, C); `mask` (windows, T, T) is True where nothing may pass."""
         batch, windows, tokens, _ = packed.shape
         query, key, value = packed.reshape(batch, windows, tokens, 3, self.heads, -1).permute(3, 0, 1, 4, 2, 5)
-        bias = relative_bias(self.position_bias, window).to(query.dtype)
+        bias = self._bias(window).to(query.dtype)
         # Attention has one batch axis and one of heads. The windows go with the batch where all have the same bias,
         # else with the heads: then neither case needs a copy of the bias for each image.
         first = 0
@@ -70,6 +72,14 @@ class WindowAttention(nn.Module):
         # The kernels of attention differ in the layout of their output: a view that an exported graph took of one's
         # would not be possible of another's.
         return mixed.clone(memory_format=torch.contiguous_format).flatten(3)
+
+    def _bias(self, window: Size) -> Tensor:
+        """Return the bias (1, h, T, T) between the tokens of a window, which may be shorter than the table's."""
+        d, h, w = window
+        tokens = d * h * w
+        index = self.index[:d, :h, :w, :d, :h, :w].reshape(tokens, tokens)
+        # Indexing, because the gradient of index_select is not deterministic on every device.
+        return self.position_bias.flatten(2)[:, :, index]
 
 
 def fit_windows(sizes: Size, window: Size) -> tuple[Size, Size]:
@@ -93,26 +103,24 @@ def join_windows(windows: Tensor, counts: Size, window: Size) -> Tensor:
     return parts.reshape(windows.shape[0], *whole, windows.shape[3])
 
 
-def relative_bias(table: Tensor, window: Size) -> Tensor:
-    """Look up the bias of each query and key of a window by the offset between them.
+def relative_index(window: Size) -> Tensor:
+    """Return where in a flat table of biases the offset between each query and key of a window lies.
 
     Args:
-        table: (1, h, 2 * D - 1, 2 * H - 1, 2 * W - 1), offset 0 in the middle, made for windows (D, H, W).
-        window: (d, h, w), at most (D, H, W).
+        window: (d, h, w).
 
     Returns:
-        (1, h, T, T), T = d * h * w.
+        int64 (d, h, w, d, h, w), query first, into a table of (2 * d - 1, 2 * h - 1, 2 * w - 1) with offset 0 in its
+        middle.
     """
-    index = torch.zeros(6 * (1,), dtype=torch.int64, device=table.device)
+    index = torch.zeros(6 * (1,), dtype=torch.int64)
     for axis, length in enumerate(window):
-        positions = torch.arange(length, device=table.device)
-        offsets = positions[:, None] - positions + table.shape[2 + axis] // 2
+        positions = torch.arange(length)
         shape = [1] * 6
         shape[axis] = shape[3 + axis] = length
-        index = index * table.shape[2 + axis] + offsets.reshape(shape)
-    tokens = math.prod(window)
-    # Indexing, because the gradient of index_select is not deterministic on every device.
-    return table.flatten(2)[:, :, index.reshape(tokens, tokens)]
+        offsets = positions[:, None] - positions + length - 1
+        index = index * (2 * length - 1) + offsets.reshape(shape)
+    return index
 
 
 def separating_mask(sizes: Size, window: Size, shifts: Size, device: torch.device) -> Tensor:
