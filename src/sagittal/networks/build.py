@@ -6,9 +6,24 @@ from typing import assert_never
 
 from torch import nn
 
+from sagittal.errors import ResourceError
 from sagittal.networks.mednext import MedNeXt
+from sagittal.networks.nnformer import NNFormer
 from sagittal.networks.segformer3d import SegFormer3D
-from sagittal.plan.networks import MedNeXtConfig, NetworkConfig, SegFormer3DConfig
+from sagittal.networks.transbts import TransBTS
+from sagittal.networks.uxnet import UXNet
+from sagittal.plan.networks import (
+    MedNeXtConfig,
+    NetworkConfig,
+    NNFormerConfig,
+    PlainConvUNetConfig,
+    ResEncUNetConfig,
+    SegFormer3DConfig,
+    SwinUNETRConfig,
+    TransBTSConfig,
+    UNETRConfig,
+    UXNetConfig,
+)
 
 
 def build_network(
@@ -24,6 +39,7 @@ def build_network(
 
     Raises:
         PlanError: the configuration makes no sense.
+        ResourceError: the network comes from a library that is not installed.
     """
     match config:
         case MedNeXtConfig():
@@ -46,16 +62,50 @@ def build_network(
                 checkpointing=config.checkpointing,
             )
         case SegFormer3DConfig():
-            return SegFormer3D(
-                in_channels,
-                num_outputs,
-                embed_dims=config.embed_dims,
-                num_heads=config.num_heads,
-                depths=config.depths,
-                sr_ratios=config.sr_ratios,
-                mlp_ratios=config.mlp_ratios,
-                decoder_dim=config.decoder_dim,
-                attention_scale=config.attention_scale,
-            )
+            return SegFormer3D(in_channels, num_outputs, **config.model_dump(exclude={"kind"}))
+        case NNFormerConfig():
+            return NNFormer(in_channels, num_outputs, **config.model_dump(exclude={"kind"}))
+        case TransBTSConfig():
+            return TransBTS(in_channels, num_outputs, **config.model_dump(exclude={"kind"}))
+        case UXNetConfig():
+            return UXNet(in_channels, num_outputs, **config.model_dump(exclude={"kind"}))
+        case PlainConvUNetConfig() | ResEncUNetConfig():
+            kept = config.deep_supervision if deep_supervision is None else deep_supervision
+            return _from_library(config.replace(deep_supervision=kept), in_channels, num_outputs)
+        case UNETRConfig() | SwinUNETRConfig():
+            return _from_library(config, in_channels, num_outputs)
         case _:
             assert_never(config)
+
+
+def _from_library(
+    config: PlainConvUNetConfig | ResEncUNetConfig | UNETRConfig | SwinUNETRConfig, in_channels: int, num_outputs: int
+) -> nn.Module:
+    """Build a network whose modules come from a library, which is imported only now: MONAI takes seconds."""
+    arguments = config.model_dump(exclude={"kind"})
+    try:
+        match config:
+            case PlainConvUNetConfig():
+                from sagittal.networks.unets import PlainConvUNet
+
+                return PlainConvUNet(in_channels, num_outputs, **arguments)
+            case ResEncUNetConfig():
+                from sagittal.networks.unets import ResidualEncoderUNet
+
+                return ResidualEncoderUNet(in_channels, num_outputs, **arguments)
+            case UNETRConfig():
+                from sagittal.networks.monai_networks import UNETR
+
+                return UNETR(in_channels, num_outputs, **arguments)
+            case SwinUNETRConfig():
+                from sagittal.networks.monai_networks import SwinUNETR
+
+                return SwinUNETR(in_channels, num_outputs, **arguments)
+            case _:
+                assert_never(config)
+    except ImportError as error:
+        raise ResourceError(
+            f"the network '{config.kind}' is built by a library that can't be imported ({error}). Install the "
+            "baselines' libraries: pip install 'sagittal[baselines]'.",
+            code="missing_extra",
+        ) from error
