@@ -1,11 +1,11 @@
 """What nnU-Net makes of a data set; runs in an environment of its own that has nnunetv2 2.8 installed.
 
     python nnunet.py reference DATASET OUT [--spacing D,H,W]   fingerprint, plans and prepared cases of a data set
-    python nnunet.py time CASE_FOLDER OUT.json                 seconds and peak memory of preparing one case
+    python nnunet.py time DATASET OUT.json D,H,W               seconds and peak memory of preparing its one case
 
 `reference` writes OUT/fingerprint.json, OUT/plans.json and OUT/cases/CASE.npz (data float32 (C, D, H, W), seg (D, H,
-W)); `--spacing` overrides the target spacing as `-overwrite_target_spacing` does. `time` reads the folder that
-benchmarks/preprocess.py makes. nnU-Net is called through its own functions and never a dependency of this project.
+W)); `--spacing` overrides the target spacing as `-overwrite_target_spacing` does. `time` is called by
+benchmarks/preprocess.py. nnU-Net is called through its own functions and never a dependency of this project.
 """
 
 import argparse
@@ -35,7 +35,6 @@ def reference(dataset: Path, out: Path, spacing: list[float] | None) -> None:
         from nnunetv2.experiment_planning import plan_and_preprocess_api as api
         from nnunetv2.preprocessing.preprocessors.default_preprocessor import DefaultPreprocessor
         from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
-        from nnunetv2.utilities.utils import get_filenames_of_train_images_and_targets
 
         api.extract_fingerprints([1], num_processes=2, show_progress_bar=False)
         api.plan_experiments([1], overwrite_target_spacing=spacing)
@@ -44,7 +43,6 @@ def reference(dataset: Path, out: Path, spacing: list[float] | None) -> None:
         shutil.copy(made / "dataset_fingerprint.json", out / "fingerprint.json")
         shutil.copy(made / "nnUNetPlans.json", out / "plans.json")
         save_cases(dataset, out, PlansManager(str(out / "plans.json")), DefaultPreprocessor(verbose=False))
-        del get_filenames_of_train_images_and_targets
 
 
 def save_cases(dataset: Path, out: Path, plans, preprocessor) -> None:
@@ -59,30 +57,68 @@ def save_cases(dataset: Path, out: Path, plans, preprocessor) -> None:
         np.savez(out / "cases" / f"{name}.npz", data=data.astype(np.float32), seg=seg[0])
 
 
-def time_case(folder: Path, out: Path) -> None:
-    """Prepare the case that `folder` describes, as nnU-Net's workers do, and write what it took."""
-    with tempfile.TemporaryDirectory() as work:
+def time_case(folder: Path, out: Path, target_mm: list[float]) -> None:
+    """Prepare the one case of a data set as a worker of nnU-Net does, and write what it took.
+
+    The plan is as nnU-Net makes it for one CT, with the numbers that benchmarks/preprocess.py gives our own.
+    """
+    with tempfile.TemporaryDirectory(dir=folder) as work:
         nnunet_folders(Path(work))
         from nnunetv2.preprocessing.preprocessors.default_preprocessor import DefaultPreprocessor
         from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
-        plans = PlansManager(str(folder / "nnunet_plans.json"))
+        plans = PlansManager(ct_plan(target_mm))
         declared = json.loads((folder / "dataset.json").read_text())
-        configuration = plans.get_configuration("3d_fullres")
         preprocessor = DefaultPreprocessor(verbose=False)
-        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         began = time.perf_counter()
         preprocessor.run_case_save(
             str(Path(work) / "case"),
             [str(folder / "imagesTr" / "case_0000.nii.gz")],
             str(folder / "labelsTr" / "case.nii.gz"),
             plans,
-            configuration,
+            plans.get_configuration("3d_fullres"),
             declared,
         )
         seconds = time.perf_counter() - began
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    out.write_text(json.dumps({"seconds": seconds, "peak_mib": peak / 1024, "import_mib": before / 1024}))
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    out.write_text(json.dumps({"seconds": seconds, "peak_mib": peak / 1024}))
+
+
+def ct_plan(target_mm: list[float]) -> dict:
+    """Return the part of nnU-Net's plans that preprocessing reads."""
+
+    def resampling(**options) -> dict:
+        return {"order_z": 0, "force_separate_z": None, **options}
+
+    return {
+        "dataset_name": "Dataset001_Reference",
+        "plans_name": "nnUNetPlans",
+        "image_reader_writer": "SimpleITKIO",
+        "transpose_forward": [0, 1, 2],
+        "transpose_backward": [0, 1, 2],
+        "label_manager": "LabelManager",
+        "foreground_intensity_properties_per_channel": {
+            "0": {"mean": 0.0, "std": 200.0, "percentile_00_5": -400.0, "percentile_99_5": 400.0}
+        },
+        "configurations": {
+            "3d_fullres": {
+                "data_identifier": "reference",
+                "preprocessor_name": "DefaultPreprocessor",
+                "batch_size": 2,
+                "patch_size": [128, 128, 128],
+                "spacing": target_mm,
+                "normalization_schemes": ["CTNormalization"],
+                "use_mask_for_norm": [False],
+                "resampling_fn_data": "resample_data_or_seg_to_shape",
+                "resampling_fn_seg": "resample_data_or_seg_to_shape",
+                "resampling_fn_data_kwargs": resampling(is_seg=False, order=3),
+                "resampling_fn_seg_kwargs": resampling(is_seg=True, order=1),
+                "resampling_fn_probabilities": "resample_data_or_seg_to_shape",
+                "resampling_fn_probabilities_kwargs": resampling(is_seg=False, order=1),
+                "architecture": {"network_class_name": "", "arch_kwargs": {}, "_kw_requires_import": []},
+            }
+        },
+    }
 
 
 def main() -> None:
@@ -96,11 +132,12 @@ def main() -> None:
     second = commands.add_parser("time")
     second.add_argument("folder", type=Path)
     second.add_argument("out", type=Path)
+    second.add_argument("spacing", type=lambda text: [float(value) for value in text.split(",")])
     given = parser.parse_args()
     if given.command == "reference":
         reference(given.dataset, given.out, given.spacing)
     else:
-        time_case(given.folder, given.out)
+        time_case(given.folder, given.out, given.spacing)
 
 
 if __name__ == "__main__":

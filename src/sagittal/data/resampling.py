@@ -105,20 +105,18 @@ def _resample_in_two(
 ) -> None:
     """Resample the axes `first` (D, or H and W) piece by piece, then the others."""
     second = tuple(axis for axis in range(3) if axis not in first)
-    between = np.empty([(out if axis in first else channel).shape[axis] for axis in range(3)], np.float32)
+    between = torch.empty([(out if axis in first else channel).shape[axis] for axis in range(3)])
+    result = torch.from_numpy(out)
     low, high = np.inf, -np.inf
     for where in pieces(channel.shape, second[0]):
         piece = torch.from_numpy(values(channel[where], where)).to(device)
         least, most = torch.aminmax(piece)
         low, high = min(low, float(least)), max(high, float(most))
-        between[where[0] if 0 in second else slice(None), where[1] if 1 in second else slice(None)] = (
-            _resample_axes(piece, out.shape, first).cpu().numpy()
-        )
+        # `where` cuts an axis that this product leaves as it is, so it is also the piece's place in the result.
+        between[where].copy_(_resample_axes(piece, out.shape, first))
     for where in pieces(between.shape, first[0]):
-        piece = torch.from_numpy(np.ascontiguousarray(between[where])).to(device)
-        out[where[0] if 0 in first else slice(None), where[1] if 1 in first else slice(None)] = (
-            _resample_axes(piece, out.shape, second).clamp_(low, high).cpu().numpy()
-        )
+        piece = between[where].to(device).contiguous()
+        result[where].copy_(_resample_axes(piece, out.shape, second).clamp_(low, high))
 
 
 def _resample_planes(
