@@ -28,7 +28,9 @@ class TestSegFormer3D(NetworkContract):
         return SegFormer3D(IN_CHANNELS, NUM_CLASSES, **SMALL)
 
 
-class TestSegFormer3DPaperScaleGroupNorm(NetworkContract):
+class TestSegFormer2DPaperScaleGroupNorm(NetworkContract):
+    spatial_dims = 2
+
     def build(self) -> nn.Module:
         return SegFormer3D(
             IN_CHANNELS,
@@ -37,14 +39,8 @@ class TestSegFormer3DPaperScaleGroupNorm(NetworkContract):
             attention_scale="paper",
             mlp_ratios=(1, 2, 3, 4),
             norm="group",
+            spatial_dims=2,
         )
-
-
-class TestSegFormer2D(NetworkContract):
-    spatial_dims = 2
-
-    def build(self) -> nn.Module:
-        return SegFormer3D(IN_CHANNELS, NUM_CLASSES, **SMALL, spatial_dims=2)
 
 
 @pytest.fixture(scope="module")
