@@ -94,3 +94,25 @@ def test_network_equals_the_official_one(name: str) -> None:
         assert (ours - stored).abs().max() < 1e-4 * stored.abs().max(), f"scale {scale}"
     if "grad_l2" in reference:
         check_gradients(network, scales, reference)
+
+
+@pytest.mark.parametrize("checkpointing", ["expansion", "block"])
+def test_what_is_computed_twice_has_the_official_gradients(checkpointing: str) -> None:
+    names = [name for name in NAMES if name.startswith("mednext_S")]
+    references = [json.loads((GOLDEN / f"{name}.json").read_text()) for name in names]
+    reference = next(reference for reference in references if "grad_l2" in reference)
+    factory = reference["factory"]
+    network = create_mednext(
+        "S",
+        in_channels=factory["num_input_channels"],
+        num_classes=factory["num_classes"],
+        kernel_size=factory["kernel_size"],
+        deep_supervision=factory["deep_supervision"],
+        checkpointing=checkpointing,
+    )
+    official = {key: weights_from_name(key, shape) for key, shape in reference["state_dict"].items()}
+    load_official_weights(network, official)
+    image = np.random.RandomState(0).standard_normal(reference["input_shape"]).astype(np.float32)
+    # In float64 no fused kernel stands in.
+    network = network.double().train()
+    check_gradients(network, network.multiscale(torch.from_numpy(image).double()), reference)
