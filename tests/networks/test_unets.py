@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import subprocess
+import sys
 from typing import Any
 
 import pytest
@@ -11,8 +13,11 @@ from dynamic_network_architectures.architectures import unet
 from network_contract import IN_CHANNELS, NUM_CLASSES, NetworkContract
 from torch import nn
 
+from sagittal.errors import ResourceError
+from sagittal.networks.build import build_network
 from sagittal.networks.cost import parameters
 from sagittal.networks.unets import PlainConvUNet, ResidualEncoderUNet
+from sagittal.plan.networks import PlainConvUNetConfig, ResEncUNetConfig, network_config
 
 ONE, TWO, THREE = (1, 1, 1), (2, 2, 2), (3, 3, 3)
 COMMON: dict[str, Any] = {
@@ -122,3 +127,43 @@ def test_scales_follow_uneven_strides() -> None:
     network = PlainConvUNet(IN_CHANNELS, NUM_CLASSES, **FLAT)
     shapes = [tuple(logits.shape[2:]) for logits in network(torch.randn(1, IN_CHANNELS, 5, 18, 33))]
     assert shapes == [(5, 18, 33), (5, 9, 17)]
+
+
+def test_every_field_of_a_configuration_arrives() -> None:
+    plain = build_network(PlainConvUNetConfig(**FLAT), 2, 3)
+    assert isinstance(plain, PlainConvUNet)
+    assert str(plain) == str(PlainConvUNet(2, 3, **FLAT))
+    residual = build_network(ResEncUNetConfig(**RESIDUAL), 2, 3)
+    assert isinstance(residual, ResidualEncoderUNet)
+    assert str(residual) == str(ResidualEncoderUNet(2, 3, **RESIDUAL, deep_supervision=True))
+    assert not build_network(PlainConvUNetConfig(**FLAT), 2, 3, deep_supervision=False).deep_supervision
+
+
+@pytest.mark.parametrize(
+    ("name", "library", "ours"),
+    [
+        ("plainconvunet", "dynamic_network_architectures", "sagittal.networks.unets"),
+        ("swinunetr", "monai", "sagittal.networks.monai_networks"),
+    ],
+)
+def test_a_library_that_is_missing_is_named_with_the_remedy(
+    name: str, library: str, ours: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delitem(sys.modules, ours, raising=False)
+    # None stands for a module that can't be imported.
+    for module in {library, *(loaded for loaded in sys.modules if loaded.startswith(f"{library}."))}:
+        monkeypatch.setitem(sys.modules, module, None)
+    with pytest.raises(ResourceError, match=r"pip install 'sagittal\[baselines\]'") as caught:
+        build_network(network_config(name), 1, 2)
+    assert caught.value.code == "missing_extra"
+    assert name in caught.value.message
+    assert library in caught.value.message
+
+
+def test_no_library_is_imported_before_it_is_needed() -> None:
+    program = (
+        "import sys; import sagittal.networks.build, sagittal.networks.cost; "
+        "print([name for name in ('monai', 'dynamic_network_architectures', 'einops') if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

@@ -58,6 +58,20 @@ def test_a_fold_becomes_a_bundle_a_report_and_a_prediction(tiny_dataset: Path, t
     assert set(np.unique(labels.array)) <= {0, 1, 2}
 
 
+def test_a_baseline_goes_the_same_way(tiny_dataset: Path, tmp_path: Path) -> None:
+    settings = {key: value for key, value in TINY.items() if "network" not in key}
+    settings["network.features_per_stage"] = [4, 6, 8]
+    options = RunOptions(device="cpu")
+    result = train(tiny_dataset, tmp_path / "b", network="plainconvunet", settings=settings, options=options)
+    assert result.complete
+    bundle = sagittal.read_bundle(tmp_path / "b")
+    assert bundle.plan.network.kind == "plainconvunet"
+    assert "nnU-Net's rules for a patch" in bundle.plan.reasons["network.strides"]
+    scan = tiny_dataset / "imagesTs" / "case_test_0000.nii.gz"
+    labels = sagittal.load(tmp_path / "b", device="cpu").predict(scan)
+    assert labels.array.shape == read_volume(scan).array.shape
+
+
 def test_no_fold_uses_every_case_and_says_that_nothing_was_validated(tiny_dataset: Path, tmp_path: Path) -> None:
     result = train(tiny_dataset, tmp_path / "b", settings=TINY, fold="none", options=RunOptions(device="cpu"))
     assert result.metrics["folds"]["none"]["training_cases"] == 6
@@ -99,7 +113,7 @@ class _StopAfter:
         return self.real(network, optimizer, batch, plan, **more)
 
 
-@pytest.mark.parametrize("network", ["mednext-s", "segformer3d"])
+@pytest.mark.parametrize("network", ["mednext-s", "segformer3d", "plainconvunet"])
 def test_an_interrupted_run_leaves_a_usable_bundle_and_resumes_to_the_same_losses(
     tiny_dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, network: str
 ) -> None:
