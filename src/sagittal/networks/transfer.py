@@ -60,12 +60,8 @@ def transfer(target: nn.Module, source: Weights, *, target_ends: Ends, source_en
             misshapen[name] = tuple(given[name].shape), tuple(own.shape)
         else:
             moves.append(move)
-    left = [name for name in given if name not in wanted]
-    unexpected = [
-        name
-        for name in left
-        if name not in source_ends.heads and name != WORKAROUND and not COARSE_HEAD.fullmatch(name)
-    ]
+    optional = {WORKAROUND, *wanted, *source_ends.heads}
+    unexpected = [name for name in given if name not in optional and not COARSE_HEAD.fullmatch(name)]
     if missing or unexpected or misshapen:
         raise misfit(
             f"the weights can't be carried into this {type(target).__name__}",

@@ -90,18 +90,13 @@ def train(
         settings: overrides of the plan by dotted name, for example `{"schedule.steps": 500}`, recorded in its reasons.
         fold: which fifth is held out, `all` for five networks one after the other, `none` to train on all cases.
         budget_s: seconds for everything together; the schedule is fitted to what a step is measured to take.
-        init_from: a bundle whose trained weights the networks start from: the same network but for its kernels
-            (UpKern), channels and labels. Fold k takes the bundle's fold k where it has one.
+        init_from: bundle to start from: the same network but for kernels (UpKern), channels, labels (docs/weights.md).
         freeze_encoder_epochs: epochs of 250 steps in which the encoder stays as `init_from` has it.
         options: device, folders, workers: what can't change a weight.
 
-    Returns:
-        The bundle's path, the plan that was used, the metrics, and how training ended.
-
     Raises:
         DataError: the data set has errors (`sagittal doctor` lists them), or changed since the run began.
-        PlanError: an unknown network or field, a plan for another data set, a budget that is too small, or weights to
-            start from that do not fit or are others than the run began with.
+        PlanError: an unknown network or field, a plan for other data, too small a budget, weights that do not fit.
         TrainingError: training can't go on, or `out` holds a result that would be lost.
         BundleError: `out` or `init_from` is something else than a bundle, or a damaged one.
         ResourceError: disk, memory or device is missing or too small; checkpoints stay intact.
@@ -109,9 +104,7 @@ def train(
     options = options or RunOptions()
     start = _start(init_from, freeze_encoder_epochs)
     budget = None if budget_s is None else Budget(budget_s, time.monotonic() + budget_s - FINISH_S)
-    out = Path(out).resolve() if Path(out).name in ("", "..") else Path(out)
-    if not out.name:
-        raise TrainingError(f"{out}: no folder for a bundle, which is replaced as a whole. Choose another --out.")
+    out = _bundle_folder(Path(out))
     folder = out.with_name(out.name + ".run")
     device = resolve_device(options.device)
     keep_freed_memory()
@@ -128,15 +121,25 @@ def train(
     cache = preprocess(data, content, the_plan, options.cache or folder / "cache", options)
     validation_s = None
     if budget is not None and is_new:
-        first = _cases(cache, the_plan, names[0])
-        the_plan, validation_s = fit_budget(
-            the_plan, cache, first, device, choice, budget, folds=len(names), say=options.say
-        )
+        cases, say = _cases(cache, the_plan, names[0]), options.say
+        the_plan, validation_s = fit_budget(the_plan, cache, cases, device, choice, budget, folds=len(names), say=say)
     the_plan.write(folder / "plan.json")
     source = None if start is None else start.bundle
     run = _Run(the_plan, data, cache, out, folder, device, options, budget, validation_s, source)
     metrics, ended = _train_folds(run, names)
     return TrainResult(bundle=out, plan=the_plan, metrics=metrics, ended=ended)
+
+
+def _bundle_folder(out: Path) -> Path:
+    """Return `out` by a name beside which the run folder can lie.
+
+    Raises:
+        TrainingError: it is the root of the file system.
+    """
+    named = out.resolve() if out.name in ("", "..") else out
+    if not named.name:
+        raise TrainingError(f"{named}: no folder for a bundle, which is replaced as a whole. Choose another --out.")
+    return named
 
 
 @dataclass(frozen=True)
