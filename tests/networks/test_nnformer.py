@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from sagittal.errors import PlanError
 from sagittal.networks.build import build_network
 from sagittal.networks.cost import multiply_adds, parameters
+from sagittal.networks.encoder import set_encoder_frozen
 from sagittal.networks.nnformer import (
     Downsampling,
     NNFormer,
@@ -236,6 +237,13 @@ def test_dropped_paths_change_training_but_not_prediction() -> None:
     image = torch.randn(1, 1, 16, 20, 33)
     assert torch.equal(network.eval()(image), plain.eval()(image))
     assert not torch.equal(network.train()(image), plain.train()(image))
+
+
+def test_the_encoder_can_be_frozen() -> None:
+    network = NNFormer(1, 2, **SMALL).train()
+    set_encoder_frozen(network, True)
+    learning = {name.split(".")[0] for name, parameter in network.named_parameters() if parameter.requires_grad}
+    assert learning == {"decoder", "expansion"}
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from sagittal.errors import PlanError
 from sagittal.networks.build import build_network
 from sagittal.networks.cost import multiply_adds, parameters
+from sagittal.networks.encoder import set_encoder_frozen
 from sagittal.networks.transbts import Bottleneck, DecoderBlock, EncoderBlock, TransBTS, TransformerLayer, Upsampling
 from sagittal.plan.networks import network_config
 
@@ -149,6 +150,14 @@ def test_dropout_changes_training_but_not_prediction() -> None:
     image = torch.randn(1, 1, 16, 20, 33)
     assert torch.equal(network.eval()(image), plain.eval()(image))
     assert not torch.equal(network.train()(image), plain.train()(image))
+
+
+def test_the_encoder_can_be_frozen() -> None:
+    network = TransBTS(1, 2, **SMALL).train()
+    set_encoder_frozen(network, True)
+    names = [name for name, parameter in network.named_parameters() if parameter.requires_grad]
+    learning = {".".join(name.split(".")[: 2 if name.startswith("bottleneck") else 1]) for name in names}
+    assert learning == {"bottleneck.reduction", "bottleneck.refinement", "upsamplings", "decoder", "head"}
 
 
 @pytest.mark.parametrize(

@@ -200,6 +200,8 @@ class NNFormer(nn.Module):
         PlanError: an argument makes no sense.
     """
 
+    encoder_prefixes = ("embedding.", "encoder.", "downsamplings.")
+
     def __init__(
         self,
         in_channels: int,

@@ -160,6 +160,16 @@ class TransBTS(nn.Module):
         PlanError: an argument makes no sense.
     """
 
+    encoder_prefixes = (
+        "stem.",
+        "encoder.",
+        "downsamplings.",
+        "bottleneck.norm.",
+        "bottleneck.embedding.",
+        "bottleneck.positions",
+        "bottleneck.layers.",
+    )
+
     def __init__(
         self,
         in_channels: int,
