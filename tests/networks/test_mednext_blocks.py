@@ -184,6 +184,10 @@ def test_fused_kernels_recompute_the_expansion_without_help(kind: str, monkeypat
     outputs.append(block.float()(image))
     assert len(calls) == 1
     assert (outputs[1] - outputs[0]).abs().max() < 1e-4
+    torch.compiler.reset()
+    torch.compile(block, fullgraph=True, backend="eager")(image)
+    torch.compiler.reset()
+    assert len(calls) == 1
     build(kind, widen=8, checkpointing="expansion", grn=True).float().train()(image)
     assert len(calls) == 2
 

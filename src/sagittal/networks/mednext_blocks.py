@@ -18,7 +18,7 @@ from torch.utils.checkpoint import checkpoint
 
 from sagittal.errors import PlanError
 from sagittal.kernels import TailWeights, expand_contract, mednext_block
-from sagittal.kernels.depthwise import usable
+from sagittal.kernels.depthwise import usable, usable_in_graph
 from sagittal.kernels.native import LANES
 from sagittal.networks.depthwise_axes import PerAxis, depthwise, depthwise_transpose, per_axis, strided
 from sagittal.networks.layout import pointwise
@@ -129,10 +129,10 @@ class _Block(nn.Module, ABC):
         """Tell whether the expansion of `x` is to be computed twice: not where the fused kernels do so themselves."""
         if self.checkpointing != "expansion" or not self.training:
             return False
+        if not self._fusible() or self.conv2.out_channels % LANES or self.out_channels % LANES:
+            return True
         weights = self._tail_weights()
-        widths = (weights.expand.shape[0], weights.contract.shape[0])
-        fused = self._fusible() and all(width % LANES == 0 for width in widths) and usable(x, *weights)
-        return not fused
+        return not (usable(x, *weights) or usable_in_graph(x, *weights))
 
     def _fusible(self) -> bool:
         return isinstance(self.norm, ChannelGroupNorm) and not self.grn
