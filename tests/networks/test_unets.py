@@ -115,6 +115,14 @@ def test_without_deep_supervision_no_head_is_idle(kind: str) -> None:
     }
 
 
+@pytest.mark.parametrize(("name", "millions"), [("plainconvunet", 31.2), ("resencunet", 102.4)])
+def test_parameters_are_those_of_nnunets_default_plans(name: str, millions: float) -> None:
+    """A patch of 128 voxels cubed: six stages; one channel, 14 classes."""
+    with torch.device("meta"):
+        network = build_network(network_config(name), 1, 14)
+    assert parameters(network) / 1e6 == pytest.approx(millions, rel=0.005)
+
+
 def test_a_tensor_that_is_missing_is_told() -> None:
     state = official("plain").state_dict()
     network = ours("plain", deep_supervision=True)
