@@ -13,7 +13,6 @@ from sagittal.networks.cost import (
     _LiveBytes,
     activation_memory_bytes,
     multiply_adds,
-    multiply_adds_as_published,
     parameters,
     step_memory_bytes,
     work,
@@ -57,9 +56,9 @@ def test_segformer3d_costs_the_published_sum_less_the_cheaper_fuse(size: int, pu
     with torch.device("meta"):
         network = create_segformer3d(in_channels=4, num_classes=3)
     assert parameters(network) == 4_525_251
-    counted = multiply_adds(network, (1, 4, size, size, size))
-    assert counted == pytest.approx(ours * 1e9, rel=0.002)
-    assert multiply_adds_as_published(network, (1, 4, size, size, size)) == pytest.approx(published * 1e9, rel=0.001)
+    counted = work(network, (1, 4, size, size, size))
+    assert counted.products == pytest.approx(ours * 1e9, rel=0.002)
+    assert counted.products_as_published == pytest.approx(published * 1e9, rel=0.001)
 
 
 def test_the_published_form_of_segformer3d_fuses_every_map_at_the_finest_grid() -> None:
@@ -75,9 +74,11 @@ def test_the_published_form_of_segformer3d_fuses_every_map_at_the_finest_grid() 
     shape = (2, 1, 33, 47, 21)
     voxels = [2 * 9 * 12 * 6, 2 * 5 * 6 * 3, 2 * 3 * 3 * 2, 2 * 2 * 2 * 1]
     saved = 6 * 6 * sum(voxels[0] - grid for grid in voxels)
-    assert multiply_adds_as_published(network, shape) - multiply_adds(network, shape) == saved
-    other = MedNeXt(1, 2, channels=2, block_counts=(1,) * 9)
-    assert multiply_adds_as_published(other, shape) == multiply_adds(other, shape)
+    products, as_published, _ = work(network, shape)
+    assert as_published - products == saved
+    products, as_published, interpolation = work(MedNeXt(1, 2, channels=2, block_counts=(1,) * 9), shape)
+    assert as_published == products == multiply_adds(MedNeXt(1, 2, channels=2, block_counts=(1,) * 9), shape) > 0
+    assert interpolation == 0
 
 
 def test_interpolation_counts_eight_per_voxel_and_channel_beside_the_products() -> None:
@@ -97,7 +98,8 @@ def test_interpolation_counts_eight_per_voxel_and_channel_beside_the_products() 
 @pytest.mark.parametrize(("mode", "per_voxel"), [("bilinear", 4), ("nearest", 0)])
 def test_interpolation_of_slices(mode: str, per_voxel: int) -> None:
     network = nn.Sequential(nn.Conv2d(1, 5, 1), nn.Upsample(scale_factor=2, mode=mode))
-    assert work(network, (3, 1, 8, 6)) == (3 * 5 * 8 * 6, per_voxel * 3 * 5 * 16 * 12)
+    products = 3 * 5 * 8 * 6
+    assert work(network, (3, 1, 8, 6)) == (products, products, per_voxel * 3 * 5 * 16 * 12)
 
 
 def test_attention_products_count() -> None:

@@ -28,7 +28,7 @@ def test_a_table_without_notes_ends_with_its_last_row() -> None:
 
 def test_notes_are_numbered_in_the_order_of_their_first_use() -> None:
     notes = Notes()
-    assert notes.refer(["one", "two"]) == "[1] [2]"
-    assert notes.refer(["three", "one"]) == "[3] [1]"
+    assert notes.refer(["one", "two"]) == "1, 2"
+    assert notes.refer(["three", "one"]) == "3, 1"
     assert notes.refer([]) == ""
     assert notes.texts == ("one", "two", "three")

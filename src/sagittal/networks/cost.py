@@ -27,6 +27,12 @@ class Work(NamedTuple):
 
     products: int
     """Convolutions, transposed convolutions, linear layers and the two matrix products of attention."""
+    products_as_published: int
+    """What `products` would be if the network were computed the way that its paper describes.
+
+    Only SegFormer3D differs: arXiv 2404.10156 upsamples the four maps of the decoder, concatenates them, and fuses them
+    at the finest grid; `Decoder` has the same result from products at each map's own grid.
+    """
     interpolation: int
     """Linear resampling from all the neighbours of a voxel at once: 8 per output voxel and channel of a
     trilinear one, 4 of a bilinear one; nearest neighbours are copied and cost none."""
@@ -47,34 +53,26 @@ def work(network: nn.Module, input_shape: Sequence[int]) -> Work:
         network: any network; its device, dtype and mode do not matter.
         input_shape: (N, C, D, H, W), or (N, C, H, W) in 2D.
     """
-    with FakeTensorMode():
-        return _work(_fake_twin(network), input_shape)
+    counter = FlopCounterMode(
+        display=False,
+        custom_mapping={
+            torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention_flops,
+            **dict.fromkeys(_RESAMPLERS, _resampling_flops),
+        },
+    )
+    with FakeTensorMode(), torch.no_grad():
+        twin = _fake_twin(network).eval()
+        surplus = _PublishedSurplus(twin)
+        with counter:
+            twin(_fake_input(twin, input_shape))
+    interpolation = sum(counter.get_flop_counts()["Global"].get(operator, 0) for operator in _RESAMPLERS) // 2
+    products = counter.get_total_flops() // 2 - interpolation
+    return Work(products, products + surplus.multiply_adds, interpolation)
 
 
 def multiply_adds(network: nn.Module, input_shape: Sequence[int]) -> int:
     """Return the multiply-adds of one prediction without interpolation: the `products` of `work`."""
     return work(network, input_shape).products
-
-
-def multiply_adds_as_published(network: nn.Module, input_shape: Sequence[int]) -> int:
-    """Return what `multiply_adds` would be if the network were computed the way that its paper describes.
-
-    Only SegFormer3D differs: arXiv 2404.10156 upsamples the four maps of the decoder, concatenates them, and fuses them
-    at the finest grid; `sagittal.networks.segformer3d.Decoder` has the same result from products at each map's own
-    grid.
-    """
-    if not isinstance(network, SegFormer3D):
-        return multiply_adds(network, input_shape)
-    with FakeTensorMode():
-        twin = _fake_twin(network)
-        assert isinstance(twin, SegFormer3D)
-        voxels: list[int] = []
-        twin.segformer_decoder.register_forward_pre_hook(
-            lambda _decoder, inputs: voxels.extend(grid[..., 0].numel() for grid in inputs[0])
-        )
-        counted = _work(twin, input_shape).products
-        width = twin.segformer_decoder.linear_pred.in_channels
-    return counted + width * width * (len(voxels) * max(voxels) - sum(voxels))
 
 
 def step_memory_bytes(network: nn.Module, input_shape: Sequence[int], *, training: bool) -> int:
@@ -110,21 +108,6 @@ def activation_memory_bytes(network: nn.Module, input_shape: Sequence[int], *, t
     return _measured_step(network, input_shape, training).activation_peak
 
 
-def _work(twin: nn.Module, input_shape: Sequence[int]) -> Work:
-    counter = FlopCounterMode(
-        display=False,
-        custom_mapping={
-            torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention_flops,
-            **dict.fromkeys(_RESAMPLERS, _resampling_flops),
-        },
-    )
-    twin.eval()
-    with torch.no_grad(), counter:
-        twin(_fake_input(twin, input_shape))
-    interpolation = sum(counter.get_flop_counts()["Global"].get(operator, 0) for operator in _RESAMPLERS)
-    return Work((counter.get_total_flops() - interpolation) // 2, interpolation // 2)
-
-
 def _measured_step(network: nn.Module, input_shape: Sequence[int], training: bool) -> _LiveBytes:
     with FakeTensorMode(), torch.set_grad_enabled(training):
         twin = _fake_twin(network).train(training)
@@ -143,6 +126,20 @@ def _measured_step(network: nn.Module, input_shape: Sequence[int], training: boo
                 losses = [logits.square().mean() for logits in tree_leaves(outputs)]
                 torch.autograd.backward(torch.stack(losses).sum())
     return live
+
+
+class _PublishedSurplus:
+    """Follow a SegFormer3D's maps into its decoder and keep what fusing them as published would take beside."""
+
+    def __init__(self, network: nn.Module) -> None:
+        self.multiply_adds = 0
+        if isinstance(network, SegFormer3D):
+            self._width = network.segformer_decoder.linear_pred.in_channels
+            network.segformer_decoder.register_forward_pre_hook(self._see)
+
+    def _see(self, _decoder: nn.Module, inputs: tuple[Sequence[Tensor], ...]) -> None:
+        voxels = [grid[..., 0].numel() for grid in inputs[0]]
+        self.multiply_adds += self._width**2 * (len(voxels) * max(voxels) - sum(voxels))
 
 
 class _LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leaves this class untyped

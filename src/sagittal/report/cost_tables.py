@@ -42,15 +42,15 @@ def cost_table(costs: Costs, shape: Sequence[int], classes: int) -> TextTable:
         "MACs (G)",
         "as published (G)",
         "interpolation (G)",
-        "training (GiB)",
-        "predicting (GiB)",
+        "train (GiB)",
+        "predict (GiB)",
     )
     notes = Notes()
     notes.refer([NOTES[key] for key in ("MACs", "interpolation", "activations")])
     rows = []
     for name, cost in costs.items():
         if isinstance(cost, str):
-            rows.append((f"{name} {notes.refer([cost])}", *[_NOTHING] * (len(header) - 1)))
+            rows.append((f"{name} [{notes.refer([cost])}]", *[_NOTHING] * (len(header) - 1)))
             continue
         arithmetic = (cost.multiply_adds, cost.multiply_adds_as_published, cost.interpolation_multiply_adds)
         memory = (cost.training_activation_bytes, cost.inference_activation_bytes)
@@ -63,21 +63,19 @@ def paper_table(computed: Sequence[tuple[PublishedCost, Cost | str | None]]) -> 
     """Return the papers' figures, each beside what was computed for it; None where there is no implementation."""
     header = (
         "network",
-        "paper",
         "input",
         "params (M)",
-        "computed",
+        "here (M)",
         "GFLOPs",
         "MACs (G)",
-        "difference",
-        "as run (G)",
+        "diff",
         "notes",
     )
     notes = Notes()
     rows = []
     for row, cost in computed:
-        texts = [NOTES[key] for key in row.notes]
-        ours = [_NOTHING] * 4
+        texts = [f"Published in {row.paper}.", *(NOTES[key] for key in row.notes)]
+        ours = [_NOTHING] * 3
         if isinstance(cost, str):
             texts.append(cost)
         elif cost is not None:
@@ -85,19 +83,18 @@ def paper_table(computed: Sequence[tuple[PublishedCost, Cost | str | None]]) -> 
             ours = [
                 millions(cost.parameters),
                 giga(cost.multiply_adds_as_published),
-                f"{100 * share:+.1f} %",
-                giga(cost.multiply_adds),
+                f"{100 * share:+.1f}%",
             ]
-        where = (row.name, row.paper.split(",")[0], "×".join(map(str, row.input_shape)))
+            if cost.multiply_adds != cost.multiply_adds_as_published:
+                texts.append(f"What runs here has the same output for {giga(cost.multiply_adds)} G.")
+        where = (row.name, "×".join(map(str, row.input_shape)))
         published = (f"{row.parameters_millions:g}", f"{row.giga_multiply_adds:g}")
         rows.append((*where, published[0], ours[0], published[1], *ours[1:], notes.refer(texts)))
-    papers = "; ".join(dict.fromkeys(row.paper for row, _ in computed))
     title = (
-        f"Published ({papers}): params and GFLOPs. Computed here, at the same input, without deep supervision: the "
-        "parameters; the multiply-adds of the network as its paper describes it, how far they are from the published "
-        "figure, and those of what runs here."
+        "Published: params, GFLOPs. Computed at the same input, without deep supervision: parameters; MACs of the "
+        "network as its paper describes it, and their difference from the published figure."
     )
-    return TextTable(title, header, tuple(rows), frozenset(header[3:9]), notes.texts)
+    return TextTable(title, header, tuple(rows), frozenset(header[2:7]), notes.texts)
 
 
 def score_table(sets: Sequence[ScoreSet]) -> TextTable:

@@ -33,11 +33,11 @@ class Notes:
         self._texts: list[str] = []
 
     def refer(self, texts: Sequence[str]) -> str:
-        """Return the numbers of `texts` as a cell, for example `[1] [3]`; new texts get the next numbers."""
+        """Return the numbers of `texts`, for example `1, 3`; new texts get the next numbers."""
         for text in texts:
             if text not in self._texts:
                 self._texts.append(text)
-        return " ".join(f"[{self._texts.index(text) + 1}]" for text in texts)
+        return ", ".join(str(self._texts.index(text) + 1) for text in texts)
 
     @property
     def texts(self) -> tuple[str, ...]:
