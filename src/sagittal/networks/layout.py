@@ -43,12 +43,12 @@ def pointwise(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     return nn.functional.conv3d(x, weight, bias) if x.ndim == 5 else nn.functional.conv2d(x, weight, bias)
 
 
-def round_up(size: int, multiple: int) -> int:
-    """Return the smallest multiple of `multiple` that is at least `size`.
+def divide_up(size: int, by: int) -> int:
+    """Return size / by, rounded up.
 
-    Written without a division of negative numbers, which ONNX rounds towards zero and Python does not.
+    Written without the negative numbers of the usual form: ONNX, where a size may be open, rounds those towards zero.
     """
-    return (size + multiple - 1) // multiple * multiple
+    return (size + by - 1) // by
 
 
 def pad_end(x: Tensor, targets: tuple[int, ...]) -> Tensor:
@@ -68,10 +68,7 @@ def pad_end(x: Tensor, targets: tuple[int, ...]) -> Tensor:
 def crop_end(x: Tensor, sizes: tuple[int, ...]) -> Tensor:
     """Return the first `sizes` voxels of each spatial axis, as a contiguous tensor."""
     for axis, size in enumerate(sizes, start=2):
-        if _symbolic(size):
-            x = x.index_select(axis, torch.arange(size, device=x.device))
-        else:
-            x = x.narrow(axis, 0, size)
+        x = x.index_select(axis, torch.arange(size, device=x.device)) if _symbolic(size) else x.narrow(axis, 0, size)
     return x.contiguous()
 
 

@@ -14,7 +14,7 @@ from typing import Literal, NamedTuple, TypedDict, Unpack
 from torch import Tensor, nn
 
 from sagittal.errors import PlanError, did_you_mean
-from sagittal.networks.layout import check_input, crop_end, pad_end, pointwise, to_preferred_layout
+from sagittal.networks.layout import check_input, crop_end, divide_up, pad_end, pointwise, to_preferred_layout
 from sagittal.networks.mednext_blocks import (
     CHECKPOINTING,
     BlockOptions,
@@ -197,7 +197,7 @@ class MedNeXt(nn.Module):
 
     @staticmethod
     def _sizes(sizes: tuple[int, ...], factors: tuple[int, ...]) -> tuple[int, ...]:
-        return tuple(-(-size // factor) for size, factor in zip(sizes, factors, strict=True))
+        return tuple(divide_up(size, factor) for size, factor in zip(sizes, factors, strict=True))
 
     def _features(self, x: Tensor) -> list[Tensor]:
         """Return what the heads see, finest first: decoder 0-3 and the bottleneck."""
