@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
+from pathlib import Path
 from typing import Annotated, Any
 
 from cyclopts import Parameter
@@ -22,6 +24,12 @@ _NUMBER = r"\d+(?:\.\d+)?"
 _DURATION = re.compile(
     rf"(?P<plain>{_NUMBER})|(?:(?P<h>{_NUMBER})h)?(?:(?P<m>{_NUMBER})m(?:in)?)?(?:(?P<s>{_NUMBER})s)?"
 )
+
+
+def known_folder() -> Path:
+    """Return where measurements of data sets are kept: SAGITTAL_CACHE, else sagittal in the user's cache folder."""
+    given = os.environ.get("SAGITTAL_CACHE") or os.environ.get("XDG_CACHE_HOME")
+    return (Path(given) if given else Path.home() / ".cache") / "sagittal" / "known"
 
 
 def parse_duration_s(text: str, option: str = "--budget") -> float:

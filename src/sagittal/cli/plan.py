@@ -7,7 +7,7 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from sagittal.cli.options import Settings, parse_settings_option
+from sagittal.cli.options import Settings, known_folder, parse_settings_option
 
 
 def plan(
@@ -32,7 +32,7 @@ def plan(
     from sagittal.data.dataset import read_dataset
     from sagittal.training.stages import PlanChoice, RunOptions, check, describe, find_plan
 
-    options = RunOptions(memory_gib=memory_gib, say=print)
+    options = RunOptions(memory_gib=memory_gib, known=known_folder(), say=print)
     data = read_dataset(dataset)
     check(data, options)
     made, _ = find_plan(data, None, PlanChoice(network=network, settings=parse_settings_option(settings)), options)

@@ -13,7 +13,7 @@ from typing import Annotated, Literal
 
 from cyclopts import Parameter
 
-from sagittal.cli.options import Settings, parse_duration_s, parse_settings_option
+from sagittal.cli.options import Settings, known_folder, parse_duration_s, parse_settings_option
 
 STOPPED = 75
 """Exit code after SIGTERM: the same command can go on."""
@@ -74,6 +74,7 @@ def train(
             options=RunOptions(
                 device=device,
                 cache=cache,
+                known=known_folder(),
                 resume=resume,
                 memory_gib=memory_gib,
                 checkpoint_every_s=parse_duration_s(checkpoint_every, "--checkpoint-every"),

@@ -181,11 +181,15 @@ def content_hash(dataset: Dataset) -> str:
     """
     total = hashlib.sha256(canonical_json(dataset.spec).encode())
     for case in dataset.cases:
-        scans = [*case.images, *([] if case.labels is None else [case.labels])]
-        files = [file for scan in scans for file in _parts(scan)]
-        entry = [case.id, *([_relative(path, dataset.folder), *_file_digest(path)] for path in files)]
+        entry = [case.id, *([_relative(path, dataset.folder), *_file_digest(path)] for path in files_of(case))]
         total.update(json.dumps(entry).encode() + b"\n")
     return total.hexdigest()
+
+
+def files_of(case: Case) -> tuple[Path, ...]:
+    """Return every file that a case is made of, headers and the voxels beside them; they may be missing."""
+    scans = [*case.images, *([] if case.labels is None else [case.labels])]
+    return tuple(file for scan in scans for file in _parts(scan))
 
 
 def _parts(scan: Path) -> tuple[Path, ...]:

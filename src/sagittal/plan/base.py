@@ -6,14 +6,25 @@ import json
 import os
 import tempfile
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    SerializationInfo,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    model_serializer,
+)
 
 from sagittal.errors import PlanError, ResourceError
 
 Triple = tuple[int, int, int]
 TripleMm = tuple[float, float, float]
+
+
+EVERY_FIELD = "every field"
+"""Pass it as `model_dump(context=...)` to get the fields that are left out otherwise."""
 
 
 class Frozen(BaseModel):
@@ -27,6 +38,21 @@ class Frozen(BaseModel):
         validate_default=True,
         use_attribute_docstrings=True,
     )
+
+    later_fields: ClassVar[tuple[str, ...]] = ()
+    """Fields that earlier versions lacked. They are not written where they have their default, so that a value that
+    uses none of them keeps its text and its hash, and the version that made it can read it."""
+
+    @model_serializer(mode="wrap")
+    def _leave_out_later_defaults(
+        self, serialize: SerializerFunctionWrapHandler, info: SerializationInfo
+    ) -> dict[str, Any]:
+        tree: dict[str, Any] = serialize(self)
+        if info.context == EVERY_FIELD:
+            return tree
+        fields = type(self).model_fields
+        unused = {name for name in self.later_fields if getattr(self, name) == fields[name].default}
+        return {name: value for name, value in tree.items() if name not in unused}
 
     def replace(self, **changes: Any) -> Self:
         """Return a copy with `changes`, validated as a whole (pydantic's `model_copy` skips validation)."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal, Self
+from typing import ClassVar, Literal, Self
 
 from pydantic import model_validator
 
@@ -36,6 +36,8 @@ class Fingerprint(Frozen):
     """One entry per channel."""
     median_relative_size_after_crop: float
     """Median over cases of (voxels after the crop) / (voxels before)."""
+
+    later_fields: ClassVar[tuple[str, ...]] = ("orientation",)
 
     @model_validator(mode="after")
     def _check(self) -> Self:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from math import prod
-from typing import Annotated, Any, ClassVar, Literal, Self
+from typing import Annotated, ClassVar, Literal, Self
 
-from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
+from pydantic import Field, model_validator
 
 from sagittal.plan.network_base import NetworkBase
 
@@ -59,7 +59,7 @@ class MedNeXtConfig(NetworkBase):
     """What training computes again instead of keeping it: nothing, all after the depthwise convolution ("expansion"),
     or all of each block ("block", or true); for all stages or for each. Less memory, up to a third more time."""
 
-    _LATER_FIELDS: ClassVar[tuple[str, ...]] = (
+    later_fields: ClassVar[tuple[str, ...]] = (
         "decoder_kernel_size",
         "block_residual",
         "resampling_residual",
@@ -120,12 +120,6 @@ class MedNeXtConfig(NetworkBase):
             if any(steps[axis] > 1 for steps in strides[:levels]):
                 raise ValueError(f"axis {axis} can't be halved at a level where kernels measure 1 along it")
         return self
-
-    @model_serializer(mode="wrap")
-    def _leave_out_later_defaults(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        # A plan that uses none of them stays the plan it was: the same hash, and readable by the version that made it.
-        unused = {name for name in self._LATER_FIELDS if getattr(self, name) == type(self).model_fields[name].default}
-        return {name: value for name, value in handler(self).items() if name not in unused}
 
 
 _B_RATIO: Nine = (2, 3, 4, 4, 4, 4, 4, 3, 2)

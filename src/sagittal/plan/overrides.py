@@ -9,7 +9,7 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from sagittal.errors import PlanError, did_you_mean
-from sagittal.plan.base import describe_validation_error
+from sagittal.plan.base import EVERY_FIELD, describe_validation_error
 from sagittal.plan.networks import NetworkConfig
 from sagittal.plan.plan import Plan
 
@@ -50,7 +50,7 @@ def override(plan: Plan, settings: Mapping[str, Any], *, origin: str) -> Plan:
     """
     if not settings:
         return plan
-    tree = plan.model_dump(mode="json")
+    tree = plan.model_dump(mode="json", context=EVERY_FIELD)
     for name, value in settings.items():
         _assign(tree, name, value)
     tree["reasons"] = {**tree["reasons"], **dict.fromkeys(settings, origin)}

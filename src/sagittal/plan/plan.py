@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, ClassVar, Literal, Self
 
-from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
+from pydantic import Field, model_validator
 
 from sagittal.errors import PlanError
 from sagittal.plan.base import Frozen, Triple, TripleMm
@@ -68,6 +68,8 @@ class Preprocessing(Frozen):
     """One per channel."""
     anisotropy_threshold: Positive = 3.0
     """Above this ratio of spacings the coarse axis is resampled apart from the plane (nnU-Net)."""
+
+    later_fields: ClassVar[tuple[str, ...]] = ("transpose",)
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -202,14 +204,9 @@ class Training(Frozen):
     split_seed: int = 12345
     seed: int = 0
     initialization: Initialization | None = None
-    """None for random weights; it is then not written, so that such plans keep the hash that they always had."""
+    """None for random weights."""
 
-    @model_serializer(mode="wrap")
-    def _without_none(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        tree: dict[str, Any] = serialize(self)
-        if self.initialization is None:
-            tree.pop("initialization", None)
-        return tree
+    later_fields: ClassVar[tuple[str, ...]] = ("initialization",)
 
 
 class Inference(Frozen):

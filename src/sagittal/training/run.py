@@ -15,7 +15,8 @@ import torch
 
 from sagittal.bundle import Bundle, read_bundle
 from sagittal.data.cache import Cache
-from sagittal.data.dataset import Dataset, content_hash, read_dataset
+from sagittal.data.dataset import Dataset, read_dataset
+from sagittal.data.known import known_content_hash
 from sagittal.data.splits import five_folds
 from sagittal.errors import DataError, PlanError, TrainingError
 from sagittal.inference.predictor import resolve_device
@@ -116,7 +117,7 @@ def train(
     require_precision(the_plan, device)
     names = _fold_names(fold, the_plan)
     _require_source(the_plan, start, names, out, folder)
-    content = content_hash(data)
+    content = known_content_hash(data, options.known)
     _remember_data(data, content, folder, started=stored is not None)
     cache = preprocess(data, content, the_plan, options.cache or folder / "cache", options)
     validation_s = None

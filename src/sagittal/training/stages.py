@@ -15,9 +15,10 @@ import torch
 from sagittal.data.cache import Cache, build_cache
 from sagittal.data.dataset import Dataset
 from sagittal.data.doctor import diagnose
-from sagittal.data.fingerprint import extract_fingerprint
+from sagittal.data.fingerprint import Orientation
+from sagittal.data.known import known_fingerprint
 from sagittal.errors import DataError, PlanError
-from sagittal.plan.base import canonical_json
+from sagittal.plan.base import TripleMm, canonical_json
 from sagittal.plan.overrides import override
 from sagittal.plan.plan import Plan
 from sagittal.planning import make_plan
@@ -45,6 +46,7 @@ class RunOptions:
         device: `auto`, `cpu`, `cuda`, `cuda:1` or `mps`.
         cache: folder for preprocessed cases, which runs may share; by default `cache` in the run folder.
         workers: threads that read and preprocess.
+        known: folder that keeps what was measured of data sets, so that it is not measured twice; None keeps nothing.
         resume: go on from the last checkpoint.
         memory_gib: memory that a plan made here may use in a training step.
         checkpoint_every_s: seconds between two checkpoints.
@@ -54,6 +56,7 @@ class RunOptions:
     device: str = "auto"
     cache: Path | None = None
     workers: int = field(default_factory=lambda: os.cpu_count() or 1)
+    known: Path | None = None
     resume: bool = False
     memory_gib: float = 8.0
     checkpoint_every_s: float = 60.0
@@ -78,6 +81,28 @@ class PlanChoice:
     def network_name(self) -> str:
         """The network to plan for where no plan is given: by default that of the weights to start from."""
         return self.network or ("mednext-s" if self.start is None else self.start.bundle.plan.network_name)
+
+    def grid(self) -> tuple[Orientation, TripleMm | None]:
+        """Return the overrides that the rest of a plan follows from: axis order and target spacing.
+
+        Raises:
+            PlanError: the axis order is no known one, or the spacing is not three lengths.
+        """
+        orientation = self.settings.get("preprocessing.orientation", "RAS")
+        if orientation not in ("RAS", "stored"):
+            raise PlanError(f"--set preprocessing.orientation={orientation}: expected RAS or stored.")
+        given = self.settings.get("preprocessing.spacing_mm")
+        if given is None:
+            return orientation, None
+        try:
+            d, h, w = (float(length) for length in given)
+        except (TypeError, ValueError):
+            raise PlanError(
+                f"--set preprocessing.spacing_mm={given}: expected mm along D, H, W, for example 1.0,0.8,0.8."
+            ) from None
+        if min(d, h, w) <= 0:
+            raise PlanError(f"--set preprocessing.spacing_mm={given}: expected lengths above 0.")
+        return orientation, (d, h, w)
 
     def applied_to(self, plan: Plan) -> Plan:
         """Return the plan with the overrides and the start written into it, both with their reasons.
@@ -147,14 +172,14 @@ def find_plan(dataset: Dataset, stored: Path | None, choice: PlanChoice, options
         is_new = True
     else:
         began = time.monotonic()
+        orientation, spacing_mm = choice.grid()
+        fingerprint, known = known_fingerprint(dataset, options.known, workers=options.workers, orientation=orientation)
         plan = make_plan(
-            extract_fingerprint(dataset, workers=options.workers),
-            dataset.spec,
-            choice.network_name,
-            memory_gib=options.memory_gib,
+            fingerprint, dataset.spec, choice.network_name, memory_gib=options.memory_gib, spacing_mm=spacing_mm
         )
         plan = choice.applied_to(plan)
-        options.say(f"plan: made in {time.monotonic() - began:.0f} s, {describe(plan)}")
+        measured = "from the fingerprint of before, for no file changed" if known else "every case measured"
+        options.say(f"plan: made in {time.monotonic() - began:.0f} s, {measured}; {describe(plan)}")
         is_new = True
     if plan.dataset.replace(name=dataset.spec.name) != dataset.spec:
         raise PlanError(
