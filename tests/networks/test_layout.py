@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from sagittal.networks.layout import crop_end, every_second_voxel, pad_end, pointwise, to_preferred_layout
+from sagittal.networks.layout import crop_end, divide_up, every_second_voxel, pad_end, pointwise, to_preferred_layout
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
@@ -40,3 +40,23 @@ def test_every_second_voxel_is_a_view() -> None:
     every_second_voxel(x, 1).add_(1)
     assert x.sum() == 2 * 2 * 3 * 1
     assert x[0, 0, 1, 1, 1] == 1
+
+
+@pytest.mark.parametrize(("size", "by", "expected"), [(1, 16, 1), (16, 16, 1), (17, 16, 2), (32, 2, 16), (5, 1, 5)])
+def test_divide_up_is_a_ceiling(size: int, by: int, expected: int) -> None:
+    assert divide_up(size, by) == expected == -(-size // by)
+
+
+def test_sizes_left_open_in_an_export_are_padded_and_cropped_alike() -> None:
+    class Network(nn.Module):
+        def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+            padded = pad_end(x, tuple(4 * divide_up(size, 4) for size in x.shape[2:]))
+            return padded, crop_end(padded + 1, tuple(x.shape[2:]))
+
+    sizes = dict.fromkeys((2, 3, 4), torch.export.Dim.DYNAMIC)
+    program = torch.export.export(Network(), (torch.randn(1, 2, 5, 6, 7),), dynamic_shapes=(sizes,)).module()
+    for other in ((8, 3, 2), (4, 8, 12)):
+        image = torch.randn(1, 2, *other)
+        for ours, eager in zip(program(image), Network()(image), strict=True):
+            assert torch.equal(ours, eager)
+            assert ours.is_contiguous()
