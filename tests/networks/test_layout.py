@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from sagittal.networks.layout import crop_end, divide_up, every_second_voxel, pad_end, pointwise, to_preferred_layout
+from sagittal.networks.layout import crop_end, divide_up, pad_end, pointwise, to_preferred_layout
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
@@ -33,13 +33,6 @@ def test_pointwise_keeps_channels_last_without_a_copy() -> None:
     assert x.is_contiguous(memory_format=torch.channels_last_3d)
     y = pointwise(x, torch.randn(8, 3, 1, 1, 1), None)
     assert y.is_contiguous(memory_format=torch.channels_last_3d)
-
-
-def test_every_second_voxel_is_a_view() -> None:
-    x = torch.zeros(1, 2, 4, 6, 3)
-    every_second_voxel(x, 1).add_(1)
-    assert x.sum() == 2 * 2 * 3 * 1
-    assert x[0, 0, 1, 1, 1] == 1
 
 
 @pytest.mark.parametrize(("size", "by", "expected"), [(1, 16, 1), (16, 16, 1), (17, 16, 2), (32, 2, 16), (5, 1, 5)])

@@ -106,3 +106,11 @@ def test_deep_supervision_weights_are_mednexts():
     assert deep_supervision_weights(1) == (1.0,)
     assert deep_supervision_weights(5) == pytest.approx((0.5161, 0.2581, 0.1290, 0.0645, 0.0323), abs=5e-5)
     assert sum(deep_supervision_weights(5)) == pytest.approx(1.0)
+
+
+def test_fields_that_are_left_out_at_their_defaults_can_be_set():
+    changed = override(PLAN, {"network.decoder_kernel_size": 5, "preprocessing.transpose": [1, 0, 2]}, origin="test")
+    assert changed.network.decoder_kernel_size == 5
+    assert changed.preprocessing.transpose == (1, 0, 2)
+    assert "decoder_kernel_size" not in PLAN.to_json() and "transpose" not in PLAN.to_json()
+    assert '"decoder_kernel_size": 5' in changed.to_json()

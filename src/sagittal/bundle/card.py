@@ -42,12 +42,18 @@ def model_card(plan: Plan, metrics: Mapping[str, Any], *, parameters: int, data_
                 "Network": f"{plan.network_name} ({plan.network.kind})",
                 "Parameters": f"{parameters:,}",
                 "Window (D, H, W)": " x ".join(str(size) for size in plan.patch.size) + " voxels",
-                "Planned training steps": f"{plan.schedule.steps:,} of batch {plan.training.batch_size}",
+                **_training(plan, metrics),
             }
         ),
         "## Use\n\n```\nsagittal predict BUNDLE SCAN --out FOLDER\n```",
     ]
     return "\n\n".join(sections) + "\n"
+
+
+def _training(plan: Plan, metrics: Mapping[str, Any]) -> dict[str, str]:
+    if "imported" in metrics:
+        return {"Training": "elsewhere; the weights were imported"}
+    return {"Planned training steps": f"{plan.schedule.steps:,} of batch {plan.training.batch_size}"}
 
 
 def _dice_table(plan: Plan, metrics: Mapping[str, Any]) -> str:

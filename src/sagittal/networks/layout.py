@@ -18,11 +18,6 @@ def prefers_channels_last(x: Tensor) -> bool:
     return x.device.type in ("cpu", "meta") and not torch.compiler.is_exporting()
 
 
-def every_second_voxel(x: Tensor, start: int) -> Tensor:
-    """Return the view of every second voxel along each spatial axis, beginning with `start`."""
-    return x[(slice(None), slice(None), *(slice(start, None, 2),) * (x.ndim - 2))]
-
-
 def to_preferred_layout(x: Tensor) -> Tensor:
     """Return (N, C, ...) `x` in the memory format that its device is fastest with; the values stay the same."""
     if not prefers_channels_last(x):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Self
+from typing import ClassVar, Self
 
 from pydantic import model_validator
 
@@ -42,7 +42,14 @@ class DatasetSpec(Frozen):
     """Value of voxels that count neither in training nor in evaluation."""
     regions_class_order: tuple[int, ...] | None = None
     """For regions: the value written for each region in turn, later ones over earlier ones (nnU-Net's rule)."""
+    label_map: tuple[tuple[int, int], ...] = ()
+    """(value in the label files, value before 'sagittal doctor --fix'), ascending; predictions hold the latter.
+
+    Only values that can't be declared are replaced: those outside of 0..65535.
+    """
     file_ending: str
+
+    later_fields: ClassVar[tuple[str, ...]] = ("label_map",)
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -63,7 +70,17 @@ class DatasetSpec(Frozen):
             raise ValueError("labels that join several values (regions) need regions_class_order")
         elif [label.values[0] for label in self.labels] != sorted(self.foreground_values):
             raise ValueError("classes must have distinct values in ascending order")
+        self._check_label_map()
         return self
+
+    def _check_label_map(self) -> None:
+        values, originals = (tuple(pair[side] for pair in self.label_map) for side in (0, 1))
+        if list(values) != sorted(set(values)) or not set(values) <= self.declared_values - {0}:
+            raise ValueError(f"label_map: keys must be declared label values other than 0, got {list(values)}")
+        if len(set(originals)) != len(originals) or any(0 <= original <= 65535 for original in originals):
+            raise ValueError(
+                f"label_map: original values must be distinct and outside of 0..65535, got {list(originals)}"
+            )
 
     @property
     def has_regions(self) -> bool:

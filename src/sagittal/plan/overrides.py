@@ -81,14 +81,17 @@ def _assign(tree: dict[str, Any], name: str, value: Any) -> None:
 
 
 def _refit_deep_supervision(tree: dict[str, Any], settings: Mapping[str, Any]) -> None:
-    """Keep the number of loss weights equal to the number of outputs when only deep supervision was switched."""
-    if "network.deep_supervision" not in settings or "training.loss.deep_supervision_weights" in settings:
+    """Keep the number of loss weights equal to the number of outputs where only the network was changed."""
+    changes_network = any(name.startswith("network.") for name in settings)
+    if not changes_network or "training.loss.deep_supervision_weights" in settings:
         return
     try:
         network: NetworkConfig = TypeAdapter(NetworkConfig).validate_json(json.dumps(tree["network"]))
     except ValidationError:
         return  # the plan as a whole is validated next, and says what is wrong
-    tree["training"]["loss"]["deep_supervision_weights"] = list(deep_supervision_weights(network.scales))
+    loss = tree["training"]["loss"]
+    if len(loss["deep_supervision_weights"]) != network.scales:
+        loss["deep_supervision_weights"] = list(deep_supervision_weights(network.scales))
 
 
 def deep_supervision_weights(outputs: int) -> tuple[float, ...]:

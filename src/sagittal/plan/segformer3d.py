@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal, Self
+from typing import ClassVar, Literal, Self
 
 from pydantic import model_validator
 
@@ -26,6 +26,8 @@ class SegFormer3DConfig(NetworkBase):
     norm: Literal["batch", "group"] = "batch"
     """In the Mix-FFN and the decoder: BatchNorm as published, or GroupNorm for small batches."""
     spatial_dims: Literal[3] = 3
+
+    later_fields: ClassVar[tuple[str, ...]] = ("norm", "spatial_dims")
 
     @model_validator(mode="after")
     def _check(self) -> Self:
