@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import random
 from collections import OrderedDict
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from safetensors.torch import save_file
 
 from sagittal.errors import PlanError
 from sagittal.networks import read_weights_file
+from sagittal.networks.weights_file import Unread
 
 WEIGHTS = OrderedDict(a=torch.arange(6.0).reshape(2, 3), b=torch.ones(4, dtype=torch.float16))
 
@@ -42,7 +44,7 @@ def test_a_state_dict_is_read(tmp_path: Path, name: str, modern: bool) -> None:
     assert all(torch.equal(read[name], WEIGHTS[name]) and read[name].dtype == WEIGHTS[name].dtype for name in WEIGHTS)
 
 
-def test_a_checkpoint_of_nnunet_v1_is_read_with_the_numbers_beside_it(tmp_path: Path) -> None:
+def test_a_checkpoint_of_nnunet_v1_is_read_and_numpys_numbers_in_it_are_passed_over(tmp_path: Path) -> None:
     checkpoint = {
         "epoch": 7,
         "state_dict": WEIGHTS,
@@ -53,7 +55,9 @@ def test_a_checkpoint_of_nnunet_v1_is_read_with_the_numbers_beside_it(tmp_path: 
     }
     torch.save(checkpoint, tmp_path / "final.model")
     read = read_weights_file(tmp_path / "final.model")
-    assert read["plot_stuff"][0] == [1.5] and torch.equal(read["state_dict"]["a"], WEIGHTS["a"])
+    assert read["epoch"] == 7 and torch.equal(read["state_dict"]["a"], WEIGHTS["a"])
+    passed_over = [*read["plot_stuff"][0], *read["plot_stuff"][1], *read["plot_stuff"][2:], read["best_stuff"][1]]
+    assert {type(value) for value in passed_over} == {Unread} and len(passed_over) == 5
 
 
 @pytest.mark.parametrize("modern", [True, False])
@@ -101,6 +105,25 @@ def test_a_file_that_was_cut_short_is_refused(tmp_path: Path) -> None:
     (tmp_path / "w.pth").write_bytes((tmp_path / "w.pth").read_bytes()[:-200])
     with pytest.raises(PlanError, match="can't be read as weights"):
         read_weights_file(tmp_path / "w.pth")
+
+
+@pytest.mark.parametrize("modern", [True, False])
+def test_bytes_of_any_making_end_in_an_error_that_names_the_file(tmp_path: Path, modern: bool) -> None:
+    path = tmp_path / "w.pth"
+    torch.save({"state_dict": WEIGHTS, "x": np.zeros(3)}, path, _use_new_zipfile_serialization=modern)
+    whole, dice = path.read_bytes(), random.Random(0)
+    refused = 0
+    for _ in range(400):
+        content = bytearray(whole[: dice.choice((len(whole), dice.randrange(1, len(whole))))])
+        for _ in range(3):
+            content[dice.randrange(min(len(content), 700))] = dice.randrange(256)
+        path.write_bytes(content)
+        try:
+            read_weights_file(path)
+        except PlanError as error:
+            refused += 1
+            assert str(path) in error.message
+    assert refused > 100
 
 
 @pytest.mark.parametrize("content", [[1, 2], {}, {3: torch.ones(1)}, torch.ones(2)])

@@ -10,24 +10,38 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from sagittal.errors import PlanError
 
 ENDINGS = (".pth", ".pt", ".model", ".safetensors")
-_NUMBERS = ("b1", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "f2", "f4", "f8")
+_NUMPY = (
+    "numpy.dtype",
+    "numpy.ndarray",
+    *(f"numpy.{core}.multiarray.{maker}" for core in ("core", "_core") for maker in ("scalar", "_reconstruct")),
+)
+"""What numpy's numbers and arrays are pickled as, by numpy 1 and 2."""
 _GLOBAL = re.compile(r"GLOBAL ([\w.]+)")
+
+
+class Unread:
+    """Stands where a file holds a number or array of numpy, of which nothing is read or called."""
+
+    def __init__(self, *_arguments: object) -> None:
+        pass
+
+    def __setstate__(self, _state: object) -> None:
+        pass
 
 
 def read_weights_file(path: str | os.PathLike[str]) -> Mapping[str, Any]:
     """Return what a file holds: tensors by name, or a checkpoint (a dict) with such a dict in it.
 
     PyTorch's files are pickles, which can run any code when they are read. Here they are read with
-    `weights_only=True`: tensors, numbers, texts and containers pass, and numpy's numbers and arrays, which nnU-Net's
-    `.model` files hold beside the weights; anything else ends the reading before it is made.
+    `weights_only=True`: tensors, numbers, texts and containers pass. Numpy's numbers and arrays, which nnU-Net's
+    `.model` files hold beside the weights, are passed over: an `Unread` stands where each was. Anything else ends the
+    reading before it is made.
 
     Args:
         path: .pth, .pt, .model (nnU-Net v1) or .safetensors.
@@ -57,18 +71,21 @@ def read_weights_file(path: str | os.PathLike[str]) -> Mapping[str, Any]:
 def _read_safetensors(path: Path) -> Any:
     try:
         return load_file(path)
-    except (SafetensorError, OSError, ValueError) as error:
+    except Exception as error:
         raise _damaged(path, error) from None
 
 
 def _read_pickle(path: Path) -> Any:
+    # Not numpy's own makers: a file could hand them states that numpy does not check.
+    unread = [(Unread, name) for name in _NUMPY]
     try:
         # PyTorch warns of what it then refuses, or reads all the same; the errors below say it.
-        with warnings.catch_warnings(), torch.serialization.safe_globals(_numpy_globals()):
+        with warnings.catch_warnings(), torch.serialization.safe_globals([Unread, *unread]):
             warnings.simplefilter("ignore")
             return torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        refused = _GLOBAL.search(str(error))
+    except Exception as error:
+        # Bytes of anyone's making raise anything: assertions, struct.error, LookupError, MemoryError.
+        refused = _GLOBAL.search(str(error)) if isinstance(error, pickle.UnpicklingError) else None
         if refused is None:
             raise _damaged(path, error) from None
         raise PlanError(
@@ -77,17 +94,6 @@ def _read_pickle(path: Path) -> Any:
             "torch.save(network.state_dict(), FILE), or as .safetensors.",
             code="unsafe_weights",
         ) from None
-    except (RuntimeError, OSError, EOFError, ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
-        raise _damaged(path, error) from None
-
-
-def _numpy_globals() -> list[Any]:
-    """Return what numbers and arrays of numpy are made with, under the names of numpy 1 and 2; none runs code."""
-    # Asked of numpy itself, for it has moved these two functions from one private module to another.
-    makers = {"scalar": np.float64(0).__reduce__()[0], "_reconstruct": np.zeros(1).__reduce__()[0]}
-    homes = ("numpy.core.multiarray", "numpy._core.multiarray")
-    named = [(maker, f"{home}.{name}") for home in homes for name, maker in makers.items()]
-    return [np.dtype, np.ndarray, *named, *(type(np.dtype(number)) for number in _NUMBERS)]
 
 
 def _damaged(path: Path, error: Exception) -> PlanError:
