@@ -16,6 +16,7 @@ def plan(
     network: str = "mednext-s",
     out: Path = Path("plan.json"),
     memory_gib: float = 8.0,
+    splits: Path | None = None,
     settings: Settings = None,
     explain: Annotated[bool, Parameter(negative="")] = False,
 ) -> int:
@@ -27,12 +28,13 @@ def plan(
     network: name of the network; `sagittal networks` lists them
     out: the plan to write
     memory_gib: memory that a training step may use
+    splits: own splits, as nnU-Net's splits_final.json; one in the data set's folder is taken without being named
     explain: print every number with its reason
     """
     from sagittal.data.dataset import read_dataset
     from sagittal.training.stages import PlanChoice, RunOptions, check, describe, find_plan
 
-    options = RunOptions(memory_gib=memory_gib, known=known_folder(), say=print)
+    options = RunOptions(memory_gib=memory_gib, splits=splits, known=known_folder(), say=print)
     data = read_dataset(dataset)
     check(data, options)
     made, _ = find_plan(data, None, PlanChoice(network=network, settings=parse_settings_option(settings)), options)

@@ -33,6 +33,7 @@ def train(
     cache: Path | None = None,
     resume: Annotated[bool, Parameter(negative="")] = False,
     memory_gib: float = 8.0,
+    splits: Path | None = None,
     checkpoint_every: str = "60s",
     settings: Settings = None,
 ) -> int:
@@ -52,6 +53,7 @@ def train(
     cache: folder for preprocessed cases, which runs may share
     resume: go on from the last checkpoint
     memory_gib: memory that a training step may use, where a plan is made here
+    splits: own splits, as nnU-Net's splits_final.json; one in the data set's folder is taken without being named
     checkpoint_every: time between two checkpoints
     """
     from sagittal.errors import PlanError
@@ -77,6 +79,7 @@ def train(
                 known=known_folder(),
                 resume=resume,
                 memory_gib=memory_gib,
+                splits=splits,
                 checkpoint_every_s=parse_duration_s(checkpoint_every, "--checkpoint-every"),
                 say=_say,
             ),

@@ -25,6 +25,7 @@ from sagittal.plan.base import write_atomically
 from sagittal.plan.dataset import DatasetSpec
 from sagittal.plan.plan import Initialization, Plan
 from sagittal.planning.recipe import STEPS_PER_EPOCH
+from sagittal.training.split import same_split
 
 REPORT = "initialization.txt"
 MOST_FROZEN = 0.25
@@ -236,7 +237,7 @@ def _held_out_unseen(plan: Plan, bundle: Bundle) -> bool:
     return (
         measured
         and plan.fingerprint_sha256 == source.fingerprint_sha256
-        and (one.folds, one.split_seed) == (other.folds, other.split_seed)
+        and same_split(one, other)
         and not any(may_have_seen_held_out(source, name.removeprefix("fold_")) for name in bundle.weight_names)
     )
 
