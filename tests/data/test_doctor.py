@@ -244,7 +244,7 @@ WARNINGS: list[tuple[Callable[[Path], None], set[str], str]] = [
     (warn_constant, {"constant_image"}, "a: channel 1 (FLAIR) is constant: every voxel is 7."),
     (warn_scales, {"intensity_scale"}, "far from it are 1 cases (b)"),
     (warn_orientation, {"orientation"}, "SAR 2 (a, c); SAL 1 (b)"),
-    (warn_no_world, {"no_world", "orientation"}, "b: channel 0 (T1) has neither qform nor sform"),
+    (warn_no_world, {"no_world", "orientation"}, "b: channel 0 (T1) says nothing of its orientation"),
     (warn_sheared, {"sheared"}, "b: channel 0 (T1) has a sheared affine"),
     (warn_duplicate, {"duplicate"}, "2 images have the same voxels: a channel 0, b channel 0."),
     (warn_unused, {"unused_file"}, "notes.txt in labelsTr belongs to no case"),

@@ -13,6 +13,7 @@ from jaxtyping import Bool, Float, Integer, UInt
 
 from sagittal.errors import DataError
 from sagittal.plan import DatasetSpec
+from sagittal.volumes.stored import smallest_label_type
 
 _MAX_VALUE = 65535
 
@@ -79,17 +80,20 @@ class LabelIndex:
             )
         return np.asarray(indices)
 
-    def values_of_classes(self) -> UInt[np.ndarray, " K"]:
-        """Return the value that stands for each network output in a label map.
+    def values_of_classes(self) -> Integer[np.ndarray, " K"]:
+        """Return the value that stands for each network output in a prediction.
 
-        For classes, take it at the largest output; for regions, write it wherever the output is above 0, output by
-        output, later ones over earlier (`regions_class_order`).
+        It is the label files' value; of one that 'sagittal doctor --fix' replaced, the original. For classes, take it
+        at the largest output; for regions, write it wherever the output is above 0, output by output, later ones over
+        earlier (`regions_class_order`).
         """
-        values = self.values if self.spec.regions_class_order is None else self.spec.regions_class_order
-        return np.array(values, np.uint8 if max(values) <= np.iinfo(np.uint8).max else np.uint16)
+        stored = self.values if self.spec.regions_class_order is None else self.spec.regions_class_order
+        originals = dict(self.spec.label_map)
+        values = [originals.get(value, value) for value in stored]
+        return np.array(values, smallest_label_type(min(0, *values), max(values)))
 
-    def decode(self, logits: Float[np.ndarray, "K D H W"]) -> UInt[np.ndarray, "D H W"]:
-        """Return the label map that the network's outputs (K, D, H, W) mean, as values of the label files."""
+    def decode(self, logits: Float[np.ndarray, "K D H W"]) -> Integer[np.ndarray, "D H W"]:
+        """Return the label map that the network's outputs (K, D, H, W) mean, as values of predictions."""
         values = self.values_of_classes()
         if not self.spec.has_regions:
             return np.asarray(values[np.argmax(logits, axis=0)])

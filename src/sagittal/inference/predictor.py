@@ -11,7 +11,7 @@ from typing import TypeAlias
 
 import numpy as np
 import torch
-from jaxtyping import UInt
+from jaxtyping import Integer
 from torch import nn
 
 from sagittal.bundle import Bundle, read_bundle
@@ -64,7 +64,9 @@ class Predictor:
         memory_gib: float | None = None,
         on_window: Progress | None = None,
     ) -> Volume:
-        """Return the label map of a scan, uint8 or uint16 (1, D, H, W), on exactly the scan's grid.
+        """Return the label map of a scan, (1, D, H, W), on exactly the scan's grid.
+
+        It is uint8 or uint16; int32 or int64 where the data set's own label values need that (`DatasetSpec.label_map`).
 
         Args:
             scan: a file or a Volume; several of them where the data set has several channels, in its order.
@@ -92,7 +94,7 @@ class Predictor:
 
     def _labels_of(
         self, prepared: Prepared, choice: Choice, mirror: bool, on_window: Progress | None
-    ) -> UInt[np.ndarray, "D H W"]:
+    ) -> Integer[np.ndarray, "D H W"]:
         """Return label values on the cropped grid."""
         image = torch.from_numpy(prepared.image).to(self._home_of(prepared))
         with _evaluating(self._network):

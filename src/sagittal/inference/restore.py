@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from jaxtyping import Float32, UInt
+from jaxtyping import Float32, Integer
 from torch import Tensor, nn
 
 from sagittal.data.label_index import LabelIndex
@@ -25,8 +25,11 @@ def labels_on_grid(
     index: LabelIndex,
     *,
     slab_bytes: int = DEFAULT_SLAB_BYTES,
-) -> UInt[np.ndarray, "D H W"]:
+) -> Integer[np.ndarray, "D H W"]:
     """Return label values on a grid of `shape` that covers the same space as `logits`.
+
+    Where 'sagittal doctor --fix' replaced values of the label files, the result holds the original ones, which may be
+    negative or exceed 65535; without such a map it is uint8 or uint16.
 
     Logits are interpolated linearly between voxel centres, two taps per axis; then a voxel gets the class with the
     largest logit, or for regions the value of the last one in regions_class_order whose probability exceeds one half.
