@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from sagittal.data.cache import Cache, image_path, labels_path, locations_path
+from sagittal.data.cache import Cache, Entry, image_path, labels_path, locations_path
 from sagittal.plan import DatasetSpec, Label, Plan, SegFormer3DConfig
 from sagittal.plan.base import Triple
 from sagittal.plan.plan import AdamW, Augmentation, Inference, Loss, Patch, Preprocessing, Schedule, Training, ZScore
@@ -30,12 +30,13 @@ def write_cache(folder: Path, cases: Mapping[str, tuple[np.ndarray, np.ndarray]]
     """Write images (C, D, H, W) and label indices (D, H, W) as preprocessing lays them out."""
     for part in ("images", "labels", "locations"):
         (folder / part).mkdir(parents=True)
-    for name, (image, labels) in cases.items():
-        np.save(image_path(folder, name), image.astype(np.float16))
-        np.save(labels_path(folder, name), labels.astype(np.uint8))
+    entries = tuple(Entry(name, name, name) for name in cases)
+    for entry, (image, labels) in zip(entries, cases.values(), strict=True):
+        np.save(image_path(folder, entry), image.astype(np.float16))
+        np.save(labels_path(folder, entry), labels.astype(np.uint8))
         found = {str(index): np.argwhere(labels == index).astype(np.int32) for index in (1, 2)}
-        np.savez(locations_path(folder, name), **found)
-    return Cache(folder, tuple(cases))
+        np.savez(locations_path(folder, entry), **found)
+    return Cache(folder, entries)
 
 
 def blocks(shape: Triple, seed: int, indices: Sequence[int] = (1, 2)) -> tuple[np.ndarray, np.ndarray]:

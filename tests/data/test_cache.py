@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import errno
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -9,8 +10,9 @@ from cached_cases import make_plan
 from small_scans import ball_case, write_dataset
 
 import sagittal.data.cache as cache_module
-from sagittal.data.cache import Cache, build_cache, cache_key, foreground_locations, safe_name
-from sagittal.data.dataset import content_hash
+from sagittal.data.cache import Cache, Entry, build_cache, entry_of, foreground_locations, need_bytes, safe_name
+from sagittal.data.dataset import digest_of, files_of, read_dataset
+from sagittal.data.work_memory import MIB
 from sagittal.errors import DataError, ResourceError
 from sagittal.plan import Plan
 from sagittal.plan.plan import NoNormalization, ZScore
@@ -30,7 +32,7 @@ def plan(dataset) -> Plan:
     return plan.replace(dataset=dataset.spec, preprocessing=preprocessing)
 
 
-def files_of(folder: Path) -> dict[str, tuple[bytes, int]]:
+def contents_of(folder: Path) -> dict[str, tuple[bytes, int]]:
     return {
         str(path.relative_to(folder)): (path.read_bytes(), path.stat().st_mtime_ns)
         for path in sorted(folder.rglob("*"))
@@ -58,8 +60,8 @@ def test_a_cache_holds_images_indices_and_locations(dataset, plan, tmp_path):
 
 def test_the_second_time_nothing_is_read_or_written(dataset, plan, tmp_path, monkeypatch):
     first = build_cache(dataset, plan, tmp_path / "cache", workers=1)
-    before = files_of(tmp_path / "cache")
-    monkeypatch.setattr(cache_module, "prepare_case", lambda *_: pytest.fail("a finished case was prepared again"))
+    before = contents_of(tmp_path / "cache")
+    monkeypatch.setattr(cache_module, "read_case", lambda *_: pytest.fail("a finished case was prepared again"))
     built: list[str] = []
     second = build_cache(
         dataset,
@@ -67,18 +69,18 @@ def test_the_second_time_nothing_is_read_or_written(dataset, plan, tmp_path, mon
         tmp_path / "cache",
         workers=1,
         on_case=built.append,
-        dataset_sha256=content_hash(dataset),
+        digests={path: digest_of(path) for case in dataset.cases for path in files_of(case)},
     )
     assert second == first and not built
-    assert files_of(tmp_path / "cache") == before
+    assert contents_of(tmp_path / "cache") == before
 
 
 @pytest.mark.parametrize("part", ["images", "labels", "locations"])
 @pytest.mark.parametrize("damage", ["missing", "short"])
 def test_a_stopped_run_goes_on_with_what_is_missing(dataset, plan, tmp_path, part, damage):
     cache = build_cache(dataset, plan, tmp_path / "cache", workers=2)
-    before = files_of(cache.folder)
-    (path,) = cache.folder.glob(f"{part}/case_1.np*")
+    before = contents_of(cache.folder)
+    (path,) = cache.folder.glob(f"{part}/case_1-*.np*")
     if damage == "missing":
         path.unlink()
     else:
@@ -86,21 +88,71 @@ def test_a_stopped_run_goes_on_with_what_is_missing(dataset, plan, tmp_path, par
     built: list[str] = []
     build_cache(dataset, plan, tmp_path / "cache", workers=2, on_case=built.append)
     assert built == ["case_1"]
-    assert {name: content for name, (content, _) in files_of(cache.folder).items()} == {
+    assert {name: content for name, (content, _) in contents_of(cache.folder).items()} == {
         name: content for name, (content, _) in before.items()
     }
 
 
-def test_the_key_follows_what_the_content_depends_on(plan):
-    key = cache_key("0" * 64, plan)
-    assert key == cache_key("0" * 64, plan.replace(training=plan.training.replace(batch_size=7), reasons={"a": "b"}))
-    assert key == cache_key("0" * 64, plan.replace(dataset=plan.dataset.replace(name="another")))
-    others = [
-        cache_key("1" * 64, plan),
-        cache_key("0" * 64, plan.replace(preprocessing=plan.preprocessing.replace(spacing_mm=(1.0, 1.0, 2.0)))),
-        cache_key("0" * 64, plan.replace(dataset=plan.dataset.replace(ignore_value=3))),
-    ]
-    assert len({key, *others}) == 4
+def test_names_follow_what_the_content_depends_on(dataset, plan):
+    case = dataset.cases[0]
+    digests = {path: digest_of(path) for path in files_of(case)}
+    entry = entry_of(case, digests, plan)
+    assert entry == entry_of(case, digests, plan.replace(reasons={"a": "b"}))
+    assert entry == entry_of(case, digests, plan.replace(dataset=plan.dataset.replace(name="another")))
+    spaced = plan.replace(preprocessing=plan.preprocessing.replace(spacing_mm=(1.0, 1.0, 2.0)))
+    ignoring = entry_of(case, digests, plan.replace(dataset=plan.dataset.replace(ignore_value=3)))
+    other_label = entry_of(case, {**digests, case.labels: (1, "other")}, plan)
+    other_image = entry_of(case, {**digests, case.images[0]: (1, "other")}, plan)
+    assert entry.image == ignoring.image == other_label.image
+    others = [entry_of(case, digests, spaced), ignoring, other_label, other_image]
+    assert len({entry.labels, *(other.labels for other in others)}) == 5
+    assert len({entry.image, *(other.image for other in others)}) == 3
+
+
+def test_a_changed_label_map_costs_no_image_and_a_changed_case_no_other(dataset, plan, tmp_path, monkeypatch):
+    build_cache(dataset, plan, tmp_path / "cache", workers=1)
+    image, labels = ball_case(SHAPE, 1)
+    moved = np.roll(labels, 1, axis=0)
+    other = write_dataset(tmp_path / "other", {"a": (image, moved)})
+    shutil.copy(other.cases[0].labels, dataset.cases[1].labels)
+    monkeypatch.setattr(cache_module, "prepare_image", lambda *_: pytest.fail("an image was prepared again"))
+    built: list[str] = []
+    cache = build_cache(read_dataset(dataset.folder), plan, tmp_path / "cache", workers=1, on_case=built.append)
+    assert built == ["case_1"]
+    np.testing.assert_array_equal(cache.labels(1), moved[2:-2, 2:-2, 2:-2])
+
+
+def test_a_case_that_runs_out_of_memory_is_tried_once_more_alone(dataset, plan, tmp_path, monkeypatch):
+    real, failures = cache_module.prepare_image, iter([MemoryError(), None, None, None])
+
+    def prepare_image(*arguments, **options):
+        failure = next(failures)
+        if failure is not None:
+            raise failure
+        return real(*arguments, **options)
+
+    monkeypatch.setattr(cache_module, "prepare_image", prepare_image)
+    built: list[str] = []
+    build_cache(dataset, plan, tmp_path / "cache", workers=2, on_case=built.append)
+    assert sorted(built) == ["case_0", "case_1", "case_2"]
+
+
+def test_a_case_that_fits_nowhere_is_named_with_the_numbers(dataset, plan, tmp_path, monkeypatch):
+    def prepare_image(*arguments, **options):
+        raise MemoryError
+
+    monkeypatch.setattr(cache_module, "prepare_image", prepare_image)
+    with pytest.raises(ResourceError, match=r"case_\d: does not fit into memory.*takes about [\d,]+ MiB") as caught:
+        build_cache(dataset, plan, tmp_path / "cache", workers=2)
+    assert caught.value.code == "memory"
+
+
+def test_the_need_of_a_case_grows_with_its_voxels(tmp_path, plan):
+    sizes = ((10, 12, 14), (100, 120, 140))
+    dataset = write_dataset(tmp_path / "sizes", {f"case_{size[0]}": ball_case(size, 0) for size in sizes})
+    small, large = (need_bytes(case, plan) for case in dataset.cases)
+    assert 20 * 1_680_000 < large - small < 40 * 1_680_000
+    assert small < 300 * MIB
 
 
 @pytest.mark.parametrize(("scheme", "factor"), [(ZScore(), 1.0), (NoNormalization(), 1.0), (NoNormalization(), 1e5)])
@@ -154,7 +206,7 @@ def test_a_bad_case_is_named_and_the_good_ones_stay(dataset, plan, tmp_path):
     (dataset.folder / "imagesTr" / "case_2_0000.nii.gz").write_bytes(b"not an image")
     with pytest.raises(DataError, match="case_2: "):
         build_cache(dataset, plan, tmp_path / "cache", workers=1)
-    assert {path.name for path in tmp_path.rglob("images/*.npy")} == {"case_0.npy", "case_1.npy"}
+    assert {path.name.split("-")[0] for path in tmp_path.rglob("images/*.npy")} == {"case_0", "case_1"}
 
 
 def test_a_full_disk_leaves_nothing_half_written(dataset, plan, tmp_path, monkeypatch):
@@ -168,10 +220,10 @@ def test_a_full_disk_leaves_nothing_half_written(dataset, plan, tmp_path, monkey
         real_save(file, array, **options)
 
     monkeypatch.setattr(np, "save", save)
-    with pytest.raises(ResourceError, match=r"case_1\.npy: can't be written \(No space left on device\)") as caught:
+    with pytest.raises(ResourceError, match=r"case_1-\w+\.npy: can't be written \(No space left on device\)") as caught:
         build_cache(dataset, plan, tmp_path / "cache", workers=1)
     assert caught.value.code == "disk"
-    assert {path.name for path in (tmp_path / "cache").rglob("*") if path.is_file()} == {"case_0.npy", "case_0.npz"}
+    assert {path.name.split("-")[0] for path in (tmp_path / "cache").rglob("*") if path.is_file()} == {"case_0"}
     monkeypatch.undo()
     built: list[str] = []
     build_cache(dataset, plan, tmp_path / "cache", workers=1, on_case=built.append)
@@ -185,9 +237,9 @@ def test_a_cache_folder_that_cant_be_made_is_refused(dataset, plan, tmp_path):
 
 
 def test_a_cache_that_lost_a_file_says_so(tmp_path):
-    cache = Cache(tmp_path, ("a",))
+    cache = Cache(tmp_path, (Entry("a", "a", "a"),))
     for read in (cache.image, cache.labels, cache.locations):
-        with pytest.raises(ResourceError, match="Delete its folder") as caught:
+        with pytest.raises(ResourceError, match="Delete it and start again") as caught:
             read(0)
         assert caught.value.code == "damaged_cache"
 

@@ -86,7 +86,7 @@ def test_a_rotated_patch_shows_the_label_where_the_image_is_bright(tmp_path: Pat
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_damaged_case_reaches_the_consumer_by_name(cache: Cache, workers: int) -> None:
-    path = image_path(cache.folder, "case_1")
+    path = image_path(cache.folder, cache.entries[1])
     path.write_bytes(path.read_bytes()[:300])
     with (
         TrainingBatches(cache, [1], make_plan(PATCH), workers=workers) as batches,
@@ -96,7 +96,7 @@ def test_a_damaged_case_reaches_the_consumer_by_name(cache: Cache, workers: int)
 
 
 def test_a_cache_whose_image_and_labels_do_not_fit_is_refused_with_the_case(cache: Cache) -> None:
-    np.save(image_path(cache.folder, "case_0"), np.zeros((1, 3, 3, 3), dtype=np.float16))
+    np.save(image_path(cache.folder, cache.entries[0]), np.zeros((1, 3, 3, 3), dtype=np.float16))
     with pytest.raises(ResourceError, match="case_0: its cached voxels can't be read") as caught:
         make_batch(cache, [0], make_plan(PATCH), 0)
     assert isinstance(caught.value.__cause__, ValueError)

@@ -1,40 +1,52 @@
 """Prepared cases on disk, made once per data set and preprocessing, read through memory maps.
 
-    FOLDER/<key>/images/CASE.npy      float16 (C, D, H, W); float32 where that would lose range
-                /labels/CASE.npy      label indices (D, H, W)
-                /locations/CASE.npz   per foreground index, voxels (n, 3) to place patches on; written last
+    FOLDER/images/CASE-<key>.npy      float16 (C, D, H, W); float32 where that would lose range
+          /labels/CASE-<key>.npy      label indices (D, H, W)
+          /locations/CASE-<key>.npz   per foreground index, voxels (n, 3) to place patches on; written last
 
-The key is a hash of all that the content depends on, so another plan never reads the wrong arrays. Every file appears
-whole or not at all, and a case counts as done when all of its files are readable: a killed run goes on where
-it stopped.
+A key is a hash of all that a file's content depends on: of an image, the scan's files and the plan's preprocessing; of
+labels, the label file and its declaration too. So another plan never reads the wrong arrays, a changed label map costs
+no image, a changed case no other, and several plans can share a folder. Every file appears whole or not at all, and a
+case counts as done when all of its files are readable: a killed run goes on where it stopped.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import itertools
+import json
+import math
 import os
 import re
 import tempfile
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, NamedTuple
 from zipfile import BadZipFile
 
 import numpy as np
+import torch
 from jaxtyping import Float, Int32, UInt
 
-from sagittal.data.dataset import Case, Dataset, content_hash
+from sagittal.data.dataset import Case, Dataset, Digest, files_of
+from sagittal.data.known import known_digests
 from sagittal.data.label_index import LabelIndex, label_index
 from sagittal.data.labelled_case import named, read_case
-from sagittal.data.preprocessing import Prepared, prepare
+from sagittal.data.preprocessing import Prepared, frame_of, network_order, prepare, prepare_image, prepare_labels
+from sagittal.data.resampling import PIECE_BYTES
+from sagittal.data.work_memory import SHARE, Room, available_bytes, run_in
 from sagittal.errors import DataError, ResourceError
 from sagittal.plan.base import canonical_json
 from sagittal.plan.plan import Plan
+from sagittal.volumes import read_header
+from sagittal.volumes.geometry import spacing_of
+from sagittal.volumes.resampling import new_shape
 
 FORMAT_VERSION = 2
 """Raise it whenever preprocessing code changes what the files hold."""
@@ -44,28 +56,41 @@ _STALE_S = 3600.0
 _UNREADABLE = (OSError, ValueError, EOFError, BadZipFile)
 
 
+class Entry(NamedTuple):
+    """One case: its id, and what its files are called."""
+
+    case_id: str
+    image: str
+    labels: str
+
+
 @dataclass(frozen=True)
 class Cache:
     """The prepared cases of one data set under one plan."""
 
     folder: Path
-    case_ids: tuple[str, ...]
+    entries: tuple[Entry, ...]
     """In the order of the data set; the index `i` of the methods below counts through them."""
+
+    @property
+    def case_ids(self) -> tuple[str, ...]:
+        """The cases in the order of the data set."""
+        return tuple(entry.case_id for entry in self.entries)
 
     def image(self, i: int) -> Float[np.ndarray, "C D H W"]:
         """Return the prepared image, float16 or float32, memory-mapped and read-only."""
-        return _open_array(image_path(self.folder, self.case_ids[i]))
+        return _open_array(image_path(self.folder, self.entries[i]))
 
     def labels(self, i: int) -> UInt[np.ndarray, "D H W"]:
         """Return the prepared label indices, memory-mapped and read-only."""
-        return _open_array(labels_path(self.folder, self.case_ids[i]))
+        return _open_array(labels_path(self.folder, self.entries[i]))
 
     def locations(self, i: int) -> dict[int, Int32[np.ndarray, "n 3"]]:
         """Return voxels (d, h, w) of each foreground index, (0, 3) where the case has none of it.
 
         A sample without replacement: all of them, or the larger of 10 000 and 1 % (nnU-Net's rule).
         """
-        path = locations_path(self.folder, self.case_ids[i])
+        path = locations_path(self.folder, self.entries[i])
         try:
             # np.load leaves a damaged file open when it is given a path.
             with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
@@ -74,19 +99,19 @@ class Cache:
             raise _unreadable(path, error) from None
 
 
-def image_path(folder: Path, case_id: str) -> Path:
+def image_path(folder: Path, entry: Entry) -> Path:
     """Return where a case's image lies."""
-    return folder / "images" / f"{safe_name(case_id)}.npy"
+    return folder / "images" / f"{entry.image}.npy"
 
 
-def labels_path(folder: Path, case_id: str) -> Path:
+def labels_path(folder: Path, entry: Entry) -> Path:
     """Return where a case's label indices lie."""
-    return folder / "labels" / f"{safe_name(case_id)}.npy"
+    return folder / "labels" / f"{entry.labels}.npy"
 
 
-def locations_path(folder: Path, case_id: str) -> Path:
+def locations_path(folder: Path, entry: Entry) -> Path:
     """Return where a case's foreground locations lie."""
-    return folder / "locations" / f"{safe_name(case_id)}.npz"
+    return folder / "locations" / f"{entry.labels}.npz"
 
 
 def safe_name(case_id: str) -> str:
@@ -97,11 +122,19 @@ def safe_name(case_id: str) -> str:
     return f"{plain}-{hashlib.sha256(case_id.encode()).hexdigest()[:12]}"
 
 
-def cache_key(dataset_sha256: str, plan: Plan) -> str:
-    """Return the name of the sub-folder: a hash over everything that the cached arrays depend on."""
-    labels = canonical_json(plan.dataset.replace(name=""))
-    parts = (str(FORMAT_VERSION), dataset_sha256, canonical_json(plan.preprocessing), labels)
-    return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
+def entry_of(case: Case, digests: Mapping[Path, Digest], plan: Plan) -> Entry:
+    """Return what a case's files are called under a plan.
+
+    Args:
+        case: a labelled case.
+        digests: of every file of the case.
+        plan: its preprocessing and labels count.
+    """
+    scans = dataclasses.replace(case, labels=None)
+    name, index = safe_name(case.id), label_index(plan.dataset)
+    image = _key(str(FORMAT_VERSION), canonical_json(plan.preprocessing), _hashes(scans, digests))
+    meaning = json.dumps([list(index.values), plan.dataset.ignore_value])
+    return Entry(case.id, f"{name}-{image}", f"{name}-{_key(image, meaning, _hashes(case, digests))}")
 
 
 def build_cache(
@@ -111,34 +144,42 @@ def build_cache(
     *,
     workers: int,
     on_case: Callable[[str], None] | None = None,
-    dataset_sha256: str | None = None,
+    digests: Mapping[Path, Digest] | None = None,
+    device: torch.device | str = "cpu",
 ) -> Cache:
     """Prepare every case that is not in the cache yet and return the cache.
+
+    Cases are at work side by side as far as the memory goes, so fewer than `workers` where it is short.
 
     Args:
         dataset: the labelled training cases.
         plan: its preprocessing and label declaration decide the content.
-        folder: where caches lie; this one gets a sub-folder named by its key.
+        folder: where cached files lie; several data sets and plans may share it.
         workers: threads; each holds one case in memory.
         on_case: called with the id of each case once it is prepared, not for those that were there.
-        dataset_sha256: `content_hash(dataset)` where it was just taken, for example by the fingerprint.
+        digests: of every file, where they were just taken (`known_digests`).
+        device: where images are resampled.
 
     Raises:
         DataError: a case can't be used; the message names it. Cases done before stay.
-        ResourceError: the disk is full or the folder can't be written; no half-written file is left.
+        ResourceError: the disk is full, the folder can't be written or a case does not fit into memory; no half-written
+            file is left.
     """
     _require_same_declaration(dataset, plan)
-    target = Path(folder) / cache_key(dataset_sha256 or content_hash(dataset), plan)
+    target = Path(folder)
     _make_folders(target)
-    cache = Cache(target, tuple(case.id for case in dataset.cases))
-    index = label_index(plan.dataset)
-    missing = [case for case in dataset.cases if not _is_complete(target, case.id)]
-    stop = threading.Event()
+    digests = digests or known_digests(dataset, None, workers=workers)
+    entries = {case.id: entry_of(case, digests, plan) for case in dataset.cases}
+    missing = [case for case in dataset.cases if not _is_complete(target, entries[case.id])]
+    free = available_bytes()
+    room, index, stop = Room(None if free is None else int(SHARE * free)), label_index(plan.dataset), threading.Event()
 
     def work(case: Case) -> str:
         try:
             if not stop.is_set():
-                _build_case(case, plan, index, target)
+                with named(case):
+                    build = partial(_build_case, case, entries[case.id], plan, index, target, device)
+                    run_in(room, need_bytes(case, plan), build)
         except BaseException:
             stop.set()
             raise
@@ -154,18 +195,33 @@ def build_cache(
             # Ctrl-C: cases in work finish, those that wait do not start.
             stop.set()
             raise
-    return cache
+    return Cache(target, tuple(entries.values()))
 
 
-def prepare_case(case: Case, plan: Plan, index: LabelIndex, *, compact: bool = False) -> Prepared:
-    """Read and prepare one case, with its labels as indices; `compact` as for `prepare`.
+def need_bytes(case: Case, plan: Plan) -> int:
+    """Return about how much memory preparing a case takes, from its headers; 0 where one can't be read."""
+    try:
+        headers = [read_header(path) for path in case.images]
+    except DataError:
+        return 0
+    grid, channels = headers[0].geometry, len(headers)
+    order = network_order(grid.affine, plan.preprocessing)
+    spacing = spacing_of(order.affine(grid.affine, grid.shape))
+    stored = math.prod(grid.shape)
+    prepared = math.prod(new_shape(order.shape(grid.shape), spacing, plan.preprocessing.network_spacing_mm))
+    # Voxels as read and as float32, one channel between the two grids, the float16 result, labels and their indices.
+    return stored * (4 * channels + headers[0].dtype.itemsize + 4) + prepared * (2 * channels + 10) + 4 * PIECE_BYTES
+
+
+def prepare_case(case: Case, plan: Plan, index: LabelIndex) -> Prepared:
+    """Read and prepare one case, with its labels as indices.
 
     Raises:
         DataError: the case can't be used; the message names it.
     """
     with named(case):
         image, labels = read_case(case, index)
-        return prepare(image, plan.preprocessing, labels, compact=compact)
+        return prepare(image, plan.preprocessing, labels)
 
 
 def foreground_locations(labels: UInt[np.ndarray, "D H W"], num_indices: int) -> dict[int, Int32[np.ndarray, "n 3"]]:
@@ -189,25 +245,41 @@ def foreground_locations(labels: UInt[np.ndarray, "D H W"], num_indices: int) ->
     return found
 
 
-def _build_case(case: Case, plan: Plan, index: LabelIndex, folder: Path) -> None:
-    prepared = prepare_case(case, plan, index, compact=True)
-    assert prepared.labels is not None
-    image, labels = prepared.image, prepared.labels
+def _build_case(
+    case: Case, entry: Entry, plan: Plan, index: LabelIndex, folder: Path, device: torch.device | str
+) -> None:
+    scan, stored_labels = read_case(case, index)
+    frame = frame_of(scan, plan.preprocessing)
+    labels = prepare_labels(stored_labels, frame)
+    if not _opens(image_path(folder, entry)):
+        image = prepare_image(scan, plan.preprocessing, frame, compact=True, device=device)
+        _write(image_path(folder, entry), lambda file: np.save(file, image, allow_pickle=False))
     locations = foreground_locations(labels, index.num_indices)
-    _write(image_path(folder, case.id), lambda file: np.save(file, image, allow_pickle=False))
-    _write(labels_path(folder, case.id), lambda file: np.save(file, labels, allow_pickle=False))
+    _write(labels_path(folder, entry), lambda file: np.save(file, labels, allow_pickle=False))
     arrays = {str(number): voxels for number, voxels in locations.items()}
-    _write(locations_path(folder, case.id), lambda file: np.savez(file, **arrays))  # type: ignore[arg-type]  # its stub takes them for flags
+    _write(locations_path(folder, entry), lambda file: np.savez(file, **arrays))  # type: ignore[arg-type]  # its stub takes them for flags
 
 
-def _is_complete(folder: Path, case_id: str) -> bool:
-    # Opening reads only headers, and fails where a power cut left a file shorter than its header says.
-    paths = (locations_path(folder, case_id), image_path(folder, case_id), labels_path(folder, case_id))
-    if not all(path.exists() for path in paths):
-        return False
+def _hashes(case: Case, digests: Mapping[Path, Digest]) -> str:
+    return "\n".join(digests[path][1] for path in files_of(case))
+
+
+def _key(*parts: str) -> str:
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
+
+
+def _is_complete(folder: Path, entry: Entry) -> bool:
     try:
-        with paths[0].open("rb") as file, np.load(file, allow_pickle=False):
-            return all(np.load(path, mmap_mode="r", allow_pickle=False).size > 0 for path in paths[1:])
+        with locations_path(folder, entry).open("rb") as file, np.load(file, allow_pickle=False):
+            return _opens(image_path(folder, entry)) and _opens(labels_path(folder, entry))
+    except _UNREADABLE:
+        return False
+
+
+def _opens(path: Path) -> bool:
+    # Opening reads only the header, and fails where a power cut left a file shorter than that says.
+    try:
+        return bool(np.load(path, mmap_mode="r", allow_pickle=False).size > 0)
     except _UNREADABLE:
         return False
 
@@ -222,7 +294,7 @@ def _open_array(path: Path) -> np.ndarray:
 
 def _unreadable(path: Path, error: Exception) -> ResourceError:
     return ResourceError(
-        f"{path}: can't be read ({error}). It was whole when the cache was built. Delete its folder and start again.",
+        f"{path}: can't be read ({error}). It was whole when the cache was built. Delete it and start again.",
         code="damaged_cache",
     )
 

@@ -27,6 +27,8 @@ from sagittal.plan.dataset import DatasetSpec, Label
 from sagittal.volumes.dicom_files import is_archive
 from sagittal.volumes.io import FORMATS, is_scan, known_suffix, scan_files, scan_name
 
+Digest = tuple[int, str]
+"""Size in bytes and SHA-256 of a file."""
 CHANNEL_NUMBER = re.compile(r"^(?P<case>.+)_(?P<channel>\d{4})$")
 JSON_NAME = "dataset.json"
 
@@ -62,19 +64,33 @@ class Dataset:
     unused: tuple[Path, ...] = ()
 
 
-def read_dataset(folder: str | os.PathLike[str]) -> Dataset:
-    """Read dataset.json and list the cases; `imagesTs` is left alone.
+def read_declaration(folder: str | os.PathLike[str]) -> dict[str, Any]:
+    """Return what dataset.json holds, not yet checked.
 
     Raises:
-        DataError: the folder or its dataset.json is missing or makes no sense, or there is no case.
+        DataError: the folder or its dataset.json is missing, or it is not a JSON object.
     """
     folder = Path(folder)
     if not folder.is_dir():
         raise DataError(
             f"{folder}: no such folder. Expected dataset.json, imagesTr and labelsTr in it. Check the path."
         )
+    return _read_json(folder / JSON_NAME)
+
+
+def read_dataset(folder: str | os.PathLike[str], declaration: Mapping[str, Any] | None = None) -> Dataset:
+    """Read dataset.json and list the cases; `imagesTs` is left alone.
+
+    Args:
+        folder: where dataset.json, imagesTr and labelsTr are.
+        declaration: taken instead of the content of dataset.json.
+
+    Raises:
+        DataError: the folder or its dataset.json is missing or makes no sense, or there is no case.
+    """
+    folder = Path(folder)
     source = folder / JSON_NAME
-    content = _read_json(source)
+    content = read_declaration(folder) if declaration is None else declaration
     spec = parse_spec(content, str(source), default_name=folder.resolve().name)
     listed = content.get("dataset")
     if listed is not None:
@@ -131,6 +147,7 @@ def parse_spec(content: Mapping[str, Any], source: str, default_name: str) -> Da
             labels=tuple(Label(name=name, values=several) for name, several in entries),
             ignore_value=None if ignore is None else ignore[0],
             regions_class_order=tuple(order) if isinstance(order, list) else order,
+            label_map=_label_map(content.get("label_map", {}), source),
             file_ending=ending,
         )
     except ValidationError as error:
@@ -174,14 +191,22 @@ def read_cases(
     )
 
 
-def content_hash(dataset: Dataset) -> str:
+def content_hash(dataset: Dataset, digests: Mapping[Path, Digest] | None = None) -> str:
     """Return a SHA-256 over what dataset.json means and over every case's file names, sizes and contents.
 
     It does not depend on where the folder lies. Files are read piece by piece. A missing file counts as missing.
+
+    Args:
+        dataset: what `read_dataset` found.
+        digests: `digest_of` each file, where they were just taken.
     """
+    found = digests or {}
     total = hashlib.sha256(canonical_json(dataset.spec).encode())
     for case in dataset.cases:
-        entry = [case.id, *([_relative(path, dataset.folder), *_file_digest(path)] for path in files_of(case))]
+        entry = [
+            case.id,
+            *([_relative(path, dataset.folder), *(found.get(path) or digest_of(path))] for path in files_of(case)),
+        ]
         total.update(json.dumps(entry).encode() + b"\n")
     return total.hexdigest()
 
@@ -200,7 +225,12 @@ def _parts(scan: Path) -> tuple[Path, ...]:
         return (scan,)
 
 
-def _file_digest(path: Path) -> tuple[int, str]:
+def digest_of(path: Path) -> Digest:
+    """Return the size and SHA-256 of a file, (-1, "missing") where there is none.
+
+    Raises:
+        DataError: it can't be read.
+    """
     if not path.is_file():
         return -1, "missing"
     try:
@@ -237,8 +267,17 @@ def _label_values(name: str, value: Any, source: str) -> tuple[int, ...]:
             source, f"label '{name}' is {_shown(value)}", "give a whole number, or a list of them for a region"
         )
     if name != "background" and (min(several) < 1 or max(several) > 65535):
-        raise _wrong(source, f"label '{name}' is {_shown(value)}", "use values from 1 to 65535; 0 is the background")
+        remedy = "use values from 1 to 65535; 0 is the background. 'sagittal doctor --fix' replaces the others"
+        raise _wrong(source, f"label '{name}' is {_shown(value)}", remedy)
     return tuple(sorted(several))
+
+
+def _label_map(given: Any, source: str) -> tuple[tuple[int, int], ...]:
+    """Return the pairs of value and original value that 'sagittal doctor --fix' wrote."""
+    pairs = given.items() if isinstance(given, dict) else [("", given)]
+    if not all(key.isascii() and key.isdigit() and type(original) is int for key, original in pairs):
+        raise _wrong(source, f"label_map is {_shown(given)}", 'write {"VALUE": original value}, or leave it out')
+    return tuple(sorted((int(key), original) for key, original in pairs))
 
 
 def _wrong(source: str | Path, what: str, remedy: str) -> DataError:

@@ -56,7 +56,9 @@ class CaseMeasurement:
     """One per channel."""
 
 
-def extract_fingerprint(dataset: Dataset, *, workers: int, orientation: Orientation = "RAS") -> Fingerprint:
+def extract_fingerprint(
+    dataset: Dataset, *, workers: int, orientation: Orientation = "RAS", content_sha256: str | None = None
+) -> Fingerprint:
     """Measure all training cases.
 
     Voxels of the ignore value are not foreground (nnU-Net counts them). A case without foreground adds no intensities.
@@ -65,6 +67,7 @@ def extract_fingerprint(dataset: Dataset, *, workers: int, orientation: Orientat
         dataset: labelled cases.
         workers: threads; each holds one case in memory.
         orientation: axis order of shapes and spacings: anatomical ("RAS") or as the files store them.
+        content_sha256: `content_hash(dataset)` where it was just taken.
 
     Raises:
         DataError: a case can't be used (the message names it), or no case has any foreground.
@@ -72,11 +75,11 @@ def extract_fingerprint(dataset: Dataset, *, workers: int, orientation: Orientat
     index = label_index(dataset.spec)
     budget = INTENSITY_BUDGET // len(dataset.cases)
     with ThreadPoolExecutor(max_workers=max(1, workers), thread_name_prefix="fingerprint") as pool:
-        hashing = pool.submit(content_hash, dataset)
+        hashing = pool.submit(content_hash, dataset) if content_sha256 is None else None
         futures = [pool.submit(measure_case, case, index, budget, orientation) for case in dataset.cases]
         try:
             measured = [future.result() for future in futures]
-            content_sha256 = hashing.result()
+            content = str(content_sha256) if hashing is None else hashing.result()
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
@@ -89,7 +92,7 @@ def extract_fingerprint(dataset: Dataset, *, workers: int, orientation: Orientat
         )
     return Fingerprint(
         orientation=orientation,
-        content_sha256=content_sha256,
+        content_sha256=content,
         shapes_vox=tuple(case.shape_vox for case in measured),
         spacings_mm=tuple(case.spacing_mm for case in measured),
         intensities=tuple(pooled_intensities(samples) for samples in channels),

@@ -1,38 +1,56 @@
 """What was measured of a data set before: a second look at unchanged files costs a `stat` of each and no more.
 
-A data set is recognised by its declaration and by the path, size and time of change of every file, as make and rsync
-recognise theirs; a file that was changed while all three stayed the same goes unnoticed.
+A file is recognised by its path, size and time of change, as make and rsync recognise theirs; one that was changed
+while all three stayed the same goes unnoticed.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
-from sagittal.data.dataset import Dataset, content_hash, files_of
+from sagittal.data.dataset import Dataset, Digest, content_hash, digest_of, files_of
 from sagittal.data.fingerprint import Orientation, extract_fingerprint
 from sagittal.errors import PlanError, ResourceError
 from sagittal.plan import Fingerprint
-from sagittal.plan.base import canonical_json, write_atomically
+from sagittal.plan.base import write_atomically
 
 _VERSION = 1
 """Raise it whenever the rules of the fingerprint change."""
 
 
-def known_content_hash(dataset: Dataset, store: Path | None) -> str:
-    """Return `content_hash(dataset)`, from `store` where nothing changed since it was taken.
+def known_digests(dataset: Dataset, store: Path | None, *, workers: int = 1) -> dict[Path, Digest]:
+    """Return size and SHA-256 of every file of a data set; only files that changed since the last time are read.
 
     Args:
         dataset: what `read_dataset` found.
         store: folder of what is known; None means to read every file.
+        workers: threads that read.
+
+    Raises:
+        DataError: a file can't be read.
     """
-    path = None if store is None else store / f"{_stamp(dataset)}-content.txt"
-    if path is not None and path.is_file():
-        return path.read_text().strip()
-    content = content_hash(dataset)
-    _keep(path, content + "\n")
-    return content
+    memory = None
+    if store is not None:
+        memory = store / f"files-{hashlib.sha256(str(dataset.folder.resolve()).encode()).hexdigest()[:16]}.json"
+    before = _remembered(memory)
+
+    def digest(path: Path) -> tuple[Path, int, Digest]:
+        changed_ns = path.stat().st_mtime_ns if path.is_file() else 0
+        old = before.get(str(path))
+        if old is not None and path.is_file() and old[:2] == [path.stat().st_size, changed_ns]:
+            return path, changed_ns, (old[0], old[2])
+        return path, changed_ns, digest_of(path)
+
+    with ThreadPoolExecutor(max_workers=max(1, workers), thread_name_prefix="digest") as pool:
+        found = list(pool.map(digest, (path for case in dataset.cases for path in files_of(case))))
+    now = {str(path): [size, changed_ns, sha256] for path, changed_ns, (size, sha256) in found}
+    if memory is not None and now != before:
+        _keep(memory, json.dumps(now))
+    return {path: value for path, _, value in found}
 
 
 def known_fingerprint(
@@ -49,37 +67,32 @@ def known_fingerprint(
     Raises:
         DataError: a case can't be used; the message names it.
     """
-    path = None if store is None else store / f"{_stamp(dataset)}-fingerprint-{orientation}.json"
-    if path is not None and path.is_file():
+    if store is None:
+        return extract_fingerprint(dataset, workers=workers, orientation=orientation), False
+    content = content_hash(dataset, known_digests(dataset, store, workers=workers))
+    path = store / f"fingerprint-{_VERSION}-{orientation}-{content[:24]}.json"
+    if path.is_file():
         try:
             return Fingerprint.read(path), True
         except PlanError:
-            path.unlink(missing_ok=True)  # of another version, or damaged: it is measured again
-    fingerprint = extract_fingerprint(dataset, workers=workers, orientation=orientation)
+            path.unlink(missing_ok=True)  # damaged: it is measured again
+    fingerprint = extract_fingerprint(dataset, workers=workers, orientation=orientation, content_sha256=content)
     _keep(path, fingerprint.to_json())
-    if store is not None:
-        _keep(store / f"{_stamp(dataset)}-content.txt", fingerprint.content_sha256 + "\n")
     return fingerprint, False
 
 
-def _stamp(dataset: Dataset) -> str:
-    total = hashlib.sha256(f"{_VERSION}\n{canonical_json(dataset.spec)}\n".encode())
-    for case in dataset.cases:
-        entries = []
-        for path in files_of(case):
-            try:
-                status = path.stat()
-                entries.append((str(path.resolve()), status.st_size, status.st_mtime_ns))
-            except OSError:
-                entries.append((str(path), -1, 0))
-        total.update(json.dumps([case.id, entries]).encode() + b"\n")
-    return total.hexdigest()[:24]
+def _remembered(memory: Path | None) -> dict[str, list[Any]]:
+    if memory is None or not memory.is_file():
+        return {}
+    try:
+        known = json.loads(memory.read_bytes())
+    except (OSError, ValueError):
+        return {}
+    return known if isinstance(known, dict) else {}
 
 
-def _keep(path: Path | None, text: str) -> None:
+def _keep(path: Path, text: str) -> None:
     """Write what was measured; a store that can't be written only means that it is measured again."""
-    if path is None:
-        return
     try:
         write_atomically(path, text.encode())
     except ResourceError:

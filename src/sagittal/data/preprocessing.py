@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from jaxtyping import Float, Float64, Integer, Shaped, UInt
+from jaxtyping import Float, Float64, Shaped, UInt
 
 from sagittal.data.normalizing import nonzero_mask, scaling
 from sagittal.data.resampling import resample_channel, resample_labels, separate_axis
@@ -40,11 +40,17 @@ class Frame:
     """Spacing in the network's axis order, before resampling."""
     prepared_shape: Triple
     """Shape after resampling: the network's grid."""
+    apart: int | None = None
+    """Axis that is resampled apart from the plane, see `separate_axis`."""
 
     @property
     def cropped_shape(self) -> Triple:
         """Shape in the network's axis order after the crop, before resampling."""
         return self.box.shape
+
+    def crop(self, array: Shaped[np.ndarray, "D H W"]) -> Shaped[np.ndarray, "d h w"]:
+        """Return a view of an array in stored order: turned into the network's order and cropped."""
+        return self.reorientation.apply(array)[self.box.slices]
 
     def uncrop_and_unorient(self, labels: Shaped[np.ndarray, "D H W"]) -> Shaped[np.ndarray, "d h w"]:
         """Return labels (D, H, W) of the cropped grid as a C-ordered array of the stored shape, 0 outside the crop."""
@@ -83,31 +89,54 @@ def prepare(
     Raises:
         DataError: another number of channels than the plan has, or labels of another shape than the image.
     """
+    frame = frame_of(images, preprocessing)
+    prepared_labels = None if labels is None else prepare_labels(labels, frame)
+    image = prepare_image(images, preprocessing, frame, compact=compact, device=device)
+    return Prepared(image, prepared_labels, frame)
+
+
+def frame_of(images: Volume | Sequence[Volume], preprocessing: Preprocessing) -> Frame:
+    """Return where the prepared arrays of a case lie in its scan; only the crop needs the voxels.
+
+    Raises:
+        DataError: another number of channels than the plan has, or channels of different shapes.
+    """
     volumes = [images] if isinstance(images, Volume) else list(images)
-    channels = [channel for volume in volumes for channel in volume.array]
+    _require_fitting(volumes, len(preprocessing.normalization))
     stored_shape = volumes[0].geometry.shape
-    _require_fitting(volumes, len(preprocessing.normalization), labels)
     change = network_order(volumes[0].affine, preprocessing)
     spacing = spacing_of(change.affine(volumes[0].affine, stored_shape))
-    turned = [change.apply(channel) for channel in channels]
+    turned = [change.apply(channel) for channel in _channels(images)]
     box = _box_of(turned) if preprocessing.crop_to_nonzero else Box.whole(change.shape(stored_shape))
-    target = preprocessing.network_spacing_mm
-    shape = new_shape(box.shape, spacing, target)
-    apart = separate_axis(spacing, target, preprocessing.anisotropy_threshold)
-    frame = Frame(
+    target = preprocessing.target_mm(spacing)
+    return Frame(
         stored_shape=stored_shape,
         reorientation=change,
         box=box,
         spacing_mm=spacing,
-        prepared_shape=shape,
+        prepared_shape=new_shape(box.shape, spacing, target),
+        apart=separate_axis(spacing, target, preprocessing.anisotropy_threshold),
     )
-    cropped = [channel[box.slices] for channel in turned]
-    image = _image(cropped, preprocessing.normalization, shape, apart, compact=compact, device=device)
-    prepared_labels = None
-    if labels is not None:
-        cropped_labels = np.ascontiguousarray(change.apply(labels)[box.slices])
-        prepared_labels = resample_labels(cropped_labels, shape, apart=apart)
-    return Prepared(image, prepared_labels, frame)
+
+
+def prepare_labels(labels: UInt[np.ndarray, "D H W"], frame: Frame) -> UInt[np.ndarray, "d h w"]:
+    """Return label indices, given in the scan's stored order, on the network's grid.
+
+    Raises:
+        DataError: labels of another shape than the image.
+    """
+    if labels.shape != frame.stored_shape:
+        raise DataError(
+            f"the label map has shape {labels.shape} (D, H, W), its image {frame.stored_shape}. Resample one onto the "
+            "other.",
+            code="other_grid",
+        )
+    return resample_labels(np.ascontiguousarray(frame.crop(labels)), frame.prepared_shape, apart=frame.apart)
+
+
+def _channels(images: Volume | Sequence[Volume]) -> list[Shaped[np.ndarray, "D H W"]]:
+    volumes = [images] if isinstance(images, Volume) else images
+    return [channel for volume in volumes for channel in volume.array]
 
 
 def network_order(affine: Float64[np.ndarray, "4 4"], preprocessing: Preprocessing) -> Reorientation:
@@ -125,16 +154,19 @@ def network_order(affine: Float64[np.ndarray, "4 4"], preprocessing: Preprocessi
     return Reorientation((axes[first], axes[second], axes[third]), (flips[first], flips[second], flips[third]))
 
 
-def _image(
-    channels: Sequence[Shaped[np.ndarray, "D H W"]],
-    schemes: Sequence[Normalization],
-    shape: Triple,
-    apart: int | None,
+def prepare_image(
+    images: Volume | Sequence[Volume],
+    preprocessing: Preprocessing,
+    frame: Frame,
     *,
-    compact: bool,
-    device: torch.device | str,
+    compact: bool = False,
+    device: torch.device | str = "cpu",
 ) -> Float[np.ndarray, "C d h w"]:
-    """Normalise and resample the cropped channels; neither changes its input or copies it whole."""
+    """Return the channels of a case on the network's grid, normalised; `compact` and `device` as for `prepare`.
+
+    Neither step changes its input or copies it whole.
+    """
+    channels, schemes = [frame.crop(channel) for channel in _channels(images)], preprocessing.normalization
     masked = any(isinstance(scheme, ZScore) and scheme.nonzero_only for scheme in schemes)
     mask = nonzero_mask(list(channels)) if masked else None
     scalings = [scaling(channel, scheme, mask) for channel, scheme in zip(channels, schemes, strict=True)]
@@ -147,9 +179,9 @@ def _image(
             for each, channel in zip(scalings, channels, strict=True)
         )
     )
-    out = np.empty((len(channels), *shape), np.float16 if fits else np.float32)
+    out = np.empty((len(channels), *frame.prepared_shape), np.float16 if fits else np.float32)
     for channel, each, resampled in zip(channels, scalings, out, strict=True):
-        resample_channel(channel, resampled, each.apply, apart=apart, device=device)
+        resample_channel(channel, resampled, each.apply, apart=frame.apart, device=device)
     return out
 
 
@@ -164,9 +196,7 @@ def _box_of(channels: Sequence[Shaped[np.ndarray, "D H W"]]) -> Box:
     return found if found is not None else Box.whole((d, h, w))
 
 
-def _require_fitting(
-    volumes: Sequence[Volume], expected_channels: int, labels: Integer[np.ndarray, "D H W"] | None
-) -> None:
+def _require_fitting(volumes: Sequence[Volume], expected_channels: int) -> None:
     shapes = [volume.geometry.shape for volume in volumes]
     given = sum(volume.array.shape[0] for volume in volumes)
     if given != expected_channels:
@@ -178,9 +208,4 @@ def _require_fitting(
     if len(set(shapes)) > 1:
         raise DataError(
             f"the channels have different shapes (D, H, W): {shapes}. Resample them onto one grid.", code="other_grid"
-        )
-    if labels is not None and labels.shape != shapes[0]:
-        raise DataError(
-            f"the label map has shape {labels.shape} (D, H, W), its image {shapes[0]}. Resample one onto the other.",
-            code="other_grid",
         )

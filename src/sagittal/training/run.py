@@ -15,9 +15,10 @@ import torch
 
 from sagittal.bundle import Bundle, read_bundle
 from sagittal.data.cache import Cache
-from sagittal.data.dataset import Dataset, read_dataset
-from sagittal.data.known import known_content_hash
-from sagittal.data.splits import five_folds
+from sagittal.data.dataset import Dataset, content_hash, read_dataset
+from sagittal.data.known import known_digests
+from sagittal.data.split_files import SPLITS_NAME, write_splits
+from sagittal.data.splits import Fold
 from sagittal.errors import DataError, PlanError, TrainingError
 from sagittal.inference.predictor import resolve_device
 from sagittal.kernels import keep_freed_memory
@@ -28,6 +29,7 @@ from sagittal.training.finish import bundle_at, finish_fold, weights_name
 from sagittal.training.fold import COMPLETE, FoldJob, train_fold
 from sagittal.training.initialization import StartFrom, try_fill
 from sagittal.training.signals import StopFlag, graceful_stop
+from sagittal.training.split import SplitSources, folds_of
 from sagittal.training.stages import (
     Budget,
     PlanChoice,
@@ -117,16 +119,17 @@ def train(
     require_precision(the_plan, device)
     names = _fold_names(fold, the_plan)
     _require_source(the_plan, start, names, out, folder)
-    content = known_content_hash(data, options.known)
-    _remember_data(data, content, folder, started=stored is not None)
-    cache = preprocess(data, content, the_plan, options.cache or folder / "cache", options)
+    digests = known_digests(data, options.known, workers=options.workers)
+    _remember_data(data, content_hash(data, digests), folder, started=stored is not None)
+    cache = preprocess(data, digests, the_plan, options.cache or folder / "cache", device, options)
+    folds = () if fold == "none" else _split(data, the_plan, options, folder, started=stored is not None)
     validation_s = None
     if budget is not None and is_new:
-        cases, say = _cases(cache, the_plan, names[0]), options.say
+        cases, say = _cases(cache, folds, names[0]), options.say
         the_plan, validation_s = fit_budget(the_plan, cache, cases, device, choice, budget, folds=len(names), say=say)
     the_plan.write(folder / "plan.json")
     source = None if start is None else start.bundle
-    run = _Run(the_plan, data, cache, out, folder, device, options, budget, validation_s, source)
+    run = _Run(the_plan, data, cache, folds, out, folder, device, options, budget, validation_s, source)
     metrics, ended = _train_folds(run, names)
     return TrainResult(bundle=out, plan=the_plan, metrics=metrics, ended=ended)
 
@@ -150,6 +153,7 @@ class _Run:
     plan: Plan
     data: Dataset
     cache: Cache
+    folds: tuple[Fold, ...]
     out: Path
     folder: Path
     device: torch.device
@@ -182,7 +186,7 @@ def _train_folds(run: _Run, names: tuple[str, ...]) -> tuple[Mapping[str, Any], 
 
 def _train_one(run: _Run, name: str, share_s: float | None, stop: StopFlag) -> tuple[Ended, Mapping[str, Any]]:
     began = time.monotonic()
-    say, (train_cases, held_out) = run.options.say, _cases(run.cache, run.plan, name)
+    say, (train_cases, held_out) = run.options.say, _cases(run.cache, run.folds, name)
     job = FoldJob(
         plan=run.plan,
         plan_sha256=plan_sha256(run.plan),
@@ -337,11 +341,23 @@ def _remember_data(data: Dataset, content: str, run_folder: Path, *, started: bo
     write_atomically(path, (json.dumps(facts, indent=2) + "\n").encode())
 
 
-def _cases(cache: Cache, plan: Plan, name: str) -> tuple[tuple[int, ...], tuple[int, ...]]:
+def _split(data: Dataset, plan: Plan, options: RunOptions, folder: Path, *, started: bool) -> tuple[Fold, ...]:
+    """Return the folds of the run, which keeps them beside its plan.
+
+    Raises:
+        DataError: the cases can't be split by the plan, or no longer as it was made with.
+    """
+    kept = folder / SPLITS_NAME
+    given = options.splits or (kept if started and plan.training.split == "own" and kept.is_file() else None)
+    folds = folds_of(plan, SplitSources(data, given, options.workers, options.say))
+    write_splits(kept, folds)
+    return folds
+
+
+def _cases(cache: Cache, folds: tuple[Fold, ...], name: str) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """Return the indices of the cases to learn from and of those held out."""
     if name == "none":
         return tuple(range(len(cache.case_ids))), ()
-    folds = five_folds(cache.case_ids, plan.training)
     position = {case: number for number, case in enumerate(cache.case_ids)}
     chosen = folds[int(name)]
     return tuple(position[case] for case in chosen.train), tuple(position[case] for case in chosen.validation)

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from sagittal.data.cache import Cache, build_cache
-from sagittal.data.dataset import Dataset
+from sagittal.data.dataset import Dataset, Digest
 from sagittal.data.doctor import diagnose
 from sagittal.data.fingerprint import Orientation
 from sagittal.data.known import known_fingerprint
@@ -31,6 +31,7 @@ from sagittal.training.initialization import (
     with_initialization,
     without_freezing,
 )
+from sagittal.training.split import SplitSources, as_settled, settle_split
 from sagittal.training.step import measure_step_s
 from sagittal.training.validation import measure_case_s
 
@@ -46,6 +47,7 @@ class RunOptions:
         device: `auto`, `cpu`, `cuda`, `cuda:1` or `mps`.
         cache: folder for preprocessed cases, which runs may share; by default `cache` in the run folder.
         workers: threads that read and preprocess.
+        splits: file of own splits, where the plan or the user asks for them and they do not lie beside the data.
         known: folder that keeps what was measured of data sets, so that it is not measured twice; None keeps nothing.
         resume: go on from the last checkpoint.
         memory_gib: memory that a plan made here may use in a training step.
@@ -56,6 +58,7 @@ class RunOptions:
     device: str = "auto"
     cache: Path | None = None
     workers: int = field(default_factory=lambda: os.cpu_count() or 1)
+    splits: Path | None = None
     known: Path | None = None
     resume: bool = False
     memory_gib: float = 8.0
@@ -104,13 +107,15 @@ class PlanChoice:
             raise PlanError(f"--set preprocessing.spacing_mm={given}: expected lengths above 0.")
         return orientation, (d, h, w)
 
-    def applied_to(self, plan: Plan) -> Plan:
-        """Return the plan with the overrides and the start written into it, both with their reasons.
+    def applied_to(self, plan: Plan, sources: SplitSources) -> Plan:
+        """Return the plan with the overrides, the split and the start written into it, with their reasons.
 
         Raises:
             PlanError: an override or a start that makes no sense for this plan.
+            DataError: the files that tell the split do not fit the cases.
         """
         plan = override(plan, self.early_settings, origin=SET_BY_USER)
+        plan = settle_split(plan, sources, self.settings, is_made=self.plan is None)
         if self.start is not None:
             plan = with_initialization(plan, self.start)
         late = {name: value for name, value in self.settings.items() if name not in self.early_settings}
@@ -161,13 +166,14 @@ def find_plan(dataset: Dataset, stored: Path | None, choice: PlanChoice, options
     Raises:
         PlanError: the given plan is for another data set, or the choice contradicts the run's plan.
     """
+    sources = SplitSources(dataset, options.splits, options.workers, options.say)
     if stored is not None and stored.exists():
         plan = Plan.read(stored)
         _refuse_other_plan(plan, stored, choice)
         options.say(f"plan: the run's own, {stored.name}")
         is_new = False
     elif choice.plan is not None:
-        plan = choice.applied_to(choice.plan if isinstance(choice.plan, Plan) else Plan.read(choice.plan))
+        plan = choice.applied_to(choice.plan if isinstance(choice.plan, Plan) else Plan.read(choice.plan), sources)
         options.say(f"plan: as given, {describe(plan)}")
         is_new = True
     else:
@@ -177,7 +183,7 @@ def find_plan(dataset: Dataset, stored: Path | None, choice: PlanChoice, options
         plan = make_plan(
             fingerprint, dataset.spec, choice.network_name, memory_gib=options.memory_gib, spacing_mm=spacing_mm
         )
-        plan = choice.applied_to(plan)
+        plan = choice.applied_to(plan, sources)
         measured = "from the fingerprint of before, for no file changed" if known else "every case measured"
         options.say(f"plan: made in {time.monotonic() - began:.0f} s, {measured}; {describe(plan)}")
         is_new = True
@@ -204,15 +210,23 @@ def plan_sha256(plan: Plan) -> str:
     return hashlib.sha256(canonical_json(plan.replace(reasons={})).encode()).hexdigest()
 
 
-def preprocess(dataset: Dataset, content: str, plan: Plan, folder: Path, options: RunOptions) -> Cache:
-    """Fill the cache where it isn't complete, and return it; `content` is the data set's content hash."""
+def preprocess(
+    dataset: Dataset,
+    digests: Mapping[Path, Digest],
+    plan: Plan,
+    folder: Path,
+    device: torch.device,
+    options: RunOptions,
+) -> Cache:
+    """Fill the cache where it isn't complete, and return it; `digests` are of the data set's files."""
     began, done = time.monotonic(), 0
 
     def on_case(case: str) -> None:
         nonlocal done
         done += 1
 
-    cache = build_cache(dataset, plan, folder, workers=options.workers, on_case=on_case, dataset_sha256=content)
+    where = device if device.type == "cuda" else "cpu"
+    cache = build_cache(dataset, plan, folder, workers=options.workers, on_case=on_case, digests=digests, device=where)
     took = f"{done} cases in {time.monotonic() - began:.0f} s" if done else "nothing to do, all cases are cached"
     options.say(f"preprocess: {took}")
     return cache
@@ -283,7 +297,8 @@ def _refuse_other_plan(plan: Plan, stored: Path, choice: PlanChoice) -> None:
             for name in type(plan.schedule).model_fields
             if plan.reasons.get(f"schedule.{name}", "").startswith("--budget")
         }
-        given = given.replace(schedule=given.schedule.replace(**fitted), reasons={})
+        training = as_settled(given.training, plan.training, choice.settings)
+        given = given.replace(schedule=given.schedule.replace(**fitted), training=training, reasons={})
         if other_start or given != _without_start(plan).replace(reasons={}):
             raise PlanError(
                 f"the plan given differs from {stored}, by which this run began. {advice}", code="plan_mismatch"
