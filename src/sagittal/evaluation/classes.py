@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
+from jaxtyping import Integer
 from pydantic import ValidationError, model_validator
 
 from sagittal.errors import DataError
@@ -23,6 +24,10 @@ class ClassSet(Frozen):
     """A class has one value; a region has several, and may share them with others."""
     ignore_value: int | None = None
     """Voxels of the reference with this value are left out of both masks of every class."""
+    label_map: tuple[tuple[int, int], ...] = ()
+    """(value, what else it may be called in a label map): see `DatasetSpec.label_map`."""
+
+    later_fields: ClassVar[tuple[str, ...]] = ("label_map",)
 
     @model_validator(mode="after")
     def _check(self) -> ClassSet:
@@ -51,16 +56,37 @@ class ClassSet(Frozen):
     @classmethod
     def of_spec(cls, spec: DatasetSpec) -> ClassSet:
         """Take the labels of a data set's declaration."""
-        return cls(labels=spec.labels, ignore_value=spec.ignore_value)
+        return cls(labels=spec.labels, ignore_value=spec.ignore_value, label_map=spec.label_map)
+
+    def in_own_values(self, labels: Integer[np.ndarray, "D H W"]) -> Integer[np.ndarray, "D H W"]:
+        """Return a label map with the original values of `label_map` turned into the values of the classes.
+
+        The array itself comes back where it holds none of them.
+        """
+        masks = {value: labels == original for value, original in self.label_map if (labels == original).any()}
+        if not masks:
+            return labels
+        known = labels.astype(np.promote_types(labels.dtype, np.int32))
+        for value, mask in masks.items():
+            known[mask] = value
+        return known
 
     @classmethod
-    def of_mapping(cls, labels: Mapping[str, Any], *, source: str = "labels") -> ClassSet:
+    def of_mapping(
+        cls, labels: Mapping[str, Any], *, source: str = "labels", label_map: Mapping[str, Any] | None = None
+    ) -> ClassSet:
         """Read the `labels` of a dataset.json: a name to one value (a class) or to a list of values (a region).
 
         `background` is skipped and `ignore` names the ignore value, as in nnU-Net v2.
 
+        Args:
+            labels: the names and their values.
+            source: where they come from, for messages.
+            label_map: the entry of that name in a dataset.json that 'sagittal doctor --fix' wrote.
+
         Raises:
-            DataError: a value is not an integer between 1 and 65535, or nothing is left to score.
+            DataError: a value is not an integer between 1 and 65535, `label_map` has other keys or values than
+                integers, or nothing is left to score.
         """
         found: dict[str, tuple[int, ...]] = {}
         for name, given in labels.items():
@@ -75,10 +101,17 @@ class ClassSet(Frozen):
         ignore = found.pop(IGNORE, None)
         if not found:
             raise DataError(f"{source}: no foreground label, so there is nothing to score.", code="no_classes")
+        pairs = list((label_map or {}).items())
+        if not all(key.isascii() and key.isdigit() and type(original) is int for key, original in pairs):
+            raise DataError(
+                f"{source}: label_map is {dict(pairs)!r}; expected values and their original values, all integers.",
+                code="label_value",
+            )
         try:
             return cls(
                 labels=tuple(Label(name=name, values=values) for name, values in found.items()),
                 ignore_value=ignore[0] if ignore else None,
+                label_map=tuple(sorted((int(key), original) for key, original in pairs)),
             )
         except ValidationError as error:
             raise DataError(describe_validation_error(error, source), code="label_value") from None

@@ -109,16 +109,22 @@ def predict_folder(
 
 
 def volumes_ml(labels: Volume, spec: DatasetSpec) -> dict[str, float]:
-    """Return the volume of each class or region of a label map, in mL."""
+    """Return the volume of each class or region of a predicted label map, in mL."""
     voxel_ml = abs(float(np.linalg.det(labels.affine[:3, :3]))) / _MM3_PER_ML
-    counts = np.zeros(1, np.int64)
+    originals = dict(spec.label_map)
+    values = sorted({originals.get(value, value) for value in spec.foreground_values})
+    counts = dict.fromkeys(values, 0)
     for plane in labels.array[0]:
         # Plane by plane: counting makes copies of eight bytes per voxel.
-        found = np.bincount(plane.reshape(-1), minlength=len(counts))
-        found[: len(counts)] += counts
-        counts = found
+        if plane.dtype.kind == "u":
+            found = np.bincount(plane.reshape(-1))
+            present = {value: int(found[value]) for value in values if value < len(found)}
+        else:
+            present = {value: int((plane == value).sum()) for value in values}
+        for value, count in present.items():
+            counts[value] += count
     return {
-        label.name: float(sum(counts[value] for value in label.values if value < len(counts)) * voxel_ml)
+        label.name: float(sum(counts[originals.get(value, value)] for value in label.values) * voxel_ml)
         for label in spec.labels
     }
 
@@ -172,6 +178,8 @@ def _declaration(spec: DatasetSpec) -> bytes:
         "labels": labels,
         "file_ending": spec.file_ending,
     }
+    if spec.label_map:
+        content["label_map"] = {str(value): original for value, original in spec.label_map}
     if spec.regions_class_order is not None:
         content["regions_class_order"] = list(spec.regions_class_order)
     return (json.dumps(content, indent=2) + "\n").encode()

@@ -123,7 +123,7 @@ def draw_cases(
             except DataError as error:
                 image = None
                 complaints.append(f"{files.case} is shown without its scan: {error.message}")
-        turned = [_in_ras(labels, grid) for labels in (reference, prediction)]
+        turned = [_in_ras(classes.in_own_values(labels), grid) for labels in (reference, prediction)]
         views[files.case] = view_case(
             files.case,
             turned[0].array[0],
@@ -148,6 +148,7 @@ def _score(files: CaseFiles, classes: ClassSet, strict: bool) -> _Outcome:
         reference, grid = read_labels(files.reference)
         prediction, other = read_labels(files.prediction)
         require_same_grid(grid, other, "reference and prediction")
+        reference, prediction = classes.in_own_values(reference), classes.in_own_values(prediction)
         unknown = [value for value in present_values(reference) if value not in classes.declared_values]
         if unknown and strict:
             raise DataError(
@@ -180,7 +181,8 @@ def _classes(
     if labels is not None:
         return labels if isinstance(labels, ClassSet) else ClassSet.of_mapping(labels), []
     if declaration is not None:
-        return ClassSet.of_mapping(declaration.labels, source=str(declaration.path)), []
+        named, source = declaration.labels, str(declaration.path)
+        return ClassSet.of_mapping(named, source=source, label_map=declaration.label_map), []
     values: set[int] = set()
     for files in matched.cases:
         try:

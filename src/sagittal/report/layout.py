@@ -41,6 +41,7 @@ class Declaration:
     path: Path
     labels: Mapping[str, Any]
     first_channel: str | None
+    label_map: Mapping[str, Any]
 
 
 def match_cases(predictions: Path, references: Path, wanted: Collection[str] | None = None) -> Matched:
@@ -132,7 +133,10 @@ def _read_declaration(path: Path) -> Declaration:
         raise DataError(f'{path}: no "labels". Expected an object of names and values, as in nnU-Net v2.')
     channels = content.get("channel_names")
     first = channels.get("0") if isinstance(channels, dict) else None
-    return Declaration(path, labels, first if isinstance(first, str) else None)
+    replaced = content.get("label_map", {})
+    if not isinstance(replaced, dict):
+        raise DataError(f'{path}: "label_map" is no object. Expected values and their original values.')
+    return Declaration(path, labels, first if isinstance(first, str) else None, replaced)
 
 
 def _label_files(path: Path) -> dict[str, Path]:
