@@ -10,6 +10,7 @@ from sagittal.errors import ResourceError
 from sagittal.networks.mednext import MedNeXt
 from sagittal.networks.nnformer import NNFormer
 from sagittal.networks.segformer3d import SegFormer3D
+from sagittal.networks.slices import as_slices
 from sagittal.networks.transbts import TransBTS
 from sagittal.networks.uxnet import UXNet
 from sagittal.plan.networks import (
@@ -31,6 +32,8 @@ def build_network(
 ) -> nn.Module:
     """Build the network that `config` describes, freshly initialised from torch's global generator.
 
+    It takes (N, C, D, H, W); where the configuration is one of two axes, D must be 1 (`networks.slices`).
+
     Args:
         config: a network's configuration, for example `network_config("mednext-s")`.
         in_channels: channels of the image.
@@ -41,6 +44,11 @@ def build_network(
         PlanError: the configuration makes no sense.
         ResourceError: the network comes from a library that is not installed.
     """
+    network = _build(config, in_channels, num_outputs, deep_supervision)
+    return as_slices(network) if config.dims == 2 else network
+
+
+def _build(config: NetworkConfig, in_channels: int, num_outputs: int, deep_supervision: bool | None) -> nn.Module:
     match config:
         case MedNeXtConfig():
             return MedNeXt(

@@ -77,6 +77,18 @@ class MedNeXtConfig(NetworkBase):
         return self.replace(deep_supervision=False)
 
     @property
+    def dims(self) -> int:
+        """Spatial axes of an image."""
+        return self.spatial_dims
+
+    def for_slices(self) -> Self | None:
+        """Return the same network for images of two axes; what is said of the first of three axes is left out."""
+        if self.spatial_dims == 2:
+            return self
+        strides = self.strides and tuple(step[1:] for step in self.strides)
+        return self.replace(spatial_dims=2, strides=strides, flat_levels=self.flat_levels and self.flat_levels[1:])
+
+    @property
     def multiples(self) -> tuple[int, ...]:
         """For each axis, what a patch's size should be a multiple of, so that no voxel is padded: 16 by default."""
         if self.strides is None:

@@ -18,3 +18,12 @@ class NetworkBase(Frozen):
     def single_scale(self) -> Self:
         """Return the configuration without deep supervision."""
         return self
+
+    @property
+    def dims(self) -> int:
+        """Spatial axes of an image: 3, or 2 where the network sees slices."""
+        return 3
+
+    def for_slices(self) -> Self | None:
+        """Return the same network for images of two axes, None where it has no such form."""
+        return None

@@ -25,9 +25,18 @@ class SegFormer3DConfig(NetworkBase):
     """Divisor of q.k: the root of the head's width, or of the number of heads (the paper and its released weights)."""
     norm: Literal["batch", "group"] = "batch"
     """In the Mix-FFN and the decoder: BatchNorm as published, or GroupNorm for small batches."""
-    spatial_dims: Literal[3] = 3
+    spatial_dims: Literal[2, 3] = 3
 
     later_fields: ClassVar[tuple[str, ...]] = ("norm", "spatial_dims")
+
+    @property
+    def dims(self) -> int:
+        """Spatial axes of an image."""
+        return self.spatial_dims
+
+    def for_slices(self) -> Self | None:
+        """Return the same network for images of two axes."""
+        return self.replace(spatial_dims=2)
 
     @model_validator(mode="after")
     def _check(self) -> Self:
