@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
@@ -18,6 +19,8 @@ NonNegative = Annotated[float, Field(ge=0)]
 Probability = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=1)]
 PositiveTripleMm = tuple[Positive, Positive, Positive]
+Configuration = Literal["3d", "3d-low", "2d"]
+"""What the network sees: the scan, the scan at a coarser spacing, or one slice of it at a time."""
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 
@@ -68,8 +71,11 @@ class Preprocessing(Frozen):
     """One per channel."""
     anisotropy_threshold: Positive = 3.0
     """Above this ratio of spacings the coarse axis is resampled apart from the plane (nnU-Net)."""
+    keeps_slices: bool = False
+    """Whether each case keeps its own spacing along the network's first axis, so that a network that sees slices sees
+    none between two of the scan's (nnU-Net's 2d); there, `spacing_mm` only tells the usual spacing."""
 
-    later_fields: ClassVar[tuple[str, ...]] = ("transpose",)
+    later_fields: ClassVar[tuple[str, ...]] = ("transpose", "keeps_slices")
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -82,6 +88,11 @@ class Preprocessing(Frozen):
         """Target spacing along the axes of the network's arrays."""
         first, second, third = self.transpose
         return self.spacing_mm[first], self.spacing_mm[second], self.spacing_mm[third]
+
+    def target_mm(self, own_mm: TripleMm) -> TripleMm:
+        """Return what a case of spacing `own_mm` is resampled to; both along the axes of the network's arrays."""
+        first, second, third = self.network_spacing_mm
+        return own_mm[0] if self.keeps_slices else first, second, third
 
 
 class Patch(Frozen):
@@ -199,14 +210,50 @@ class Training(Frozen):
     """Share of each batch whose patch is placed on a random foreground voxel of a random class."""
     gradient_clip_norm: Positive = 12.0
     precision: Literal["fp32", "bf16"] = "fp32"
-    folds: Annotated[int, Field(ge=2, le=5)] = 5
-    """Parts that the cases are split into, each of which is held out once."""
+    folds: Annotated[int, Field(ge=1, le=5)] = 5
+    """Parts that the cases are split into, each of which is held out once; one only with own splits."""
     split_seed: int = 12345
+    split: Literal["random", "stratified", "own"] = "random"
+    """How cases are split: at random, so that each fold has its share of each set of labels, or as a file says."""
+    patients_listed: bool = False
+    """Whether patients.csv in the data set's folder tells which cases are of one patient, who is never split."""
+    patient_pattern: str | None = None
+    """Or the pattern that every case id matches as a whole (Python's `re`); its first group is the patient."""
+    split_sha256: Sha256 | None = None
+    """Hash of the folds where more than ids and seed decides on them: they must be the same again at training."""
     seed: int = 0
     initialization: Initialization | None = None
     """None for random weights."""
 
-    later_fields: ClassVar[tuple[str, ...]] = ("initialization",)
+    later_fields: ClassVar[tuple[str, ...]] = (
+        "initialization",
+        "split",
+        "patients_listed",
+        "patient_pattern",
+        "split_sha256",
+    )
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.folds == 1 and self.split != "own":
+            raise ValueError("folds is 1, expected 2 to 5: only own splits may be a single one")
+        if self.patient_pattern is not None:
+            if self.patients_listed:
+                raise ValueError("patients_listed and patient_pattern exclude each other: set one of them")
+            try:
+                groups = re.compile(self.patient_pattern).groups
+            except re.error as error:
+                raise ValueError(
+                    f"patient_pattern '{self.patient_pattern}' is no regular expression: {error}"
+                ) from None
+            if groups < 1:
+                raise ValueError(f"patient_pattern '{self.patient_pattern}' needs a group, for example (.*)_\\d+")
+        return self
+
+    @property
+    def split_by_files(self) -> bool:
+        """Whether more than case ids and seed decides on the folds: a file, or what the labels hold."""
+        return self.split != "random" or self.patients_listed
 
 
 class Inference(Frozen):
@@ -224,6 +271,7 @@ class Plan(Frozen):
     schema_version: Literal[1] = 1
     network_name: str
     """The name that the network was chosen by; `network` is what counts."""
+    configuration: Configuration = "3d"
     dataset: DatasetSpec
     fingerprint_sha256: str
     """Hash of the fingerprint that the plan was made from."""
@@ -235,6 +283,8 @@ class Plan(Frozen):
     inference: Inference
     reasons: dict[str, str]
     """Why each field has its value, by dotted name; `--set` and `--budget` write their own."""
+
+    later_fields: ClassVar[tuple[str, ...]] = ("configuration",)
 
     @classmethod
     def from_json(cls, text: str | bytes, *, source: str = "JSON text") -> Self:
@@ -267,6 +317,7 @@ class Plan(Frozen):
                 f"training.loss.deep_supervision_weights has {weights} values; this network has {outputs} "
                 f"output{'s' if outputs > 1 else ''}"
             )
+        self._check_dims()
         start = self.training.initialization
         if start is not None and start.freeze_encoder_steps >= self.schedule.steps:
             raise ValueError(
@@ -274,6 +325,16 @@ class Plan(Frozen):
                 f"{self.schedule.steps}: the encoder would never be trained. Freeze it for fewer steps"
             )
         return self
+
+    def _check_dims(self) -> None:
+        sees_slices = self.configuration == "2d"
+        if (self.network.dims == 2) != sees_slices:
+            raise ValueError(
+                f"configuration is {self.configuration} and the network one of {self.network.dims} axes. Plan with "
+                f"--config {'3d' if sees_slices else '2d'}, or leave the network's axes as they were"
+            )
+        if sees_slices and self.patch.size[0] != 1:
+            raise ValueError(f"configuration is 2d, so patch.size must begin with 1, got {list(self.patch.size)}")
 
 
 def as_triple(values: list[int] | tuple[int, ...]) -> Triple:
