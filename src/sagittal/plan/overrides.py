@@ -45,6 +45,8 @@ def _parse_value(text: str) -> Any:
 def override(plan: Plan, settings: Mapping[str, Any], *, origin: str) -> Plan:
     """Return `plan` with `settings` (dotted name -> JSON value) applied and `origin` recorded as their reason.
 
+    A group that has several forms, such as `training.optimizer`, may be set as a whole, by a value with its `kind`.
+
     Raises:
         PlanError: an unknown field (with the closest known one) or a value that does not fit.
     """
@@ -53,12 +55,37 @@ def override(plan: Plan, settings: Mapping[str, Any], *, origin: str) -> Plan:
     tree = plan.model_dump(mode="json", context=EVERY_FIELD)
     for name, value in settings.items():
         _assign(tree, name, value)
-    tree["reasons"] = {**tree["reasons"], **dict.fromkeys(settings, origin)}
+    tree["reasons"] = {**_reasons_beside(tree["reasons"], settings), **dict.fromkeys(settings, origin)}
     _refit_deep_supervision(tree, settings)
     try:
         return Plan.model_validate_json(json.dumps(tree))
     except ValidationError as error:
         raise PlanError(describe_validation_error(error, ", ".join(settings))) from None
+
+
+def override_network(network: NetworkConfig, settings: Mapping[str, Any]) -> NetworkConfig:
+    """Return a network's configuration with those of `settings` applied whose names begin with `network.`.
+
+    Raises:
+        PlanError: as for `override`.
+    """
+    chosen = {name: value for name, value in settings.items() if name.startswith("network.")}
+    if not chosen:
+        return network
+    tree = {"network": network.model_dump(mode="json", context=EVERY_FIELD)}
+    for name, value in chosen.items():
+        _assign(tree, name, value)
+    try:
+        changed: NetworkConfig = TypeAdapter(NetworkConfig).validate_json(json.dumps(tree["network"]))
+    except ValidationError as error:
+        raise PlanError(describe_validation_error(error, ", ".join(chosen))) from None
+    return changed
+
+
+def _reasons_beside(reasons: Mapping[str, str], settings: Mapping[str, Any]) -> dict[str, str]:
+    """Return the reasons but those of fields inside of a group that is set as a whole."""
+    groups = tuple(f"{name}." for name, value in settings.items() if isinstance(value, dict))
+    return {name: reason for name, reason in reasons.items() if not name.startswith(groups)}
 
 
 def _assign(tree: dict[str, Any], name: str, value: Any) -> None:
@@ -73,7 +100,7 @@ def _assign(tree: dict[str, Any], name: str, value: Any) -> None:
         walked.append(part)
         if part is not last or len(walked) <= len(parents):
             node = node[part]
-    if isinstance(node[last], dict):
+    if isinstance(node[last], dict) and not (isinstance(value, dict) and parents and "kind" in node[last]):
         raise PlanError(f"{name}: is a group of fields; set one of {', '.join(node[last])}.", code="unknown_field")
     if isinstance(value, int) and not isinstance(value, bool) and isinstance(node[last], float):
         value = float(value)
