@@ -1,4 +1,4 @@
-"""SegFormer3D's blocks against their definition; BatchNorm in the weights at inference; the groups of GroupNorm."""
+"""SegFormer3D's blocks against their definition; BatchNorm in the weights at inference."""
 
 from __future__ import annotations
 
@@ -9,15 +9,13 @@ import torch
 from torch import Tensor, nn
 
 from sagittal.kernels import native
+from sagittal.networks.norms import folds
 from sagittal.networks.segformer3d_blocks import (
     Attention,
     DepthwiseConvolution,
     MixFFN,
     PatchEmbedding,
     TransformerBlock,
-    folds,
-    normalise,
-    volume_norm,
 )
 
 SIZES = {3: (3, 4, 5), 2: (4, 5)}
@@ -146,15 +144,6 @@ def test_running_statistics_learnt_later_reach_the_folded_weights() -> None:
     assert (after - expected).abs().max() < 2e-6 * expected.abs().max()
 
 
-@pytest.mark.parametrize(
-    ("channels", "groups"), [(1024, 32), (640, 32), (256, 32), (128, 32), (64, 16), (32, 8), (24, 4), (6, 1), (5, 1)]
-)
-def test_groups_divide_the_channels_and_hold_at_least_four(channels: int, groups: int) -> None:
-    norm = volume_norm("group", channels, 3)
-    assert isinstance(norm, nn.GroupNorm)
-    assert norm.num_groups == groups
-
-
 @pytest.mark.parametrize("norm", ["batch", "group"])
 def test_one_voxel_passes_in_training(norm: str) -> None:
     torch.manual_seed(0)
@@ -164,13 +153,6 @@ def test_one_voxel_passes_in_training(norm: str) -> None:
     assert torch.equal(trained, ffn.eval()(grid))
     if norm == "batch":
         assert ffn.dwconv.bn.num_batches_tracked == 0
-
-
-def test_group_of_one_value_gives_the_bias() -> None:
-    norm = volume_norm("group", 1, 3)
-    with torch.no_grad():
-        norm.bias.fill_(0.5)
-        assert normalise(norm, torch.randn(1, 1, 1, 1, 1)).item() == pytest.approx(0.5, abs=1e-4)
 
 
 def test_kernels_and_operators_train_the_same(monkeypatch: pytest.MonkeyPatch) -> None:

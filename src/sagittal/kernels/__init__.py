@@ -3,6 +3,7 @@
 from sagittal.kernels.block import TailWeights, expand_contract, mednext_block
 from sagittal.kernels.depthwise import depthwise_conv, depthwise_conv_transpose
 from sagittal.kernels.native import cpu_available, keep_freed_memory
+from sagittal.kernels.pointwise_conv import pointwise, prefers_channels_last
 
 __all__ = [
     "TailWeights",
@@ -12,4 +13,6 @@ __all__ = [
     "expand_contract",
     "keep_freed_memory",
     "mednext_block",
+    "pointwise",
+    "prefers_channels_last",
 ]

@@ -20,6 +20,7 @@ from torch.nn import functional as F
 
 from sagittal.errors import DataError
 from sagittal.kernels import depthwise, native
+from sagittal.kernels.pointwise_conv import pointwise
 
 
 class TailWeights(NamedTuple):
@@ -92,18 +93,9 @@ def mednext_block(
 
 def _plain_tail(h: Tensor, weights: TailWeights, residual: Tensor | None, eps: float) -> Tensor:
     normed = torch.group_norm(h, h.shape[1], weights.norm_weight, weights.norm_bias, eps)
-    y = _pointwise(
-        F.gelu(_pointwise(normed, weights.expand, weights.expand_bias)), weights.contract, weights.contract_bias
-    )
+    wide = F.gelu(pointwise(normed, weights.expand, weights.expand_bias))
+    y = pointwise(wide, weights.contract, weights.contract_bias)
     return y if residual is None else residual + y
-
-
-def _pointwise(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """A matrix product where x is channels-last (on a CPU), a convolution elsewhere and in exported graphs."""
-    if x.device.type in ("cpu", "meta") and not torch.compiler.is_exporting():
-        return F.linear(x.movedim(1, -1), weight.flatten(1), bias).movedim(-1, 1)
-    convolve = F.conv3d if x.ndim == 5 else F.conv2d
-    return convolve(x, weight.reshape(*weight.shape[:2], *(1,) * (x.ndim - 2)), bias)
 
 
 class _Saved(NamedTuple):
@@ -142,10 +134,9 @@ def _tail_backward(h: Tensor, grad_y: Tensor, saved: _Saved) -> tuple[Tensor, Ta
         [h, saved.mean, saved.scale, *_folded(saved), saved.expand, saved.contract, grad_y]
     )
     by_normed, contract_sum, hidden_sum, output_sum = sums
-    along = (by_normed * saved.expand.t()).sum(
-        2
-    )  # (N, C): the sums over space of the norm's gradient, times the normed value,
-    straight = hidden_sum @ saved.expand  # and alone; both before the norm's own weight
+    # The norm's gradient, before its weight, summed over space: times the normed value, and alone, (N, C) each.
+    along = (by_normed * saved.expand.t()).sum(2)
+    straight = hidden_sum @ saved.expand
     per_voxel = saved.scale * saved.norm_weight / h.shape[1]
     native.norm_backward_(
         grad_h,

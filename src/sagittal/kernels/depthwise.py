@@ -52,10 +52,15 @@ def depthwise_conv_transpose(x: Tensor, weight: Tensor, bias: Tensor | None = No
     compiled = _compiled(x, weight, bias, native.TRANSPOSED)
     if compiled is not None:
         return compiled
+    return plain_transpose(x, weight, bias, (2,) * (x.ndim - 2))
+
+
+def plain_transpose(x: Tensor, weight: Tensor, bias: Tensor | None, strides: Sequence[int]) -> Tensor:
+    """Convolve each channel, transposed, padding k // 2, by PyTorch's operators; strides and kernel per axis."""
     convolve = partial(
         F.conv_transpose3d if x.ndim == 5 else F.conv_transpose2d,
-        stride=2,
-        padding=weight.shape[-1] // 2,
+        stride=strides,
+        padding=[size // 2 for size in weight.shape[2:]],
         groups=x.shape[1],
     )
     if not x.is_cuda or not (torch.is_autocast_enabled("cuda") or x.dtype in (torch.float16, torch.bfloat16)):

@@ -9,13 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from sagittal.errors import PlanError
-from sagittal.kernels import depthwise_conv, depthwise_conv_transpose
-from sagittal.networks.layout import prefers_channels_last
+from sagittal.kernels import depthwise_conv, depthwise_conv_transpose, prefers_channels_last
+from sagittal.kernels.depthwise import plain_transpose
 
 PerAxis = int | Sequence[int]
 """One number for all spatial axes, or one for each, D, H, W."""
@@ -66,14 +65,7 @@ def depthwise_transpose(x: Tensor, weight: Tensor, bias: Tensor | None, strides:
         return depthwise_conv_transpose(x, weight, bias)
     if _is_stack(x, sizes, strides):
         return _by_plane(x, lambda planes: depthwise_transpose(planes, weight.squeeze(2), bias, strides[1:]))
-    convolve = F.conv_transpose3d if x.ndim == 5 else F.conv_transpose2d
-    padding = [size // 2 for size in sizes]
-    if not x.is_cuda or not (torch.is_autocast_enabled("cuda") or x.dtype in (torch.float16, torch.bfloat16)):
-        return convolve(x, weight, bias, stride=strides, padding=padding, groups=x.shape[1])
-    # In half precision cuDNN computes this channel by channel, several times slower than in float32.
-    with torch.autocast("cuda", enabled=False):
-        single = (x.float(), weight.float(), None if bias is None else bias.float())
-        return convolve(*single, stride=strides, padding=padding, groups=x.shape[1]).to(x.dtype)
+    return plain_transpose(x, weight, bias, strides)
 
 
 def _is_stack(x: Tensor, sizes: tuple[int, ...], strides: tuple[int, ...]) -> bool:

@@ -1,6 +1,6 @@
 """Which part of a network is its encoder, and how it is kept as it is while the rest learns.
 
-A network tells by a class attribute `encoder_prefixes`, how the names of its encoder's parameters begin:
+A network tells by a class attribute, `encoder_prefixes`, how the names of its encoder's parameters begin:
 `("stem.", "enc_block_", "down_", "bottleneck.")`.
 """
 
@@ -9,13 +9,6 @@ from __future__ import annotations
 from torch import nn
 
 from sagittal.errors import PlanError
-from sagittal.networks.mednext import MedNeXt
-from sagittal.networks.segformer3d import SegFormer3D
-
-_PREFIXES: dict[type[nn.Module], tuple[str, ...]] = {
-    MedNeXt: ("stem.", "enc_block_", "down_", "bottleneck."),
-    SegFormer3D: ("segformer_encoder.",),
-}
 
 
 def encoder_prefixes(network: nn.Module) -> tuple[str, ...]:
@@ -24,7 +17,7 @@ def encoder_prefixes(network: nn.Module) -> tuple[str, ...]:
     Raises:
         PlanError: the network does not say which part is its encoder.
     """
-    prefixes: object = getattr(network, "encoder_prefixes", None) or _PREFIXES.get(type(network))
+    prefixes: object = getattr(network, "encoder_prefixes", None)
     if not isinstance(prefixes, tuple):
         raise PlanError(
             f"{type(network).__name__} does not say which of its parts is the encoder, so that can't be frozen. Leave "

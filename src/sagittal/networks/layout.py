@@ -1,21 +1,22 @@
-"""Memory layout and size of the volumes inside a network.
+"""Memory layout, size and axes of the volumes inside a network.
 
-On a CPU both networks keep their volumes in channels_last_3d: the same tensor is then, as a free view, (N, D, H, W,
+On a CPU the networks keep their volumes in channels_last_3d: the same tensor is then, as a free view, (N, D, H, W,
 C), on which a 1x1x1 convolution is one matrix product and a LayerNorm runs over contiguous memory. Letters as
 everywhere: N batch, C channels, D H W the array axes of space, slow to fast; in 2D there is no D.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
+
 import torch
 from torch import Tensor, nn
 
-from sagittal.errors import DataError
+from sagittal.errors import DataError, PlanError
+from sagittal.kernels import prefers_channels_last
 
-
-def prefers_channels_last(x: Tensor) -> bool:
-    """Tell whether channels_last suits `x`: on the CPU, but not in an exported graph, whose runtime lays out itself."""
-    return x.device.type in ("cpu", "meta") and not torch.compiler.is_exporting()
+Size = tuple[int, int, int]
+"""D, H, W."""
 
 
 def to_preferred_layout(x: Tensor) -> Tensor:
@@ -25,25 +26,22 @@ def to_preferred_layout(x: Tensor) -> Tensor:
     return x.contiguous(memory_format=torch.channels_last_3d if x.ndim == 5 else torch.channels_last)
 
 
-def pointwise(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """Convolve `x` (N, C, ...) with a 1x1(x1) kernel.
-
-    Args:
-        x: (N, C, D, H, W) or (N, C, H, W).
-        weight: (out, C, 1, 1[, 1]), the layout of a convolution.
-        bias: (out,) or None.
-    """
-    if prefers_channels_last(x):
-        return nn.functional.linear(x.movedim(1, -1), weight.flatten(1), bias).movedim(-1, 1)
-    return nn.functional.conv3d(x, weight, bias) if x.ndim == 5 else nn.functional.conv2d(x, weight, bias)
-
-
 def divide_up(size: int, by: int) -> int:
     """Return size / by, rounded up.
 
     Written without the negative numbers of the usual form: ONNX, where a size may be open, rounds those towards zero.
     """
     return (size + by - 1) // by
+
+
+def round_up(size: int, to: int) -> int:
+    """Return the least multiple of `to` that is not below `size`."""
+    return divide_up(size, to) * to
+
+
+def pad_to_multiples(x: Tensor, multiples: Sequence[int]) -> Tensor:
+    """Pad each spatial axis at its end, as `pad_end` does, to a multiple of its number."""
+    return pad_end(x, tuple(round_up(size, to) for size, to in zip(x.shape[2:], multiples, strict=True)))
 
 
 def pad_end(x: Tensor, targets: tuple[int, ...]) -> Tensor:
@@ -98,3 +96,23 @@ def check_input(x: Tensor, in_channels: int, spatial_dims: int, network: str) ->
         raise DataError(
             f"{given} and dtype {x.dtype}. Expected floating-point intensities: call x.float().", code="input_dtype"
         )
+
+
+def triple(values: Iterable[int]) -> Size:
+    """Return the three values, of D, H, W."""
+    d, h, w = values
+    return d, h, w
+
+
+def convolution_class(spatial_dims: int) -> type[nn.Conv2d] | type[nn.Conv3d]:
+    """Return the convolution of 2 or 3 spatial axes; raise PlanError for any other number."""
+    if spatial_dims == 3:
+        return nn.Conv3d
+    if spatial_dims == 2:
+        return nn.Conv2d
+    raise PlanError(f"spatial_dims={spatial_dims!r}: expected 3 (volumes) or 2 (slices).")
+
+
+def transposed_class(spatial_dims: int) -> type[nn.ConvTranspose2d] | type[nn.ConvTranspose3d]:
+    """Return the transposed convolution of 2 or 3 spatial axes; raise PlanError for any other number."""
+    return nn.ConvTranspose3d if convolution_class(spatial_dims) is nn.Conv3d else nn.ConvTranspose2d

@@ -14,7 +14,16 @@ from typing import Literal, NamedTuple, TypedDict, Unpack
 from torch import Tensor, nn
 
 from sagittal.errors import PlanError, did_you_mean
-from sagittal.networks.layout import check_input, crop_end, divide_up, pad_end, pointwise, to_preferred_layout
+from sagittal.kernels import pointwise
+from sagittal.networks.layout import (
+    check_input,
+    convolution_class,
+    crop_end,
+    divide_up,
+    pad_to_multiples,
+    to_preferred_layout,
+    transposed_class,
+)
 from sagittal.networks.mednext_blocks import (
     CHECKPOINTING,
     BlockOptions,
@@ -22,8 +31,6 @@ from sagittal.networks.mednext_blocks import (
     MedNeXtBlock,
     MedNeXtDownBlock,
     MedNeXtUpBlock,
-    convolution_class,
-    transposed_class,
 )
 from sagittal.networks.mednext_norms import Grn, Norm
 
@@ -83,6 +90,8 @@ class MedNeXt(nn.Module):
     Raises:
         PlanError: an argument makes no sense.
     """
+
+    encoder_prefixes = ("stem.", "enc_block_", "down_", "bottleneck.")
 
     def __init__(
         self,
@@ -187,9 +196,7 @@ class MedNeXt(nn.Module):
     def _logits(self, x: Tensor, *, scales: int) -> list[Tensor]:
         check_input(x, self.in_channels, self.spatial_dims, "MedNeXt")
         sizes = tuple(x.shape[2:])
-        coarsest = self._sizes(sizes, self.scale_factors[-1])
-        x = pad_end(x, tuple(size * f for size, f in zip(coarsest, self.scale_factors[-1], strict=True)))
-        features = self._features(x)
+        features = self._features(pad_to_multiples(x, self.scale_factors[-1]))
         return [
             crop_end(self.get_submodule(f"out_{scale}")(features[scale]), self._sizes(sizes, self.scale_factors[scale]))
             for scale in range(scales)

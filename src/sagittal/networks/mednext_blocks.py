@@ -17,11 +17,11 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from sagittal.errors import PlanError
-from sagittal.kernels import TailWeights, expand_contract, mednext_block
+from sagittal.kernels import TailWeights, expand_contract, mednext_block, pointwise
 from sagittal.kernels.depthwise import usable, usable_in_graph
 from sagittal.kernels.native import LANES
 from sagittal.networks.depthwise_axes import PerAxis, depthwise, depthwise_transpose, per_axis, strided
-from sagittal.networks.layout import pointwise
+from sagittal.networks.layout import convolution_class, transposed_class
 from sagittal.networks.mednext_norms import ChannelGroupNorm, Grn, Norm, channel_norm, global_response_norm
 
 Checkpointing = Literal["none", "expansion", "block"]
@@ -272,20 +272,6 @@ class MedNeXtUpBlock(_Block):
             # The product runs at the coarse grid, where a strided transposed convolution would also multiply zeros.
             strided(y, self.strides, start=1).add_(pointwise(x, self.res_conv.weight.transpose(0, 1), None))
         return y
-
-
-def convolution_class(spatial_dims: int) -> type[nn.Conv2d] | type[nn.Conv3d]:
-    """Return the convolution of 2 or 3 spatial axes; raise PlanError for any other number."""
-    if spatial_dims == 3:
-        return nn.Conv3d
-    if spatial_dims == 2:
-        return nn.Conv2d
-    raise PlanError(f"spatial_dims={spatial_dims!r}: expected 3 (volumes) or 2 (slices).")
-
-
-def transposed_class(spatial_dims: int) -> type[nn.ConvTranspose2d] | type[nn.ConvTranspose3d]:
-    """Return the transposed convolution of 2 or 3 spatial axes; raise PlanError for any other number."""
-    return nn.ConvTranspose3d if convolution_class(spatial_dims) is nn.Conv3d else nn.ConvTranspose2d
 
 
 def _recomputed(function: Callable[..., Tensor], *arguments: Tensor | None) -> Tensor:

@@ -15,15 +15,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sagittal.networks.instance_norm import replace_instance_norms
-from sagittal.networks.layout import check_input, crop_end, pad_end
+from sagittal.networks.layout import Size, check_input, crop_end, pad_to_multiples, round_up
+from sagittal.networks.norms import replace_instance_norms
 
 with warnings.catch_warnings():
     # MONAI warns of optional packages, and puts its own filter in the place of warnings.showwarning.
     warnings.simplefilter("ignore")
     from monai.networks.nets import swin_unetr, unetr
-
-Triple = tuple[int, int, int]
 
 _PATCH = 16
 _SWIN_MULTIPLE = 32
@@ -53,7 +51,7 @@ class _MonaiNetwork(nn.Module):
         """
         check_input(x, self.in_channels, self.spatial_dims, self.title)
         sizes = tuple(x.shape[2:])
-        x = pad_end(x, tuple(-(-size // self.multiple) * self.multiple for size in sizes))
+        x = pad_to_multiples(x, (self.multiple,) * 3)
         return crop_end(self._logits(x.contiguous()), sizes)
 
     def multiscale(self, x: Tensor) -> list[Tensor]:
@@ -90,7 +88,7 @@ class UNETR(_MonaiNetwork):
         in_channels: int,
         num_classes: int,
         *,
-        input_size: Triple = (96, 96, 96),
+        input_size: Size = (96, 96, 96),
         feature_size: int = 16,
         hidden_size: int = 768,
         mlp_dim: int = 3072,
@@ -225,7 +223,7 @@ def _swin_stage(stage: Any, x: Tensor) -> Tensor:
     shift = tuple(0 if alone else by for alone, by in zip(whole, stage.shift_size, strict=True))
     mask = None
     if any(shift):
-        padded = tuple(-(-size // edge) * edge for size, edge in zip(sizes, window, strict=True))
+        padded = tuple(round_up(size, edge) for size, edge in zip(sizes, window, strict=True))
         mask = shifted_window_mask(padded, window, shift, x)
     x = x.movedim(1, -1).contiguous()
     for block in stage.blocks:

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from sagittal.errors import PlanError
-from sagittal.networks.layout import check_input, crop_end, to_preferred_layout
-from sagittal.networks.window_attention import Size, WindowAttention, triple
+from sagittal.networks.layout import Size, check_input, crop_end, to_preferred_layout, triple
+from sagittal.networks.window_attention import WindowAttention
 
 STAGES = 4
 

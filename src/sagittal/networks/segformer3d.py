@@ -12,9 +12,9 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 
 from sagittal.errors import PlanError
-from sagittal.networks.layout import check_input, pad_end
-from sagittal.networks.segformer3d_blocks import AttentionScale, PatchEmbedding, TransformerBlock, VolumeNorm
-from sagittal.networks.segformer3d_blocks import batch_norm as batch_norm
+from sagittal.networks.layout import check_input, pad_end, round_up
+from sagittal.networks.norms import VolumeNorm
+from sagittal.networks.segformer3d_blocks import AttentionScale, PatchEmbedding, TransformerBlock
 from sagittal.networks.segformer3d_decoder import STAGES, Decoder, upsample_logits
 
 _STRIDES = (4, 8, 16, 32)
@@ -103,6 +103,8 @@ class SegFormer3D(nn.Module):
         PlanError: an argument makes no sense.
     """
 
+    encoder_prefixes = ("segformer_encoder.",)
+
     def __init__(
         self,
         in_channels: int,
@@ -170,7 +172,7 @@ class SegFormer3D(nn.Module):
     def _padded(self, size: int) -> int:
         if size >= self.min_size:
             return size
-        return -(-self.min_size // _PAD_MULTIPLE) * _PAD_MULTIPLE
+        return round_up(self.min_size, _PAD_MULTIPLE)
 
 
 def create_segformer3d(

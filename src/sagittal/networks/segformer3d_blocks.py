@@ -1,4 +1,4 @@
-"""The parts of SegFormer3D's encoder: patch embedding, attention, Mix-FFN, transformer block; and its choice of norms.
+"""The parts of SegFormer3D's encoder: patch embedding, attention, Mix-FFN, transformer block.
 
 Written from arXiv 2404.10156 (CVPRW 2024), SegFormer (arXiv 2105.15203) and PVT (arXiv 2102.12122); modules bear the
 names of the released weights. Tokens are kept as grids (N, D, H, W, C), which are free views of (N, C, D, H, W)
@@ -13,17 +13,12 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
-from sagittal.kernels import depthwise_conv, native
-from sagittal.networks.layout import prefers_channels_last, to_preferred_layout
-from sagittal.networks.mednext_blocks import convolution_class
+from sagittal.kernels import depthwise_conv, prefers_channels_last
+from sagittal.networks.layout import convolution_class, to_preferred_layout
+from sagittal.networks.norms import VolumeNorm, folded, folds, normalise, volume_norm
 
 AttentionScale = Literal["head_dim", "paper"]
-VolumeNorm = Literal["batch", "group"]
-
-_GROUPS = 32
-_CHANNELS_PER_GROUP = 4
 
 
 class PatchEmbedding(nn.Module):
@@ -141,52 +136,3 @@ class TransformerBlock(nn.Module):
         grid = grid + self.attention(self.norm1(grid))
         result: Tensor = grid + self.mlp(self.norm2(grid))
         return result
-
-
-def volume_norm(norm: VolumeNorm, channels: int, spatial_dims: int) -> nn.Module:
-    """Return the norm of a volume: BatchNorm, as published, or GroupNorm, which does not look at the batch.
-
-    GroupNorm has the most groups out of 32, 16, 8, 4, 2 that divide the channels and leave at least four in each, else
-    one (Wu and He, arXiv 1803.08494, take 32): 32 groups for all widths of the published network.
-    """
-    if norm == "batch":
-        return nn.BatchNorm3d(channels) if spatial_dims == 3 else nn.BatchNorm2d(channels)
-    groups = math.gcd(_GROUPS, channels)
-    while groups > 1 and channels // groups < _CHANNELS_PER_GROUP:
-        groups //= 2
-    return nn.GroupNorm(groups, channels)
-
-
-def normalise(norm: nn.Module, x: Tensor) -> Tensor:
-    """Apply a `volume_norm` to (N, C, ...); a single voxel passes, where PyTorch's modules raise."""
-    if isinstance(norm, nn.GroupNorm):
-        return torch.group_norm(x, norm.num_groups, norm.weight, norm.bias, norm.eps)
-    assert isinstance(norm, _BatchNorm)
-    return batch_norm(norm, x)
-
-
-def batch_norm(norm: _BatchNorm, x: Tensor) -> Tensor:
-    """Apply `norm` to (N, C, ...); one voxel in a batch of one has no variance and gets the running statistics."""
-    if norm.training and x.numel() == x.shape[1]:
-        return nn.functional.batch_norm(
-            x, norm.running_mean, norm.running_var, norm.weight, norm.bias, training=False, eps=norm.eps
-        )
-    result: Tensor = norm(x)
-    return result
-
-
-def folds(norm: nn.Module, *tensors: Tensor) -> bool:
-    """Tell whether `norm` may become part of the weights before it: a BatchNorm at inference, eagerly on a CPU.
-
-    Elsewhere the operators stay as they are written, for autograd, compilers and exported graphs.
-    """
-    if norm.training or torch.is_grad_enabled() or torch.compiler.is_compiling() or not isinstance(norm, _BatchNorm):
-        return False
-    return native.eager(*tensors, norm.weight, norm.bias, norm.running_mean, norm.running_var)
-
-
-def folded(norm: nn.Module) -> tuple[Tensor, Tensor]:
-    """Return scale and shift, (C,) each, of a BatchNorm with its running statistics."""
-    assert isinstance(norm, _BatchNorm) and norm.running_mean is not None and norm.running_var is not None
-    scale = norm.weight * torch.rsqrt(norm.running_var + norm.eps)
-    return scale, torch.addcmul(norm.bias, norm.running_mean, scale, value=-1)

@@ -20,9 +20,8 @@ import torch
 from torch import Tensor, nn
 
 from sagittal.kernels import native
-from sagittal.networks.layout import crop_end
-from sagittal.networks.mednext_blocks import convolution_class
-from sagittal.networks.segformer3d_blocks import VolumeNorm, folded, folds, normalise, volume_norm
+from sagittal.networks.layout import convolution_class, crop_end
+from sagittal.networks.norms import VolumeNorm, folded, folds, normalise, volume_norm
 
 STAGES = 4
 _SLAB_VOXELS = 8192

@@ -13,10 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from sagittal.errors import PlanError
-from sagittal.networks.layout import check_input, crop_end, to_preferred_layout
-from sagittal.networks.segformer3d_blocks import normalise
-
-Size = tuple[int, int, int]
+from sagittal.networks.layout import Size, check_input, crop_end, divide_up, to_preferred_layout, triple
+from sagittal.networks.norms import normalise
 
 _GROUPS = 8
 _DOWNSAMPLINGS = 3
@@ -191,7 +189,7 @@ class TransBTS(nn.Module):
         self.spatial_dims = 3
         self.deep_supervision = False
         widths = [base_channels * 2**level for level in range(len(_ENCODER_BLOCKS))]
-        d, h, w = (-(-size // 2**_DOWNSAMPLINGS) for size in input_size)
+        grid = triple(divide_up(size, 2**_DOWNSAMPLINGS) for size in input_size)
         self.stem = nn.Conv3d(in_channels, base_channels, kernel_size=3, padding=1)
         self.encoder = nn.ModuleList(
             nn.Sequential(*(EncoderBlock(width) for _ in range(blocks)))
@@ -201,7 +199,7 @@ class TransBTS(nn.Module):
             nn.Conv3d(width, 2 * width, kernel_size=3, stride=2, padding=1) for width in widths[:-1]
         )
         self.bottleneck = Bottleneck(
-            widths[-1], embed_dim, (d, h, w), depth=depth, heads=num_heads, hidden=hidden_dim, dropout=dropout
+            widths[-1], embed_dim, grid, depth=depth, heads=num_heads, hidden=hidden_dim, dropout=dropout
         )
         self.upsamplings = nn.ModuleList(Upsampling(width) for width in widths[:0:-1])
         self.decoder = nn.ModuleList(DecoderBlock(width, width, residual=True) for width in widths[-2::-1])

@@ -16,10 +16,8 @@ from dynamic_network_architectures.architectures import unet
 from dynamic_network_architectures.building_blocks.simple_conv_blocks import ConvDropoutNormReLU
 from torch import Tensor, nn
 
-from sagittal.networks.instance_norm import InstanceNorm
-from sagittal.networks.layout import check_input, crop_end, pad_end
-
-Triple = tuple[int, int, int]
+from sagittal.networks.layout import Size, check_input, crop_end, divide_up, pad_to_multiples
+from sagittal.networks.norms import InstanceNorm
 
 _TWINS = ("conv", "norm", "nonlin")
 _AS_NNUNET: dict[str, Any] = {
@@ -44,7 +42,7 @@ class _UNet(nn.Module):
     encoder: Any
     decoder: Any
 
-    def __init__(self, official: Any, strides: Sequence[Triple], in_channels: int, deep_supervision: bool) -> None:
+    def __init__(self, official: Any, strides: Sequence[Size], in_channels: int, deep_supervision: bool) -> None:
         super().__init__()
         # Before the twins go: the package initialises norms under the names that are dropped.
         official.apply(official.initialize)
@@ -87,8 +85,7 @@ class _UNet(nn.Module):
     def _logits(self, x: Tensor, *, scales: int) -> list[Tensor]:
         check_input(x, self.in_channels, self.spatial_dims, self.title)
         sizes = tuple(x.shape[2:])
-        divisors = self.coarsening[-1]
-        x = pad_end(x, tuple(-(-size // divisor) * divisor for size, divisor in zip(sizes, divisors, strict=True)))
+        x = pad_to_multiples(x, self.coarsening[-1])
         skips = self.encoder(x.contiguous())
         features = skips.pop()
         logits = []
@@ -97,7 +94,7 @@ class _UNet(nn.Module):
             scale = len(skips)
             if scale < scales:
                 coarsening = self.coarsening[scale]
-                shape = tuple(-(-size // by) for size, by in zip(sizes, coarsening, strict=True))
+                shape = tuple(divide_up(size, by) for size, by in zip(sizes, coarsening, strict=True))
                 logits.append(crop_end(self.decoder.seg_layers[str(stage)](features), shape))
         return logits[::-1]
 
@@ -151,8 +148,8 @@ class PlainConvUNet(_UNet):
         num_classes: int,
         *,
         features_per_stage: Sequence[int],
-        strides: Sequence[Triple],
-        kernel_sizes: Sequence[Triple],
+        strides: Sequence[Size],
+        kernel_sizes: Sequence[Size],
         n_conv_per_stage: Sequence[int],
         n_conv_per_stage_decoder: Sequence[int],
         deep_supervision: bool = False,
@@ -185,8 +182,8 @@ class ResidualEncoderUNet(_UNet):
         num_classes: int,
         *,
         features_per_stage: Sequence[int],
-        strides: Sequence[Triple],
-        kernel_sizes: Sequence[Triple],
+        strides: Sequence[Size],
+        kernel_sizes: Sequence[Size],
         n_blocks_per_stage: Sequence[int],
         n_conv_per_stage_decoder: Sequence[int],
         deep_supervision: bool = False,

@@ -16,8 +16,9 @@ from torch import Tensor, nn
 
 from sagittal.errors import PlanError
 from sagittal.kernels import depthwise_conv
-from sagittal.networks.instance_norm import InstanceNorm
-from sagittal.networks.layout import check_input, crop_end, pad_end, to_preferred_layout
+from sagittal.networks.layout import check_input, crop_end, pad_to_multiples, to_preferred_layout
+from sagittal.networks.mednext_norms import ChannelLayerNorm
+from sagittal.networks.norms import InstanceNorm
 
 STAGES = 4
 DIVISOR = 16
@@ -25,22 +26,14 @@ _EXPANSION = 4
 _LEAK = 0.01
 
 
-class ChannelNorm(nn.LayerNorm):
-    """Normalise each voxel over its channels."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Map (N, C, D, H, W) to the same shape."""
-        return super().forward(x.movedim(1, -1)).movedim(-1, 1)
-
-
 class UXBlock(nn.Module):
     """x + DWC(LN(x)), then x + DCS(LN(x)) (arXiv 2209.15076, equation 2)."""
 
     def __init__(self, width: int, kernel_size: int) -> None:
         super().__init__()
-        self.norm1 = ChannelNorm(width)
+        self.norm1 = ChannelLayerNorm(width)
         self.depthwise = nn.Conv3d(width, width, kernel_size, padding=kernel_size // 2, groups=width)
-        self.norm2 = ChannelNorm(width)
+        self.norm2 = ChannelLayerNorm(width)
         self.widen = nn.Conv3d(width, _EXPANSION * width, kernel_size=1, groups=width)
         self.narrow = nn.Conv3d(_EXPANSION * width, width, kernel_size=1, groups=width)
 
@@ -59,7 +52,7 @@ class Encoder(nn.Module):
         steps: list[nn.Module] = [
             nn.Conv3d(in_channels, feature_sizes[0], kernel_size=7, stride=2, padding=3),
             *(
-                nn.Sequential(ChannelNorm(fine), nn.Conv3d(fine, coarse, kernel_size=2, stride=2))
+                nn.Sequential(ChannelLayerNorm(fine), nn.Conv3d(fine, coarse, kernel_size=2, stride=2))
                 for fine, coarse in pairwise(feature_sizes)
             ),
         ]
@@ -68,7 +61,7 @@ class Encoder(nn.Module):
             nn.Sequential(*(UXBlock(width, kernel_size) for _ in range(depth)))
             for width, depth in zip(feature_sizes, depths, strict=True)
         )
-        self.norms = nn.ModuleList(ChannelNorm(width) for width in feature_sizes)
+        self.norms = nn.ModuleList(ChannelLayerNorm(width) for width in feature_sizes)
 
     def forward(self, x: Tensor) -> list[Tensor]:
         """Map an image whose axes are multiples of 16 to the four stages' features, finest first."""
@@ -168,7 +161,7 @@ class UXNet(nn.Module):
         """
         check_input(x, self.in_channels, self.spatial_dims, "3D UX-Net")
         sizes = tuple(x.shape[2:])
-        x = to_preferred_layout(pad_end(x, tuple(-(-size // DIVISOR) * DIVISOR for size in sizes)))
+        x = to_preferred_layout(pad_to_multiples(x, (DIVISOR,) * 3))
         features = [skip(level) for skip, level in zip(self.skips, (x, *self.encoder(x)), strict=True)]
         y = features.pop()
         for up in reversed(self.ups):

@@ -7,12 +7,11 @@ so that a traced network holds them as constants. Letters: T tokens of a window,
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
 
 import torch
 from torch import Tensor, nn
 
-Size = tuple[int, int, int]
+from sagittal.networks.layout import Size, divide_up, round_up, triple
 
 
 class WindowAttention(nn.Module):
@@ -85,7 +84,7 @@ class WindowAttention(nn.Module):
 def fit_windows(sizes: Size, window: Size) -> tuple[Size, Size]:
     """Return the window along each axis, shortened to the axis, and how many of them cover it."""
     fitted = triple(min(size, length) for size, length in zip(sizes, window, strict=True))
-    return fitted, triple(-(-size // length) for size, length in zip(sizes, fitted, strict=True))
+    return fitted, triple(divide_up(size, length) for size, length in zip(sizes, fitted, strict=True))
 
 
 def split_windows(grid: Tensor, window: Size) -> Tensor:
@@ -138,7 +137,7 @@ def separating_mask(sizes: Size, window: Size, shifts: Size, device: torch.devic
     """
     regions = torch.zeros((1, 1, 1, 1, 1), dtype=torch.int64, device=device)
     for axis, (size, length, shift) in enumerate(zip(sizes, window, shifts, strict=True)):
-        whole = -(-size // length) * length
+        whole = round_up(size, length)
         rolled = torch.arange(whole, device=device)
         wrapped = rolled >= whole - shift
         padding = (rolled + shift) % whole >= size
@@ -147,12 +146,6 @@ def separating_mask(sizes: Size, window: Size, shifts: Size, device: torch.devic
         regions = regions * 4 + (wrapped + 2 * padding).reshape(shape)
     region = split_windows(regions, window)[0, :, :, 0]
     return region[:, :, None] != region[:, None, :]
-
-
-def triple(values: Iterable[int]) -> Size:
-    """Return the three values, of D, H, W."""
-    d, h, w = values
-    return d, h, w
 
 
 def _rolled(grid: Tensor, shifts: Size, sign: int) -> Tensor:

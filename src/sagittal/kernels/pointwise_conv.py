@@ -1,0 +1,26 @@
+"""Convolution with a kernel of one voxel, in the form that suits where it runs."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+
+def prefers_channels_last(x: Tensor) -> bool:
+    """Tell whether channels_last suits `x`: on the CPU, but not in an exported graph, whose runtime lays out itself."""
+    return x.device.type in ("cpu", "meta") and not torch.compiler.is_exporting()
+
+
+def pointwise(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """Convolve `x` with a 1x1(x1) kernel: a matrix product where channels_last suits `x`, a convolution elsewhere.
+
+    Args:
+        x: (N, C, D, H, W) or (N, C, H, W).
+        weight: (out, C), with or without the trailing axes of size 1 that a convolution's has.
+        bias: (out,) or None.
+    """
+    if prefers_channels_last(x):
+        return F.linear(x.movedim(1, -1), weight.flatten(1), bias).movedim(-1, 1)
+    convolve = F.conv3d if x.ndim == 5 else F.conv2d
+    return convolve(x, weight.reshape(*weight.shape[:2], *(1,) * (x.ndim - 2)), bias)
