@@ -68,7 +68,10 @@ class LabelIndex:
             table[self.spec.ignore_value] = self.num_indices
         if labels.size and (labels.min() < 0 or labels.max() > _MAX_VALUE):
             labels = np.where((labels < 0) | (labels > _MAX_VALUE), _MAX_VALUE + 1, labels)
-        indices = table[labels]
+        indices = np.empty(labels.shape, self.dtype)
+        for plane, target in zip(labels, indices, strict=True):
+            # A look-up makes 8-byte indices of what it looks up: a plane at a time keeps them small.
+            target[...] = table[plane]
         undeclared = indices == unknown
         if undeclared.any():
             found = np.unique(labels[undeclared])[:10].tolist()
@@ -78,7 +81,7 @@ class LabelIndex:
                 "Declare them under 'labels' or correct the label file.",
                 code="undeclared_label",
             )
-        return np.asarray(indices)
+        return indices
 
     def values_of_classes(self) -> Integer[np.ndarray, " K"]:
         """Return the value that stands for each network output in a prediction.
