@@ -17,7 +17,7 @@ from sagittal.networks import MedNeXt, SegFormer3D
 
 SMALL = {"embed_dims": (8, 16, 24, 32), "num_heads": (1, 2, 3, 4), "depths": (1, 1, 1, 1), "decoder_dim": 16}
 SMALLEST = {"mednext": 17, "segformer3d": 33}
-"""Voxels along an axis from which on its size can be left open: below, the coarsest grid is one voxel, a special case."""
+"""Voxels from which on sizes can be left open: below, the coarsest grid has one, which the framework treats apart."""
 
 
 def build(name: str) -> nn.Module:
