@@ -5,7 +5,8 @@ from __future__ import annotations
 from sagittal.errors import PlanError
 from sagittal.plan.base import Frozen
 from sagittal.plan.plan import Patch, Plan, as_triple
-from sagittal.planning.patch import patch_multiples, patch_rule
+from sagittal.planning.patch import patch_rule
+from sagittal.planning.topology import patch_multiples
 
 SAFETY = 0.97
 """Share of the time that is planned for; the rest absorbs a machine that slows down. The clock takes care of more."""

@@ -57,12 +57,20 @@ def training_step(config: NetworkConfig, in_channels: int, num_outputs: int) -> 
         return TrainingStep(build_network(config, in_channels, num_outputs), in_channels, num_outputs)
 
 
-def largest_that_fits(sizes: Sequence[Triple], measure: Measure, limit_bytes: int) -> tuple[Triple, int]:
+def largest_that_fits(
+    sizes: Sequence[Triple], measure: Measure, limit_bytes: int, *, batch: int = 2
+) -> tuple[Triple, int]:
     """Return the first of `sizes`, which shrink from one to the next, whose step fits, and its measured bytes.
 
     Memory is close to linear in voxels: a line through two measurements says which size to measure next, so that few
     measurements are needed. The returned size has been measured, and the next larger one is over the limit by
     measurement or by that line.
+
+    Args:
+        sizes: from the largest to the smallest.
+        measure: from a size to the bytes of a step of `batch` patches.
+        limit_bytes: what a step may take.
+        batch: for the message.
 
     Raises:
         ResourceError: even the smallest does not fit.
@@ -76,7 +84,7 @@ def largest_that_fits(sizes: Sequence[Triple], measure: Measure, limit_bytes: in
     if fits_bytes > limit_bytes:
         smallest = "x".join(map(str, sizes[-1]))
         raise ResourceError(
-            f"a training step of two patches of {smallest} voxels needs {fits_bytes / GIB:.2f} GiB; "
+            f"a training step of {batch} patches of {smallest} voxels needs {fits_bytes / GIB:.2f} GiB; "
             f"{limit_bytes / GIB:.2f} GiB are allowed. Allow more (--memory-gib) or choose a smaller network.",
             code="memory",
         )

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from math import ceil, prod
 from typing import assert_never
 
@@ -20,125 +20,148 @@ from sagittal.plan.networks import (
     UNETRConfig,
     UXNetConfig,
 )
-from sagittal.planning.memory import GIB, TrainingStep, largest_that_fits
-from sagittal.planning.topology import SMALLEST_EDGE, FittedStep, unet_stages
+from sagittal.plan.plan import as_triple
+from sagittal.planning.memory import GIB, Measure, TrainingStep, largest_that_fits
+from sagittal.planning.unet_stages import SMALLEST_EDGE
 
-MIN_BATCH = 2
 START_VOXELS = 256**3
 """The search for a patch starts with this many voxels, in the shape of a cube in mm."""
+START_PIXELS = 2048**2
+"""The same for slices, in the shape of a square."""
+SLICES = 12
+"""Slices of a batch at least: nnU-Net's reference, where a batch of volumes has two. Neighbours look alike."""
 DATASET_SHARE = 0.05
 """A batch shows at most this share of the data set's voxels."""
+
+Multiples = Callable[[Triple], Triple]
+"""From a patch size to what the axes of a patch should be multiples of, for the network that it gets."""
 
 
 @dataclass(frozen=True)
 class PatchRule:
-    """Which patches suit a network."""
+    """Which patches and batches suit a network."""
 
-    multiple: int | None
-    """Each axis is a multiple of it, so that no voxel is padded; None: of what nnU-Net's U-Net for it halves."""
     minimum: int = 16
+    """No axis is shorter."""
+    takes_short_axes: bool = False
+    """Whether an axis of the median case that is shorter than the minimum stays so."""
+    smallest_batch: int = 2
     largest_batch: int | None = None
     """The paper's batch, where more is not better; None fills the memory."""
+    sees_slices: bool = False
+    """Whether the patch measures one voxel along its first axis."""
 
 
 def patch_rule(network: NetworkConfig) -> PatchRule:
-    """Return which patches suit `network`, from what it halves, or from its tokens and windows.
+    """Return which patches and batches suit `network`."""
+    rule = _volume_rule(network)
+    if network.dims == 2:
+        return replace(rule, sees_slices=True, smallest_batch=SLICES, largest_batch=None)
+    return rule
 
-    MedNeXt halves four times, SegFormer3D's tokens are 4 voxels apart, nnFormer's windows hold whole tokens, and
-    TransBTS halves three times. nnU-Net's U-Nets follow the patch; UNETR, Swin UNETR and 3D UX-Net halve four, five
-    and four times.
-    """
+
+def _volume_rule(network: NetworkConfig) -> PatchRule:
     match network:
         case MedNeXtConfig():
-            return PatchRule(multiple=16)
+            return PatchRule(takes_short_axes=True)
         case SegFormer3DConfig():
-            return PatchRule(multiple=4, largest_batch=4)
+            return PatchRule(largest_batch=4)
         case NNFormerConfig():
-            # Whole windows at the finest stage; coarser ones mask what a window has too much.
-            edges = [patch * length for patch, length in zip(network.patch_size, network.windows[0], strict=True)]
-            return PatchRule(multiple=max(edges))
+            return PatchRule()
         case TransBTSConfig():
-            return PatchRule(multiple=8, largest_batch=16)
+            return PatchRule(largest_batch=16)
         case PlainConvUNetConfig() | ResEncUNetConfig():
-            return PatchRule(multiple=None, minimum=SMALLEST_EDGE)
+            return PatchRule(minimum=SMALLEST_EDGE)
         case UNETRConfig() | UXNetConfig():
-            return PatchRule(multiple=16, minimum=32)
+            return PatchRule(minimum=32)
         case SwinUNETRConfig():
             # Of 32 voxels the coarsest grid would keep one, and InstanceNorm nothing of that.
-            return PatchRule(multiple=32, minimum=64)
+            return PatchRule(minimum=64)
         case _:
             assert_never(network)
 
 
-def patch_multiples(network: NetworkConfig) -> Triple:
-    """Return what the axes of a patch must be multiples of for `network` as it is, its topology settled."""
-    if isinstance(network, PlainConvUNetConfig | ResEncUNetConfig):
-        return network.divisors
-    multiple = patch_rule(network).multiple
-    assert multiple is not None
-    return multiple, multiple, multiple
-
-
-def patch_sizes(spacing_mm: TripleMm, median_shape: Triple, rule: PatchRule) -> tuple[Triple, ...]:
+def patch_sizes(
+    spacing_mm: TripleMm, median_shape: Triple, rule: PatchRule, multiples: Multiples
+) -> tuple[Triple, ...]:
     """Return the patches to choose from, from the largest to the smallest.
 
-    The largest is a cube in mm of 256^3 voxels, clipped to the median case and rounded up to the network's multiple.
-    Each next one is a multiple shorter along the axis that covers most of the median case (nnU-Net's order).
+    The largest is a cube in mm of 256^3 voxels (of slices, a square of 2048^2), clipped to the median case and rounded
+    up to the network's multiples. Each next one is a multiple shorter along the axis that covers most of the median
+    case (nnU-Net's order).
     """
-    edge_mm = (START_VOXELS * prod(spacing_mm)) ** (1 / 3)
+    shape = (1, *median_shape[1:]) if rule.sees_slices else median_shape
+    minimum = [_shortest(extent, rule) for extent in shape]
+    if rule.sees_slices:
+        edge_mm = (START_PIXELS * prod(spacing_mm[1:])) ** (1 / 2)
+        minimum[0] = 1
+    else:
+        edge_mm = (START_VOXELS * prod(spacing_mm)) ** (1 / 3)
     size = [
-        max(rule.minimum, min(round(edge_mm / spacing), extent))
-        for spacing, extent in zip(spacing_mm, median_shape, strict=True)
+        max(least, min(round(edge_mm / spacing), extent))
+        for least, spacing, extent in zip(minimum, spacing_mm, shape, strict=True)
     ]
-    multiples, patch = _rounded_up(size, spacing_mm, rule)
+    patch = _rounded_up(size, multiples)
     sizes = [patch]
     while True:
-        shrinkable = [axis for axis in range(3) if patch[axis] - multiples[axis] >= rule.minimum]
+        steps = multiples(patch)
+        shrinkable = [axis for axis in range(3) if patch[axis] - steps[axis] >= minimum[axis]]
         if not shrinkable:
             return tuple(sizes)
-        axis = max(shrinkable, key=lambda axis: patch[axis] / median_shape[axis])
-        size[axis] = patch[axis] - multiples[axis]
-        multiples, patch = _rounded_up(size, spacing_mm, rule)
-        # A U-Net for the shorter axis may halve another one more often, and round that up to more than was saved.
+        axis = max(shrinkable, key=lambda axis: patch[axis] / shape[axis])
+        size[axis] = patch[axis] - steps[axis]
+        before, patch = patch, _rounded_up(size, multiples)
+        if patch == before:
+            return tuple(sizes)
+        # The network of a shorter axis may halve another one more often, and round that up to more than was saved.
         if prod(patch) < prod(sizes[-1]):
             sizes.append(patch)
 
 
 def fit_patch(
-    step: TrainingStep | FittedStep, spacing_mm: TripleMm, median_shape: Triple, rule: PatchRule, memory_gib: float
+    sizes: Sequence[Triple], measure: Measure, median_shape: Triple, *, batch: int, memory_gib: float
 ) -> tuple[Triple, str]:
-    """Return the largest patch of which a batch of two trains within `memory_gib`, and why.
+    """Return the largest patch of which a batch trains within `memory_gib`, and why.
+
+    Args:
+        sizes: from the largest to the smallest, by `patch_sizes`.
+        measure: from a patch size to the bytes of a step of `batch` patches.
+        median_shape: of the median case, for the reason.
+        batch: the smallest batch.
+        memory_gib: memory that the tensors of a step may take.
 
     Raises:
         ResourceError: even the smallest patch does not fit; the message says how much it needs.
     """
-    sizes = patch_sizes(spacing_mm, median_shape, rule)
-    chosen, used = largest_that_fits(sizes, lambda size: step.memory_bytes(size, MIN_BATCH), int(memory_gib * GIB))
+    chosen, used = largest_that_fits(sizes, measure, int(memory_gib * GIB), batch=batch)
     covers = "x".join(map(str, median_shape))
-    memory = f"a step of {MIN_BATCH} was measured at {used / GIB:.2f} of {memory_gib:g} GiB"
-    by = "what its U-Net halves" if rule.multiple is None else str(rule.multiple)
-    if chosen == sizes[0]:
-        reason = f"the median case of {covers} voxels, rounded up to multiples of {by}; {memory}"
-        if prod(chosen) < prod(median_shape):
-            reason = f"{START_VOXELS} voxels in the shape of a cube in mm, in multiples of {by}; {memory}"
+    memory = f"a step of {batch} was measured at {used / GIB:.2f} of {memory_gib:g} GiB"
+    if chosen != sizes[0]:
+        start = "x".join(map(str, sizes[0]))
+        reason = f"shrunk from {start} to fit the memory ({memory}); the median case has {covers} voxels"
         return chosen, reason
-    start = "x".join(map(str, sizes[0]))
-    at_a_time = f"by multiples of {by}" if rule.multiple is None else f"{by} voxels at a time"
-    reason = f"shrunk from {start}, {at_a_time}, to fit the memory ({memory}); the median case has {covers} voxels"
-    return chosen, reason
+    sees_slices = chosen[0] == 1 < median_shape[0]
+    covered = prod(median_shape[1:]) if sees_slices else prod(median_shape)
+    if prod(chosen) < covered:
+        start = f"{START_PIXELS} voxels in the shape of a square" if sees_slices else f"{START_VOXELS} voxels in the "
+        start += " in mm" if sees_slices else "shape of a cube in mm"
+        return chosen, f"{start}, in multiples of what the network halves; {memory}"
+    what = "a slice of the median case" if sees_slices else "the median case"
+    return chosen, f"{what} of {covers} voxels, rounded up to multiples of what the network halves; {memory}"
 
 
 def fit_batch(
     step: TrainingStep, patch_size: Triple, dataset_voxels: float, rule: PatchRule, memory_gib: float
 ) -> tuple[int, str]:
-    """Return the largest batch that trains within `memory_gib`, at least 2, at most 5 % of the data set, and why."""
+    """Return the largest batch that trains within `memory_gib`, at most 5 % of the data set, and why."""
     share = round(DATASET_SHARE * dataset_voxels / prod(patch_size))
     cap = share if rule.largest_batch is None else min(share, rule.largest_batch)
-    if cap <= MIN_BATCH:
-        shown = 100 * MIN_BATCH * prod(patch_size) / dataset_voxels
+    least = rule.smallest_batch
+    if cap <= least:
+        shown = 100 * least * prod(patch_size) / dataset_voxels
         limit = f"{100 * DATASET_SHARE:g} %"
-        return MIN_BATCH, f"the smallest allowed; it shows {shown:.3g} % of the data set's voxels, the limit is {limit}"
-    batch, used = _largest_batch(step, patch_size, cap, int(memory_gib * GIB))
+        return least, f"the smallest allowed; it shows {shown:.3g} % of the data set's voxels, the limit is {limit}"
+    batch, used = _largest_batch(step, patch_size, (least, cap), int(memory_gib * GIB))
     memory = f"a step was measured at {used / GIB:.2f} of {memory_gib:g} GiB"
     if batch < cap:
         return batch, f"the most that fits the memory; {memory}"
@@ -147,30 +170,32 @@ def fit_batch(
     return batch, f"the most below {100 * DATASET_SHARE:g} % of the data set's voxels; {memory}"
 
 
-def _largest_batch(step: TrainingStep, patch_size: Triple, cap: int, limit_bytes: int) -> tuple[int, int]:
+def _largest_batch(
+    step: TrainingStep, patch_size: Triple, limits: tuple[int, int], limit_bytes: int
+) -> tuple[int, int]:
     # Memory is linear in the batch: one measurement gives the slope, one more confirms.
-    used = step.memory_bytes(patch_size, MIN_BATCH)
-    per_sample = max(1.0, (used - step.fixed_bytes) / MIN_BATCH)
-    batch = min(cap, max(MIN_BATCH, int((limit_bytes - step.fixed_bytes) / per_sample)))
-    while batch > MIN_BATCH:
+    least, cap = limits
+    used = step.memory_bytes(patch_size, least)
+    per_sample = max(1.0, (used - step.fixed_bytes) / least)
+    batch = min(cap, max(least, int((limit_bytes - step.fixed_bytes) / per_sample)))
+    while batch > least:
         measured = step.memory_bytes(patch_size, batch)
         if measured <= limit_bytes:
             return batch, measured
         batch -= 1
-    return MIN_BATCH, used
+    return least, used
 
 
-def _rounded_up(size: Sequence[int], spacing_mm: TripleMm, rule: PatchRule) -> tuple[Triple, Triple]:
-    """Return what the axes must be multiples of, and the smallest such patch that holds `size`."""
-    if rule.multiple is None:
-        multiples = _triple(
-            [prod(steps) for steps in zip(*unet_stages(spacing_mm, _triple(size)).strides, strict=True)]
-        )
-    else:
-        multiples = (rule.multiple,) * 3
-    return multiples, _triple([ceil(edge / by) * by for edge, by in zip(size, multiples, strict=True)])
+def _shortest(extent: int, rule: PatchRule) -> int:
+    """Return below how many voxels an axis is not shrunk, nor begun with."""
+    return min(rule.minimum, max(extent, SMALLEST_EDGE)) if rule.takes_short_axes else rule.minimum
 
 
-def _triple(size: Sequence[int]) -> Triple:
-    d, h, w = size
-    return d, h, w
+def _rounded_up(size: Sequence[int], multiples: Multiples) -> Triple:
+    """Return the smallest patch that holds `size` and is what its own network takes without padding."""
+    patch = as_triple(list(size))
+    while True:
+        rounded = as_triple([ceil(edge / by) * by for edge, by in zip(patch, multiples(patch), strict=True)])
+        if rounded == patch:
+            return patch
+        patch = rounded

@@ -21,11 +21,13 @@ from sagittal.plan.networks import (
     UXNetConfig,
 )
 from sagittal.plan.overrides import deep_supervision_weights
-from sagittal.plan.plan import SGD, AdamW, Augmentation, Loss, Optimizer, Schedule
+from sagittal.plan.plan import SGD, AdamW, Augmentation, Configuration, Loss, Optimizer, Schedule
+from sagittal.planning.grid import COVERAGE, SAVING
 
 EPOCHS = 1000
 STEPS_PER_EPOCH = 250
 _ANISOTROPIC_PATCH = 3
+_LONG_SLICE = 1.5
 _OPPOSITES: dict[Literal[0, 1, 2], dict[str, str]] = {
     0: {"superior": "inferior", "upper": "lower", "cranial": "caudal", "top": "bottom"},
     1: {"anterior": "posterior", "ventral": "dorsal", "front": "back"},
@@ -137,9 +139,18 @@ def schedule(network: NetworkConfig) -> tuple[Schedule, dict[str, str]]:
             assert_never(network)
 
 
-def loss(network: NetworkConfig) -> tuple[Loss, dict[str, str]]:
-    """Return the loss, Dice + cross-entropy in equal parts for either network, and the reasons of its fields."""
+def loss(
+    network: NetworkConfig, configuration: Configuration = "3d", coverage: float = 1.0
+) -> tuple[Loss, dict[str, str]]:
+    """Return the loss, Dice + cross-entropy in equal parts for any network, and the reasons of its fields.
+
+    Args:
+        network: its outputs are weighted.
+        configuration: the plan's.
+        coverage: share of the median case's voxels that a patch has.
+    """
     outputs = network.scales
+    batch_dice, why_batch_dice = _batch_dice(configuration, coverage)
     halves = (
         "halved from each output to the next coarser one and scaled to sum to 1, MedNeXt's recipe"
         if outputs > 1
@@ -150,11 +161,30 @@ def loss(network: NetworkConfig) -> tuple[Loss, dict[str, str]]:
             "halved from each output to the next coarser one and scaled to sum to 1, as nnU-Net's, but for the "
             "coarsest, which nnU-Net gives no weight: here every head learns"
         )
-    return Loss(deep_supervision_weights=deep_supervision_weights(outputs)), {
+    return Loss(batch_dice=batch_dice, deep_supervision_weights=deep_supervision_weights(outputs)), {
+        "batch_dice": why_batch_dice,
+        "dice_smooth": "nnU-Net's",
         "dice_weight": "Dice and cross-entropy in equal parts, as MedNeXt, SegFormer3D and nnU-Net train",
         "cross_entropy_weight": "Dice and cross-entropy in equal parts, as MedNeXt, SegFormer3D and nnU-Net train",
         "deep_supervision_weights": halves,
     }
+
+
+def _batch_dice(configuration: Configuration, coverage: float) -> tuple[bool, str]:
+    """Return whether Dice is taken over the batch as a whole, and why (nnU-Net's rule)."""
+    if configuration == "2d":
+        return True, "nnU-Net's for 2d: a slice lacks most structures, so Dice is taken over the batch as a whole"
+    if configuration == "3d-low":
+        return False, "nnU-Net's for the coarser of two configurations: Dice is taken of each sample"
+    if coverage < COVERAGE / SAVING:
+        return True, (
+            f"nnU-Net's where there is a coarser configuration: a patch covers {coverage:.1%} of the median case, so "
+            "it often lacks a structure, and Dice is taken over the batch as a whole"
+        )
+    return (
+        False,
+        f"nnU-Net's: a patch covers {min(coverage, 1):.0%} of the median case, so Dice is taken of each sample",
+    )
 
 
 def augmentation(
@@ -162,10 +192,15 @@ def augmentation(
     patch_size: Triple,
     orientation: Literal["RAS", "stored"] = "RAS",
     transpose: Triple = (0, 1, 2),
+    *,
+    sees_slices: bool = False,
 ) -> tuple[Augmentation, dict[str, str]]:
     """Return nnU-Net's augmentation, fitted to the labels' sides and the patch's shape, and the reasons."""
     axes, why_axes = mirror_axes(spec, orientation, transpose)
     degrees, why_degrees = rotation_degrees(patch_size)
+    if sees_slices:
+        axes, why_axes = tuple(axis for axis in axes if axis > 0), f"{why_axes}; of those, the axes of a slice"
+        degrees, why_degrees = slice_rotation_degrees(patch_size)
     return Augmentation(mirror_axes=axes, rotation_degrees=degrees), {
         "mirror_axes": why_axes,
         "rotation_degrees": why_degrees,
@@ -219,6 +254,14 @@ def rotation_degrees(patch_size: Triple) -> tuple[float, str]:
             "only, there by any angle (nnU-Net)"
         )
     return 30.0, f"nnU-Net's default; the patch is at most {_ANISOTROPIC_PATCH} times longer than thick ({ratio:.3g})"
+
+
+def slice_rotation_degrees(patch_size: Triple) -> tuple[float, str]:
+    """Return the largest angle by which a slice is turned in its plane, and why."""
+    ratio = max(patch_size[1:]) / min(patch_size[1:])
+    if ratio > _LONG_SLICE:
+        return 15.0, f"nnU-Net's for a slice that is {ratio:.3g} > {_LONG_SLICE:g} times longer than wide"
+    return 180.0, f"nnU-Net's for slices: any angle in the plane; at most {_LONG_SLICE:g} times longer than wide"
 
 
 def _words(name: str) -> list[str]:

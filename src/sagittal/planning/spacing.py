@@ -65,10 +65,13 @@ def in_network_order(fingerprint: Fingerprint, transpose: Triple) -> Fingerprint
     )
 
 
-def median_shape(fingerprint: Fingerprint, spacing_mm: TripleMm) -> Triple:
-    """Return the median shape of the cases once they are cropped and resampled; all in the order of `fingerprint`."""
+def median_shape(fingerprint: Fingerprint, spacing_mm: TripleMm, *, keeps_slices: bool = False) -> Triple:
+    """Return the median shape of the cases once they are cropped and resampled; all in the order of `fingerprint`.
+
+    With `keeps_slices` they keep their own spacing along the first axis.
+    """
     shapes = [
-        new_shape(shape, old, spacing_mm)
+        new_shape(shape, old, (old[0], *spacing_mm[1:]) if keeps_slices else spacing_mm)
         for shape, old in zip(fingerprint.shapes_vox, fingerprint.spacings_mm, strict=True)
     ]
     d, h, w = (max(1, round(float(size))) for size in np.median(np.array(shapes), axis=0))

@@ -1,16 +1,17 @@
-"""What of a network follows from its patch: a U-Net's stages, and the positions that UNETR learns.
-
-nnU-Net's rules for a U-Net: halve every axis that is long enough and whose voxels are not much longer than the
-shortest ones, until no axis is left; convolve along an axis only once its voxels are of about the others' length.
-"""
+"""What of a network follows from its patch: a U-Net's stages, MedNeXt's halvings, the positions that UNETR learns."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from math import ceil
 from typing import assert_never
 
-from sagittal.plan.base import Triple, TripleMm
+from pydantic import ValidationError
+
+from sagittal.errors import PlanError
+from sagittal.plan.base import Triple, TripleMm, describe_validation_error
+from sagittal.plan.mednext import HALVINGS
 from sagittal.plan.networks import (
     MedNeXtConfig,
     NetworkConfig,
@@ -23,78 +24,90 @@ from sagittal.plan.networks import (
     UNETRConfig,
     UXNetConfig,
 )
+from sagittal.plan.plan import as_triple
 from sagittal.planning.memory import TrainingStep, training_step
+from sagittal.planning.unet_stages import SMALLEST_EDGE, SPACING_RATIO, coarse_axes, unet_stages
 
-SMALLEST_EDGE = 4
-"""No axis of a feature map becomes shorter by halving."""
-SPACING_RATIO = 2.0
-"""An axis takes part once its voxels are less than this much longer than the shortest."""
 WIDEST = 320
 _UNETR_PATCH = 16
 _ENCODER_BLOCKS = (1, 3, 4, 6)
 """Blocks of the residual encoder's stages; all further ones have as many as the last of these."""
 
-
-@dataclass(frozen=True)
-class Stages:
-    """A U-Net's stages from fine to coarse, the last one the bottleneck."""
-
-    strides: tuple[Triple, ...]
-    kernel_sizes: tuple[Triple, ...]
-
-
-def unet_stages(spacing_mm: TripleMm, patch_size: Triple) -> Stages:
-    """Return the stages that nnU-Net gives a U-Net for a patch.
-
-    Where no axis can be halved by the rules, one stage halves them all: a U-Net has at least two.
-
-    Args:
-        spacing_mm: of the voxels along D, H, W.
-        patch_size: voxels along D, H, W.
-    """
-    spacing, size = list(spacing_mm), list(patch_size)
-    kernel = [1, 1, 1]
-    strides: list[Triple] = [(1, 1, 1)]
-    kernels: list[Triple] = []
-    while axes := _to_halve(spacing, size):
-        kernel = [3 if edge < SPACING_RATIO * min(spacing) else old for edge, old in zip(spacing, kernel, strict=True)]
-        kernels.append(_triple(kernel))
-        strides.append(_triple([2 if axis in axes else 1 for axis in range(3)]))
-        for axis in axes:
-            spacing[axis] *= 2
-            size[axis] = ceil(size[axis] / 2)
-    if not kernels:
-        return Stages(((1, 1, 1), (2, 2, 2)), ((3, 3, 3), (3, 3, 3)))
-    return Stages(tuple(strides), (*kernels, (3, 3, 3)))
+Fixed = frozenset[str]
+"""Names of a network's fields that keep their values whatever the patch, because the user chose them."""
+Fitted = tuple[NetworkConfig, dict[str, str]]
+"""A network, and the reasons of the fields that were fitted, by their names."""
 
 
 def network_for_patch(
-    network: NetworkConfig, spacing_mm: TripleMm, patch_size: Triple
-) -> tuple[NetworkConfig, dict[str, str]]:
+    network: NetworkConfig, spacing_mm: TripleMm, patch_size: Triple, fixed: Fixed = frozenset()
+) -> Fitted:
     """Return `network` fitted to a patch, and the reasons of the fields that were fitted, by their names.
 
     Args:
         network: as named; most networks are the same for every patch.
-        spacing_mm: of the patch's voxels along D, H, W.
-        patch_size: voxels along D, H, W.
+        spacing_mm: of the patch's voxels along the network's three axes; a network of slices has no use for the first.
+        patch_size: voxels along the network's axes.
+        fixed: fields that stay as they are.
+
+    Raises:
+        PlanError: the fixed fields do not go with those that follow from the patch.
     """
-    shown = "x".join(map(str, patch_size))
     match network:
+        case MedNeXtConfig():
+            return network_of_levels(network, spacing_mm[-network.dims :], patch_size[-network.dims :], fixed)
         case PlainConvUNetConfig() | ResEncUNetConfig():
-            return _unet_for_patch(network, spacing_mm, patch_size)
+            return (network, {}) if "strides" in fixed else _unet_for_patch(network, spacing_mm, patch_size, fixed)
         case UNETRConfig():
-            size = _triple([ceil(edge / _UNETR_PATCH) * _UNETR_PATCH for edge in patch_size])
-            why = f"a learned position for each {_UNETR_PATCH} voxels of the patch, {shown}"
+            size = as_triple([ceil(edge / _UNETR_PATCH) * _UNETR_PATCH for edge in patch_size])
+            if "input_size" in fixed:
+                return network, {}
+            why = f"a learned position for each {_UNETR_PATCH} voxels of the patch, {_shown(patch_size)}"
             return network.replace(input_size=size), {"input_size": why}
-        case (
-            MedNeXtConfig()
-            | SegFormer3DConfig()
-            | SwinUNETRConfig()
-            | UXNetConfig()
-            | NNFormerConfig()
-            | TransBTSConfig()
-        ):
+        case SegFormer3DConfig() | SwinUNETRConfig() | UXNetConfig() | NNFormerConfig() | TransBTSConfig():
             return network, {}
+        case _:
+            assert_never(network)
+
+
+def fitted_fields(network: NetworkConfig) -> tuple[str, ...]:
+    """Return the names of the fields that `network_for_patch` may change."""
+    match network:
+        case MedNeXtConfig():
+            return ("strides", "flat_levels")
+        case PlainConvUNetConfig():
+            return (*_UNET_FIELDS, "n_conv_per_stage")
+        case ResEncUNetConfig():
+            return (*_UNET_FIELDS, "n_blocks_per_stage")
+        case UNETRConfig():
+            return ("input_size",)
+        case _:
+            return ()
+
+
+def patch_multiples(network: NetworkConfig) -> Triple:
+    """Return what the axes of a patch should be multiples of for `network` as it is, so that no voxel is padded.
+
+    MedNeXt and the U-Nets halve; SegFormer3D's tokens are 4 voxels apart, nnFormer's windows hold whole tokens,
+    TransBTS halves three times, UNETR, Swin UNETR and 3D UX-Net four, five and four times.
+    """
+    match network:
+        case MedNeXtConfig():
+            return as_triple((1,) * (3 - network.dims) + network.multiples)
+        case PlainConvUNetConfig() | ResEncUNetConfig():
+            return network.divisors
+        case SegFormer3DConfig():
+            return as_triple((1,) * (3 - network.dims) + (4,) * network.dims)
+        case NNFormerConfig():
+            # Whole windows at the finest stage; coarser ones mask what a window has too much.
+            edges = [patch * length for patch, length in zip(network.patch_size, network.windows[0], strict=True)]
+            return (max(edges),) * 3
+        case TransBTSConfig():
+            return 8, 8, 8
+        case UNETRConfig() | UXNetConfig():
+            return 16, 16, 16
+        case SwinUNETRConfig():
+            return 32, 32, 32
         case _:
             assert_never(network)
 
@@ -105,13 +118,23 @@ class FittedStep:
 
     named: NetworkConfig
     spacing_mm: TripleMm
+    """Along the network's axes."""
     in_channels: int
     num_outputs: int
+    fixed: Fixed = frozenset()
     _steps: dict[NetworkConfig, TrainingStep] = field(default_factory=dict, repr=False, compare=False)
+
+    def network(self, patch_size: Triple) -> NetworkConfig:
+        """Return the network that patches of this size get."""
+        return network_for_patch(self.named, self.spacing_mm, patch_size, self.fixed)[0]
+
+    def multiples(self, patch_size: Triple) -> Triple:
+        """Return what the axes of a patch should be multiples of for the network that this size gets."""
+        return patch_multiples(self.network(patch_size))
 
     def for_patch(self, patch_size: Triple) -> TrainingStep:
         """Return the step of the network as it is for a patch; made once for each network."""
-        network, _ = network_for_patch(self.named, self.spacing_mm, patch_size)
+        network = self.network(patch_size)
         if network not in self._steps:
             self._steps[network] = training_step(network, self.in_channels, self.num_outputs)
         return self._steps[network]
@@ -121,47 +144,84 @@ class FittedStep:
         return self.for_patch(patch_size).memory_bytes(patch_size, batch_size)
 
 
+def network_of_levels(
+    network: MedNeXtConfig, spacing_mm: Sequence[float], patch_size: Sequence[int], fixed: Fixed = frozenset()
+) -> Fitted:
+    """Return a MedNeXt that halves and convolves along its axes as a U-Net of nnU-Net's would for the patch.
+
+    Only where voxels are much longer along an axis than along another, or where an axis has too few of them to be
+    halved four times; else the network stays as published.
+    """
+    coarse = coarse_axes(spacing_mm)
+    short = tuple(axis for axis, edge in enumerate(patch_size) if edge < 2**HALVINGS)
+    if not (coarse or short) or fixed & {"strides", "flat_levels"}:
+        return network, {}
+    stages = unet_stages(spacing_mm, patch_size)
+    fitted = network.for_stages(stages.strides, stages.kernel_sizes)
+    if fitted == network:
+        return network, {}
+    letters = "DHW"[-network.dims :]
+    told = [
+        f"{letters[axis]} is {spacing_mm[axis] / min(spacing_mm):.3g} times coarser than the finest axis"
+        for axis in coarse
+    ]
+    told += [f"{letters[axis]} has {patch_size[axis]} voxels, too few for {HALVINGS} halvings" for axis in short]
+    because = f"{'; '.join(told)} (patch {_shown(patch_size)} of {_shown_mm(spacing_mm)} mm)"
+    return fitted, {
+        "strides": f"nnU-Net's rules for a U-Net, in place of {HALVINGS} halvings of each axis, because {because}",
+        "flat_levels": "nnU-Net's rule for a U-Net: kernels measure 1 along an axis until the voxels of the others are "
+        f"within a factor of {SPACING_RATIO:g} of its own",
+    }
+
+
+_UNET_FIELDS = ("strides", "kernel_sizes", "features_per_stage", "n_conv_per_stage_decoder")
+
+
 def _unet_for_patch(
-    network: PlainConvUNetConfig | ResEncUNetConfig, spacing_mm: TripleMm, patch_size: Triple
-) -> tuple[NetworkConfig, dict[str, str]]:
+    network: PlainConvUNetConfig | ResEncUNetConfig, spacing_mm: TripleMm, patch_size: Triple, fixed: Fixed
+) -> Fitted:
     stages = unet_stages(spacing_mm, patch_size)
     count = len(stages.strides)
     first = network.features_per_stage[0]
-    common = {
-        "strides": stages.strides,
-        "kernel_sizes": stages.kernel_sizes,
-        "features_per_stage": tuple(min(first << stage, WIDEST) for stage in range(count)),
-    }
-    patch, spacing = "x".join(map(str, patch_size)), "x".join(f"{edge:.3g}" for edge in spacing_mm)
-    reasons = {
-        "strides": f"nnU-Net's rules for a patch of {patch} voxels of {spacing} mm: halve what has at least "
-        f"{2 * SMALLEST_EDGE} voxels, along axes whose voxels are within a factor of {SPACING_RATIO:g} of the shortest",
-        "kernel_sizes": f"nnU-Net's, 3 once an axis' voxels are within a factor of {SPACING_RATIO:g} of the shortest",
-        "features_per_stage": f"nnU-Net's, doubled from stage to stage up to {WIDEST}",
+    convolutions = (2,) * count
+    fitted: dict[str, tuple[object, str]] = {
+        "strides": (
+            stages.strides,
+            f"nnU-Net's rules for a patch of {_shown(patch_size)} voxels of {_shown_mm(spacing_mm)} mm: halve what has "
+            f"at least {2 * SMALLEST_EDGE} voxels, along axes whose voxels are within a factor of {SPACING_RATIO:g} of "
+            "the shortest",
+        ),
+        "kernel_sizes": (
+            stages.kernel_sizes,
+            f"nnU-Net's, 3 once an axis' voxels are within a factor of {SPACING_RATIO:g} of the shortest",
+        ),
+        "features_per_stage": (
+            tuple(min(first << stage, WIDEST) for stage in range(count)),
+            f"nnU-Net's, doubled from stage to stage up to {WIDEST}",
+        ),
     }
     if isinstance(network, PlainConvUNetConfig):
-        reasons["n_conv_per_stage"] = reasons["n_conv_per_stage_decoder"] = "nnU-Net's, two in each stage"
-        convolutions = (2,) * count
-        return network.replace(
-            **common, n_conv_per_stage=convolutions, n_conv_per_stage_decoder=convolutions[1:]
-        ), reasons
-    blocks = (*_ENCODER_BLOCKS, *(_ENCODER_BLOCKS[-1],) * count)[:count]
-    reasons["n_blocks_per_stage"] = "nnU-Net's residual encoder, whose sizes M, L and XL differ in their memory only"
-    reasons["n_conv_per_stage_decoder"] = "nnU-Net's residual encoder, one in each stage"
-    return network.replace(**common, n_blocks_per_stage=blocks, n_conv_per_stage_decoder=(1,) * (count - 1)), reasons
+        fitted["n_conv_per_stage"] = convolutions, "nnU-Net's, two in each stage"
+        fitted["n_conv_per_stage_decoder"] = convolutions[1:], "nnU-Net's, two in each stage"
+    else:
+        blocks = (*_ENCODER_BLOCKS, *(_ENCODER_BLOCKS[-1],) * count)[:count]
+        why = "nnU-Net's residual encoder, whose sizes M, L and XL differ in their memory only"
+        fitted["n_blocks_per_stage"] = blocks, why
+        fitted["n_conv_per_stage_decoder"] = (1,) * (count - 1), "nnU-Net's residual encoder, one in each stage"
+    free = {name: each for name, each in fitted.items() if name not in fixed}
+    try:
+        changed = network.replace(**{name: value for name, (value, _) in free.items()})
+    except ValidationError as error:
+        raise PlanError(
+            f"{describe_validation_error(error, f'network of {count} stages, for a patch of {_shown(patch_size)}')}. "
+            "Set network.strides too, and the number of stages is yours."
+        ) from None
+    return changed, {name: why for name, (_, why) in free.items()}
 
 
-def _to_halve(spacing_mm: list[float], size: list[int]) -> list[int]:
-    """Return the axes that the next stage halves; none ends the network."""
-    long_enough = [axis for axis in range(3) if size[axis] >= 2 * SMALLEST_EDGE]
-    if not long_enough:
-        return []
-    shortest = min(spacing_mm[axis] for axis in long_enough)
-    axes = [axis for axis in long_enough if spacing_mm[axis] < SPACING_RATIO * shortest]
-    # A single axis is halved only where something is left of it.
-    return [] if len(axes) == 1 and size[axes[0]] < 3 * SMALLEST_EDGE else axes
+def _shown(size: Sequence[int]) -> str:
+    return "x".join(map(str, size))
 
 
-def _triple(values: list[int]) -> Triple:
-    d, h, w = values
-    return d, h, w
+def _shown_mm(spacing_mm: Sequence[float]) -> str:
+    return "x".join(f"{edge:.3g}" for edge in spacing_mm)
