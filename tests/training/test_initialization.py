@@ -23,6 +23,7 @@ from sagittal.testing.datasets import TINY_SETTINGS as TINY
 from sagittal.testing.plans import untrained_plan, untrained_spec
 from sagittal.training import fold as fold_module
 from sagittal.training import stages
+from sagittal.training.choice import PlanChoice
 from sagittal.training.initialization import (
     StartFrom,
     may_have_seen_held_out,
@@ -33,7 +34,7 @@ from sagittal.training.initialization import (
 )
 from sagittal.training.log import read_log
 from sagittal.training.run import train
-from sagittal.training.stages import Budget, PlanChoice, RunOptions, fit_budget
+from sagittal.training.stages import Budget, RunOptions, fit_budget
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*is not writable:UserWarning")
 

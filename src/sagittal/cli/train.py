@@ -25,6 +25,8 @@ def train(
     out: Path,
     plan: Path | None = None,
     network: str | None = None,
+    config: Literal["3d", "3d-low", "2d"] | None = None,
+    preset: str | None = None,
     fold: Literal["0", "1", "2", "3", "4", "all", "none"] = "0",
     budget: str | None = None,
     init_from: Path | None = None,
@@ -44,7 +46,9 @@ def train(
     dataset: folder in nnU-Net's layout
     out: the bundle to write; OUT.run beside it holds plan, log and checkpoints
     plan: a plan made by `sagittal plan`
-    network: name of the network to plan for; by default that of --init-from, else mednext-s
+    network: name of the network to plan for; by default that of --init-from or --preset, else mednext-s
+    config: what to plan: volumes (3d), volumes at a coarser spacing (3d-low), or slices (2d)
+    preset: a protocol to plan from: mednext-paper, segformer3d-paper, segformer3d-repository or nnunet
     fold: which fifth of the cases is held out; `all` trains five networks, `none` trains on all cases
     init_from: bundle whose trained weights to start from; its network may differ in kernels, channels and labels
     freeze_encoder: epochs (of 250 steps) in which the encoder stays as --init-from has it
@@ -68,6 +72,8 @@ def train(
             out,
             network=network,
             plan=plan,
+            configuration=config,
+            preset=preset,
             settings=parse_settings_option(settings),
             fold=fold,
             budget_s=None if budget is None else parse_duration_s(budget),

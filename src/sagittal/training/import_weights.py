@@ -39,8 +39,8 @@ from sagittal.plan.plan import (
     ZScore,
 )
 from sagittal.planning import recipe
+from sagittal.planning.wishes import SET_BY_USER
 from sagittal.training.initialization import output_names
-from sagittal.training.stages import SET_BY_USER
 
 SPACING_MM = (1.0, 1.0, 1.0)
 PATCH = (128, 128, 128)

@@ -23,8 +23,9 @@ from sagittal.errors import DataError, PlanError, TrainingError
 from sagittal.inference.predictor import resolve_device
 from sagittal.kernels import keep_freed_memory
 from sagittal.plan.base import write_atomically
-from sagittal.plan.plan import Plan
+from sagittal.plan.plan import Configuration, Plan
 from sagittal.training.checkpoint import newest_checkpoint
+from sagittal.training.choice import PlanChoice
 from sagittal.training.finish import bundle_at, finish_fold, weights_name
 from sagittal.training.fold import COMPLETE, FoldJob, train_fold
 from sagittal.training.initialization import StartFrom, try_fill
@@ -32,7 +33,6 @@ from sagittal.training.signals import StopFlag, graceful_stop
 from sagittal.training.split import SplitSources, folds_of
 from sagittal.training.stages import (
     Budget,
-    PlanChoice,
     RunOptions,
     check,
     find_plan,
@@ -79,6 +79,8 @@ def train(
     budget_s: float | None = None,
     init_from: Bundle | str | os.PathLike[str] | None = None,
     freeze_encoder_epochs: int | None = None,
+    configuration: Configuration | None = None,
+    preset: str | None = None,
     options: RunOptions | None = None,
 ) -> TrainResult:
     """Train a network on a data set and write a bundle: check, plan, preprocess where that is missing, then train.
@@ -88,13 +90,16 @@ def train(
     Args:
         dataset: folder in nnU-Net's layout.
         out: the bundle to write; `OUT.run` beside it holds plan, log, checkpoints and report.
-        network: name of the network to plan for; where no plan is given either, that of `init_from`, or `mednext-s`.
+        network: name of the network to plan for; where no plan is given either, that of `init_from`, of the preset, or
+            `mednext-s`.
         plan: a plan or the path of one.
         settings: overrides of the plan by dotted name, for example `{"schedule.steps": 500}`, recorded in its reasons.
         fold: which fifth is held out, `all` for five networks one after the other, `none` to train on all cases.
         budget_s: seconds for everything together; the schedule is fitted to what a step is measured to take.
         init_from: bundle to start from: the same network but for kernels (UpKern), channels, labels (docs/weights.md).
         freeze_encoder_epochs: epochs of 250 steps in which the encoder stays as `init_from` has it.
+        configuration: what to plan for where no plan is given: `3d` (the default), `3d-low` or `2d`.
+        preset: the protocol that a plan made here starts from, for example `mednext-paper`.
         options: device, folders, workers: what can't change a weight.
 
     Raises:
@@ -114,7 +119,7 @@ def train(
     stored = _stored_plan(out, folder, fold, options)
     data = read_dataset(dataset)
     check(data, options)
-    choice = PlanChoice(network=network, plan=plan, settings=settings or {}, start=start)
+    choice = PlanChoice(network, plan, settings or {}, start, configuration, preset)
     the_plan, is_new = find_plan(data, stored, choice, options)
     require_precision(the_plan, device)
     names = _fold_names(fold, the_plan)

@@ -8,35 +8,25 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from sagittal.data.cache import Cache, build_cache
 from sagittal.data.dataset import Dataset, Digest
 from sagittal.data.doctor import diagnose
-from sagittal.data.fingerprint import Orientation
 from sagittal.data.known import known_fingerprint
 from sagittal.errors import DataError, PlanError
-from sagittal.plan.base import TripleMm, canonical_json
+from sagittal.plan.base import canonical_json
 from sagittal.plan.overrides import override
 from sagittal.plan.plan import Plan
-from sagittal.planning import make_plan
 from sagittal.planning.budget import Timing, final_validation_s, fit_schedule, shrink_batch, shrink_patch
-from sagittal.training.initialization import (
-    StartFrom,
-    frozen_steps,
-    refuse_other_start,
-    with_frozen_steps,
-    with_initialization,
-    without_freezing,
-)
-from sagittal.training.split import SplitSources, as_settled, settle_split
+from sagittal.planning.explain import warnings_of
+from sagittal.planning.wishes import SET_BY_USER
+from sagittal.training.choice import PlanChoice, refuse_other_plan
+from sagittal.training.initialization import frozen_steps, with_frozen_steps, without_freezing
+from sagittal.training.split import SplitSources
 from sagittal.training.step import measure_step_s
 from sagittal.training.validation import measure_case_s
-
-SET_BY_USER = "set by the user with --set"
-_START = "training.initialization."
 
 
 @dataclass(frozen=True)
@@ -64,62 +54,6 @@ class RunOptions:
     memory_gib: float = 8.0
     checkpoint_every_s: float = 60.0
     say: Callable[[str], None] = lambda line: None
-
-
-@dataclass(frozen=True)
-class PlanChoice:
-    """What the user asked for: a plan, or a network to plan for, overrides of either by dotted name, and a start."""
-
-    network: str | None = None
-    plan: Plan | str | os.PathLike[str] | None = None
-    settings: Mapping[str, Any] = field(default_factory=dict)
-    start: StartFrom | None = None
-
-    @property
-    def early_settings(self) -> Mapping[str, Any]:
-        """The overrides but those of the start, which a plan may not have yet."""
-        return {name: value for name, value in self.settings.items() if not name.startswith(_START)}
-
-    @property
-    def network_name(self) -> str:
-        """The network to plan for where no plan is given: by default that of the weights to start from."""
-        return self.network or ("mednext-s" if self.start is None else self.start.bundle.plan.network_name)
-
-    def grid(self) -> tuple[Orientation, TripleMm | None]:
-        """Return the overrides that the rest of a plan follows from: axis order and target spacing.
-
-        Raises:
-            PlanError: the axis order is no known one, or the spacing is not three lengths.
-        """
-        orientation = self.settings.get("preprocessing.orientation", "RAS")
-        if orientation not in ("RAS", "stored"):
-            raise PlanError(f"--set preprocessing.orientation={orientation}: expected RAS or stored.")
-        given = self.settings.get("preprocessing.spacing_mm")
-        if given is None:
-            return orientation, None
-        try:
-            d, h, w = (float(length) for length in given)
-        except (TypeError, ValueError):
-            raise PlanError(
-                f"--set preprocessing.spacing_mm={given}: expected mm along D, H, W, for example 1.0,0.8,0.8."
-            ) from None
-        if min(d, h, w) <= 0:
-            raise PlanError(f"--set preprocessing.spacing_mm={given}: expected lengths above 0.")
-        return orientation, (d, h, w)
-
-    def applied_to(self, plan: Plan, sources: SplitSources) -> Plan:
-        """Return the plan with the overrides, the split and the start written into it, with their reasons.
-
-        Raises:
-            PlanError: an override or a start that makes no sense for this plan.
-            DataError: the files that tell the split do not fit the cases.
-        """
-        plan = override(plan, self.early_settings, origin=SET_BY_USER)
-        plan = settle_split(plan, sources, self.settings, is_made=self.plan is None)
-        if self.start is not None:
-            plan = with_initialization(plan, self.start)
-        late = {name: value for name, value in self.settings.items() if name not in self.early_settings}
-        return override(plan, late, origin=SET_BY_USER)
 
 
 @dataclass(frozen=True)
@@ -169,23 +103,23 @@ def find_plan(dataset: Dataset, stored: Path | None, choice: PlanChoice, options
     sources = SplitSources(dataset, options.splits, options.workers, options.say)
     if stored is not None and stored.exists():
         plan = Plan.read(stored)
-        _refuse_other_plan(plan, stored, choice)
+        refuse_other_plan(plan, stored, choice)
         options.say(f"plan: the run's own, {stored.name}")
         is_new = False
-    elif choice.plan is not None:
-        plan = choice.applied_to(choice.plan if isinstance(choice.plan, Plan) else Plan.read(choice.plan), sources)
+    elif (given := choice.given_plan()) is not None:
+        plan = choice.applied_to(given, sources)
         options.say(f"plan: as given, {describe(plan)}")
         is_new = True
     else:
         began = time.monotonic()
-        orientation, spacing_mm = choice.grid()
-        fingerprint, known = known_fingerprint(dataset, options.known, workers=options.workers, orientation=orientation)
-        plan = make_plan(
-            fingerprint, dataset.spec, choice.network_name, memory_gib=options.memory_gib, spacing_mm=spacing_mm
+        fingerprint, known = known_fingerprint(
+            dataset, options.known, workers=options.workers, orientation=choice.orientation()
         )
-        plan = choice.applied_to(plan, sources)
+        plan = choice.applied_to(choice.make(fingerprint, dataset.spec, memory_gib=options.memory_gib), sources)
         measured = "from the fingerprint of before, for no file changed" if known else "every case measured"
         options.say(f"plan: made in {time.monotonic() - began:.0f} s, {measured}; {describe(plan)}")
+        for warning in warnings_of(plan):
+            options.say(f"  {warning}")
         is_new = True
     if plan.dataset.replace(name=dataset.spec.name) != dataset.spec:
         raise PlanError(
@@ -202,7 +136,8 @@ def describe(plan: Plan) -> str:
     """Return the numbers of a plan that people ask for first, in one line."""
     patch = "x".join(map(str, plan.patch.size))
     spacing = "x".join(f"{value:.3g}" for value in plan.preprocessing.spacing_mm)
-    return f"{plan.network_name}, patch {patch}, batch {plan.training.batch_size}, spacing {spacing} mm (D, H, W)"
+    named = plan.network_name if plan.configuration == "3d" else f"{plan.network_name} {plan.configuration}"
+    return f"{named}, patch {patch}, batch {plan.training.batch_size}, spacing {spacing} mm (D, H, W)"
 
 
 def plan_sha256(plan: Plan) -> str:
@@ -267,49 +202,18 @@ def fit_budget(
     frozen = frozen_steps(plan)
     plan = without_freezing(plan)
     fitted, step_s = plan, measure(plan)
-    if choice.plan is None and not {"patch.size", "training.batch_size"} & set(choice.settings):
+    if choice.plan is None and not {"patch.size", "training.batch_size"} & choice.decided:
         for rule in (shrink_batch, shrink_patch):
             shrunk = rule(fitted, step_s=step_s, left_s=budget.share_s(folds), budget_s=budget.total_s)
             if shrunk != fitted:
                 fitted, step_s = shrunk, measure(shrunk)
     case_s = measure_case_s(fitted, cache, held_out[0], device) if held_out else 0.0
     timing = Timing(left_s=budget.share_s(folds), step_s=step_s, case_s=case_s, validation_cases=len(held_out))
-    fitted = override(fit_schedule(fitted, timing, budget_s=budget.total_s), choice.early_settings, origin=SET_BY_USER)
+    asked = {name: value for name, value in choice.settings.items() if name.startswith("schedule.")}
+    fitted = override(fit_schedule(fitted, timing, budget_s=budget.total_s), asked, origin=SET_BY_USER)
     fitted = with_frozen_steps(fitted, frozen, budget_s=budget.total_s)
     batch = fitted.training.batch_size
     say(f"budget: {fitted.reasons['schedule.steps']}; {fitted.schedule.steps} steps of batch {batch}")
     if frozen_steps(fitted) != frozen:
         say(f"budget: the encoder is frozen for {frozen_steps(fitted)} steps, not {frozen}: a quarter of all at most")
     return fitted, final_validation_s(timing)
-
-
-def _refuse_other_plan(plan: Plan, stored: Path, choice: PlanChoice) -> None:
-    advice = f"Leave these options out to go on with it, or choose another --out, or remove {stored.parent}."
-    if choice.start is not None:
-        refuse_other_start(plan, choice.start, stored)
-    if choice.plan is not None:
-        given = choice.plan if isinstance(choice.plan, Plan) else Plan.read(choice.plan)
-        other_start = given.training.initialization not in (None, plan.training.initialization)
-        given = override(_without_start(given), choice.early_settings, origin=SET_BY_USER)
-        # What a budget fitted may differ, and the start is compared above; everything else must be the same.
-        fitted = {
-            name: getattr(plan.schedule, name)
-            for name in type(plan.schedule).model_fields
-            if plan.reasons.get(f"schedule.{name}", "").startswith("--budget")
-        }
-        training = as_settled(given.training, plan.training, choice.settings)
-        given = given.replace(schedule=given.schedule.replace(**fitted), training=training, reasons={})
-        if other_start or given != _without_start(plan).replace(reasons={}):
-            raise PlanError(
-                f"the plan given differs from {stored}, by which this run began. {advice}", code="plan_mismatch"
-            )
-    if choice.network is not None and choice.network.lower() != plan.network_name:
-        raise PlanError(f"{choice.network}: {stored} is for {plan.network_name}. {advice}", code="plan_mismatch")
-    if choice.settings and override(plan, choice.settings, origin="").replace(reasons={}) != plan.replace(reasons={}):
-        raise PlanError(
-            f"--set {', '.join(choice.settings)}: {stored} has other values. {advice}", code="plan_mismatch"
-        )
-
-
-def _without_start(plan: Plan) -> Plan:
-    return plan.replace(training=plan.training.replace(initialization=None))
