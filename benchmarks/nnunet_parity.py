@@ -60,7 +60,7 @@ def main() -> None:
     given = parser.parse_args()
     dataset = read_dataset(given.dataset)
     fingerprint = extract_fingerprint(dataset, workers=2, orientation="stored")
-    plan = make_plan(fingerprint, dataset.spec, "mednext-s", spacing_mm=given.spacing)
+    plan = make_plan(fingerprint, dataset.spec, "mednext-s", settings=settings)
     theirs = json.loads((given.reference / "plans.json").read_text())
     configuration = theirs["configurations"]["3d_fullres"]
     found = compare_fingerprint(fingerprint, json.loads((given.reference / "fingerprint.json").read_text()))

@@ -11,7 +11,6 @@ benchmarks/preprocess.py. nnU-Net is called through its own functions and never 
 import argparse
 import json
 import os
-import resource
 import shutil
 import sys
 import tempfile
@@ -80,8 +79,13 @@ def time_case(folder: Path, out: Path, target_mm: list[float]) -> None:
             declared,
         )
         seconds = time.perf_counter() - began
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    out.write_text(json.dumps({"seconds": seconds, "peak_mib": peak / 1024}))
+    out.write_text(json.dumps({"seconds": seconds, "peak_mib": peak_mib()}))
+
+
+def peak_mib() -> float:
+    """Return the most memory that this process ever held; `ru_maxrss` would count what its parent held."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) / 1024
 
 
 def ct_plan(target_mm: list[float]) -> dict:

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 
 from sagittal.errors import DataError
 from sagittal.testing.strategies import volumes
-from sagittal.volumes import Volume, read_channels, read_header, read_labels, read_volume
+from sagittal.volumes import Volume, read_channels, read_header, read_labels, read_scans, read_volume
 from sagittal.volumes.geometry import Reorientation, axis_codes, is_sheared
 from sagittal.volumes.volume import require_same_grid
 
@@ -192,3 +192,27 @@ def test_the_axis_names_of_all_orders_differ():
         affine[:3, :3] = np.eye(3)[list(order)] * signs
         names.add(axis_codes(affine))
     assert len(names) == 48
+
+
+@pytest.mark.parametrize(
+    ("dtype", "kept"), [(np.int16, np.int16), (np.uint8, np.uint8), (np.int32, np.float32), (np.float64, np.float32)]
+)
+def test_scans_keep_the_types_that_float32_holds_exactly(tmp_path, dtype, kept):
+    array = np.random.default_rng(0).integers(0, 200, (1, 3, 4, 5)).astype(dtype)
+    paths = [Volume(array, np.eye(4)).write(tmp_path / f"case_000{channel}.nii.gz") for channel in range(2)]
+    scans = read_scans(paths)
+    assert [scan.array.dtype for scan in scans] == [kept, kept]
+    np.testing.assert_array_equal(scans[1].array, array)
+    together = read_channels(paths)
+    assert together.array.dtype == np.float32
+    np.testing.assert_array_equal(together.array, np.concatenate([array, array]))
+
+
+def test_scans_on_different_grids_are_refused(tmp_path):
+    array = np.zeros((1, 3, 4, 5), np.int16)
+    first = Volume(array, np.eye(4)).write(tmp_path / "a.nii.gz")
+    second = Volume(array, np.diag([2.0, 1, 1, 1])).write(tmp_path / "b.nii.gz")
+    with pytest.raises(DataError, match="a.nii.gz and b.nii.gz: grids differ"):
+        read_scans([first, second])
+    with pytest.raises(DataError, match="no image files"):
+        read_scans([])

@@ -220,8 +220,8 @@ def prepare_case(case: Case, plan: Plan, index: LabelIndex) -> Prepared:
         DataError: the case can't be used; the message names it.
     """
     with named(case):
-        image, labels = read_case(case, index)
-        return prepare(image, plan.preprocessing, labels)
+        channels, labels = read_case(case, index)
+        return prepare(channels, plan.preprocessing, labels)
 
 
 def foreground_locations(labels: UInt[np.ndarray, "D H W"], num_indices: int) -> dict[int, Int32[np.ndarray, "n 3"]]:
@@ -230,11 +230,11 @@ def foreground_locations(labels: UInt[np.ndarray, "D H W"], num_indices: int) ->
     All of them up to 10 000; beyond, the larger of 10 000 and 1 %.
     """
     random = np.random.RandomState(1234)
-    places = np.flatnonzero(labels)
+    places = np.flatnonzero(labels != 0)
     seen = labels.reshape(-1)[places]
     # One stable sort groups the voxels of all indices, each group in ascending order.
     order = np.argsort(seen, kind="stable")
-    borders = np.searchsorted(seen[order], np.arange(1, num_indices + 1))
+    borders = np.cumsum(np.bincount(seen, minlength=num_indices))[:num_indices]
     found = {}
     for index, (start, stop) in enumerate(itertools.pairwise(borders), start=1):
         flat = places[order[start:stop]]
@@ -248,11 +248,11 @@ def foreground_locations(labels: UInt[np.ndarray, "D H W"], num_indices: int) ->
 def _build_case(
     case: Case, entry: Entry, plan: Plan, index: LabelIndex, folder: Path, device: torch.device | str
 ) -> None:
-    scan, stored_labels = read_case(case, index)
-    frame = frame_of(scan, plan.preprocessing)
+    channels, stored_labels = read_case(case, index)
+    frame = frame_of(channels, plan.preprocessing)
     labels = prepare_labels(stored_labels, frame)
     if not _opens(image_path(folder, entry)):
-        image = prepare_image(scan, plan.preprocessing, frame, compact=True, device=device)
+        image = prepare_image(channels, plan.preprocessing, frame, compact=True, device=device)
         _write(image_path(folder, entry), lambda file: np.save(file, image, allow_pickle=False))
     locations = foreground_locations(labels, index.num_indices)
     _write(labels_path(folder, entry), lambda file: np.save(file, labels, allow_pickle=False))

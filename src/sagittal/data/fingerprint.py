@@ -107,28 +107,30 @@ def measure_case(case: Case, index: LabelIndex, budget: int, orientation: Orient
         DataError: the case can't be used; the message names it.
     """
     with named(case):
-        volume, indices = read_case(case, index)
-        return _measure(volume, indices, index, budget, orientation)
+        volumes, indices = read_case(case, index)
+        return _measure(volumes, indices, index, budget, orientation)
 
 
 def _measure(
-    volume: Volume,
+    volumes: Sequence[Volume],
     stored_indices: UInt[np.ndarray, "D H W"],
     index: LabelIndex,
     budget: int,
     orientation: Orientation,
 ) -> CaseMeasurement:
-    change = reorientation_to_ras(volume.affine) if orientation == "RAS" else STORED_ORDER
-    image = change.apply(volume.array)
-    box = nonzero_box(image)
+    scan = volumes[0]
+    change = reorientation_to_ras(scan.affine) if orientation == "RAS" else STORED_ORDER
+    channels = [change.apply(volume.array[0]) for volume in volumes]
+    box = nonzero_box(channels)
     d, h, w = box.slices
     indices = change.apply(stored_indices)[d, h, w]
     foreground = (indices > 0) & (indices < index.num_indices)
     random = np.random.RandomState(1234)
     # The random numbers go on from channel to channel, as nnU-Net's do.
-    samples = tuple(draw_with_replacement(channel[d, h, w][foreground], budget, random) for channel in image)
-    spacing = spacing_of(change.affine(volume.affine, volume.geometry.shape))
-    relative = float(np.prod(box.shape) / np.prod(volume.geometry.shape))
+    values = (channel[d, h, w][foreground].astype(np.float32) for channel in channels)
+    samples = tuple(draw_with_replacement(found, budget, random) for found in values)
+    spacing = spacing_of(change.affine(scan.affine, scan.geometry.shape))
+    relative = float(np.prod(box.shape) / np.prod(scan.geometry.shape))
     return CaseMeasurement(box.shape, spacing, relative, samples)
 
 

@@ -68,6 +68,9 @@ class LabelIndex:
             table[self.spec.ignore_value] = self.num_indices
         if labels.size and (labels.min() < 0 or labels.max() > _MAX_VALUE):
             labels = np.where((labels < 0) | (labels > _MAX_VALUE), _MAX_VALUE + 1, labels)
+        consecutive = self.spec.ignore_value is None and self.values == tuple(range(self.num_indices))
+        if consecutive and labels.size and labels.min() >= 0 and labels.max() < self.num_indices:
+            return labels.astype(self.dtype)
         indices = np.empty(labels.shape, self.dtype)
         for plane, target in zip(labels, indices, strict=True):
             # A look-up makes 8-byte indices of what it looks up: a plane at a time keeps them small.

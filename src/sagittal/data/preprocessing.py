@@ -17,7 +17,7 @@ from sagittal.data.normalizing import nonzero_mask, scaling
 from sagittal.data.resampling import resample_channel, resample_labels, separate_axis
 from sagittal.errors import DataError
 from sagittal.plan.base import Triple, TripleMm
-from sagittal.plan.plan import NoNormalization, Normalization, Preprocessing, ZScore
+from sagittal.plan.plan import NoNormalization, Preprocessing, ZScore
 from sagittal.volumes import Volume
 from sagittal.volumes.crop import Box, nonzero_box, uncrop
 from sagittal.volumes.geometry import Reorientation, reorientation_to_ras, spacing_of
@@ -107,7 +107,7 @@ def frame_of(images: Volume | Sequence[Volume], preprocessing: Preprocessing) ->
     change = network_order(volumes[0].affine, preprocessing)
     spacing = spacing_of(change.affine(volumes[0].affine, stored_shape))
     turned = [change.apply(channel) for channel in _channels(images)]
-    box = _box_of(turned) if preprocessing.crop_to_nonzero else Box.whole(change.shape(stored_shape))
+    box = nonzero_box(turned) if preprocessing.crop_to_nonzero else Box.whole(change.shape(stored_shape))
     target = preprocessing.target_mm(spacing)
     return Frame(
         stored_shape=stored_shape,
@@ -183,17 +183,6 @@ def prepare_image(
     for channel, each, resampled in zip(channels, scalings, out, strict=True):
         resample_channel(channel, resampled, each.apply, apart=frame.apart, device=device)
     return out
-
-
-def _box_of(channels: Sequence[Shaped[np.ndarray, "D H W"]]) -> Box:
-    # Channel by channel, so that no copy of all channels is made before the crop.
-    found: Box | None = None
-    for channel in channels:
-        if channel.any():
-            box = nonzero_box(channel[None])
-            found = box if found is None else found.union(box)
-    d, h, w = channels[0].shape
-    return found if found is not None else Box.whole((d, h, w))
 
 
 def _require_fitting(volumes: Sequence[Volume], expected_channels: int) -> None:

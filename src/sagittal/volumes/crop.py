@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -59,17 +60,17 @@ def bounding_box(mask: Bool[np.ndarray, "D H W"]) -> Box | None:
     return Box(start, (last + 1, int(rows[-1]) + 1, int(columns[-1]) + 1))
 
 
-def nonzero_box(array: Shaped[np.ndarray, "C D H W"]) -> Box:
+def nonzero_box(channels: Sequence[Shaped[np.ndarray, "D H W"]] | Shaped[np.ndarray, "C D H W"]) -> Box:
     """Return the smallest box outside of which every channel is zero; the whole volume where all voxels are zero.
 
     nnU-Net's crop (cropping.py): the union over channels of `data != 0`. It also fills holes, which can't move the box.
     """
     found: Box | None = None
-    for channel in array:
+    for channel in channels:
         box = bounding_box(np.not_equal(channel, 0))
         if box is not None:
             found = box if found is None else found.union(box)
-    _, depth, height, width = array.shape
+    depth, height, width = channels[0].shape
     return found if found is not None else Box.whole((depth, height, width))
 
 

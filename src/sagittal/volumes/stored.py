@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float32, Integer
+from jaxtyping import Float32, Integer, Shaped
 from numpy.typing import NDArray
 
 from sagittal.errors import DataError
@@ -87,6 +87,11 @@ class Stored:
             for source, target in zip(self.voxels, values, strict=True):
                 target[...] = source * np.float64(self.slope) + np.float64(self.intercept)
         return values
+
+    def numbers(self) -> Shaped[np.ndarray, "D H W"]:
+        """Return the values as stored where float32 holds them exactly in more bytes, else as float32."""
+        small = self.voxels.dtype.kind in "iu" and self.voxels.dtype.itemsize <= 2
+        return self.voxels if small and not self.is_scaled else self.image()
 
     def labels(self) -> Integer[np.ndarray, "D H W"]:
         """Return the values as integers.

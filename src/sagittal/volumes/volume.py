@@ -144,18 +144,32 @@ def read_channels(paths: Sequence[str | os.PathLike[str]]) -> Volume:
     Raises:
         DataError: a file can't be read, or lies on another grid than the first.
     """
+    volumes = read_scans(paths)
+    first = volumes[0]
+    array = np.empty((len(volumes), *first.geometry.shape), dtype=np.float32)
+    for channel, volume in zip(array, volumes, strict=True):
+        channel[...] = volume.array[0]
+    return Volume(array, first.affine, first.header)
+
+
+def read_scans(paths: Sequence[str | os.PathLike[str]]) -> tuple[Volume, ...]:
+    """Read the channels of one case from one file each, as volumes (1, D, H, W) on the first file's grid.
+
+    Integers of up to 16 bits, which float32 holds exactly, stay as they are stored: half the memory. All other values
+    are float32.
+
+    Raises:
+        DataError: a file can't be read, or lies on another grid than the first.
+    """
     if not paths:
         raise DataError("no image files. Expected one per channel.")
-    first = read_volume(paths[0])
-    if len(paths) == 1:
-        return first
-    array = np.empty((len(paths), *first.array.shape[1:]), dtype=np.float32)
-    array[0] = first.array[0]
-    for channel, path in enumerate(paths[1:], start=1):
-        other = read_volume(path)
-        require_same_grid(first.geometry, other.geometry, f"{Path(paths[0]).name} and {Path(path).name}")
-        array[channel] = other.array[0]
-    return Volume(array, first.affine, first.header)
+    volumes: list[Volume] = []
+    for path in paths:
+        stored = read_stored(path)
+        if volumes:
+            require_same_grid(volumes[0].geometry, stored.geometry, f"{Path(paths[0]).name} and {Path(path).name}")
+        volumes.append(Volume.on(stored.geometry, stored.numbers()))
+    return tuple(volumes)
 
 
 def read_labels(path: str | os.PathLike[str]) -> tuple[Integer[np.ndarray, "D H W"], Geometry]:
