@@ -60,9 +60,10 @@ def _dice_table(plan: Plan, metrics: Mapping[str, Any]) -> str:
     dice = metrics.get("dice")
     dice = dice if isinstance(dice, Mapping) else {}
     written = plan.dataset.regions_class_order or tuple(label.values[0] for label in plan.dataset.labels)
+    originals = dict(plan.dataset.label_map)
     rows = ["| class | value in the label map | Dice |", "|---|---|---|"]
     for label, value in zip(plan.dataset.labels, written, strict=True):
-        rows.append(f"| {_line(label.name)} | {value} | {_score(dice.get(label.name))} |")
+        rows.append(f"| {_line(label.name)} | {originals.get(value, value)} | {_score(dice.get(label.name))} |")
     rows.append(f"| mean | | {_score(metrics.get('mean_dice'))} |")
     how = metrics.get("validation")
     how = _line(str(how)) if how else "These weights have not been validated."

@@ -104,14 +104,13 @@ def examine(case: Case, terms: Terms) -> CaseReport:
             continue
         findings += found
         if images:
-            findings += _other_grid(case.id, next(iter(images.values())).geometry, image.geometry, f"image and {name}")
+            first = images[min(images)].geometry
+            findings += _other_grid(case.id, first, image.geometry, f"image and {name}", channel)
         images[channel] = image
-    labels = _LabelReport({}, ())
-    if case.labels is not None:
-        labels = _examine_labels(case, terms, images[min(images)].geometry if images else None)
-    first = images[min(images)].geometry if images else None
-    noise = first is not None and (
-        labels.header_noise or any(_is_noise(first, image.geometry) for image in images.values())
+    grid = images[min(images)].geometry if images else None
+    labels = _LabelReport({}, ()) if case.labels is None else _examine_labels(case, terms, grid)
+    noise = labels.header_noise or (
+        grid is not None and any(_is_noise(grid, image.geometry) for image in images.values())
     )
     return CaseReport(
         case.id, (*findings, *labels.findings), images, labels.voxels, labels.sides, labels.thin, header_noise=noise
@@ -317,13 +316,13 @@ def in_stored_order(ras: TripleMm, geometry: Geometry) -> TripleMm:
     return d, h, w
 
 
-def _other_grid(case: str, first: Geometry, second: Geometry, what: str) -> list[Finding]:
+def _other_grid(case: str, first: Geometry, second: Geometry, what: str, channel: int = 0) -> list[Finding]:
     found = differences(first, second)
     if not found:
         return []
     message = f"{case}: {what} grids differ ({describe(found)})."
     fix = "Resample one onto the other's grid, or correct the header that is wrong."
-    return [Finding("error", "other_grid", case, message, fix)]
+    return [Finding("error", "other_grid", case, message, fix, channel=channel)]
 
 
 def _is_noise(first: Geometry, second: Geometry) -> bool:

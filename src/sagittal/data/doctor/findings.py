@@ -25,6 +25,7 @@ class Finding:
         fix: what to do.
         look_at: cases to show in a picture, `case` first; not in the JSON.
         channel: image to show; not in the JSON.
+        label: name of the label that it is about, where that matters to a picture; not in the JSON.
     """
 
     level: Level
@@ -34,6 +35,7 @@ class Finding:
     fix: str = ""
     look_at: tuple[str, ...] = ()
     channel: int = 0
+    label: str = ""
 
     @property
     def shown_cases(self) -> tuple[str, ...]:

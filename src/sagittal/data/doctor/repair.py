@@ -51,6 +51,15 @@ class Repair:
         changes = [asdict(change) for change in self.changes]
         return {**self.left.as_dict(), "repair": {"label_map": dict(self.label_map), "changes": changes}}
 
+    def to_json(self) -> str:
+        """Return `as_dict` as indented JSON."""
+        return json.dumps(self.as_dict(), indent=2)
+
+    @property
+    def report(self) -> Path:
+        """Where the same is written."""
+        return self.out / REPORT_NAME
+
 
 def open_repairable(
     folder: Path, names: Mapping[int, str] | None = None, avoid: frozenset[int] = frozenset()
@@ -105,7 +114,7 @@ def repair(folder: Path, out: Path, workers: int = 1, names: Mapping[int, str] |
         if (folder / name).is_file():
             shutil.copyfile(folder / name, out / name)
     done = Repair(out, originals, tuple(changes), diagnose(read_dataset(out), workers=workers))
-    write_atomically(out / REPORT_NAME, (json.dumps(done.as_dict(), indent=2) + "\n").encode())
+    write_atomically(done.report, (done.to_json() + "\n").encode())
     return done
 
 

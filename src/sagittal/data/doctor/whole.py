@@ -95,7 +95,7 @@ def intensity_scales(reports: Sequence[CaseReport], spec: DatasetSpec) -> Iterat
         message = (
             f"intensity scales of channel {channel} ({name}) differ by orders of magnitude: "
             f"from {min(scales.values()):.3g} to {max(scales.values()):.3g}, median {middle:.3g}; "
-            f"far from it are {len(far)} cases ({named(far)})."
+            f"far from it {'is' if len(far) == 1 else 'are'} {counted(len(far), 'case')} ({named(far)})."
         )
         fix = "Harmless where images are normalised one by one (MR). For CT, check that all are in Hounsfield units."
         usual = min(scales, key=lambda case: abs(scales[case] - middle))
@@ -166,7 +166,9 @@ def tiny_structures(reports: Sequence[CaseReport], spec: DatasetSpec, target_mm:
             message += f"; nothing of the label would be left in {len(gone)} ({named(gone)})" if gone else ""
         fix = "Plan with a finer spacing (--set preprocessing.spacing_mm=...), or accept that these are never found."
         level: Level = "warning" if erased else "fact"
-        yield Finding(level, "tiny_structure", worst if erased else "", f"{message}.", fix, look_at=(worst,))
+        yield Finding(
+            level, "tiny_structure", worst if erased else "", f"{message}.", fix, look_at=(worst,), label=label.name
+        )
 
 
 def _summed(thin: Mapping[str, ThinStructures], name: str) -> int:

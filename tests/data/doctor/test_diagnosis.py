@@ -8,54 +8,31 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
+from faulty_sets import (
+    AFFINE,
+    SHAPE,
+    a_label_map,
+    an_image,
+    coded,
+    declare,
+    look,
+    only,
+    write,
+    write_case,
+    write_sound_set,
+)
 
 from sagittal.data.dataset import read_dataset
-from sagittal.data.doctor import Diagnosis, Finding, diagnose
-from sagittal.volumes import Volume
-
-SHAPE = (6, 7, 8)
-AFFINE = np.array([[0.0, 0, 0.8, -10], [0, 0.8, 0, -20], [2.5, 0, 0, 30], [0, 0, 0, 1]])
-
-
-def an_image(seed: int = 0) -> np.ndarray:
-    return np.random.default_rng(seed).normal(100.0, 20.0, SHAPE).astype(np.float32)
-
-
-def a_label_map() -> np.ndarray:
-    labels = np.zeros(SHAPE, dtype=np.uint8)
-    labels[1:3, 2:5, 3:6] = 1
-    labels[3, 3, 3] = 2
-    return labels
-
-
-def write(path: Path, array: np.ndarray, affine: np.ndarray = AFFINE) -> None:
-    Volume(array[None], affine).write(path)
+from sagittal.data.doctor import diagnose
+from sagittal.data.doctor.repair import open_repairable
+from sagittal.errors import DataError
+from sagittal.volumes import read_volume
 
 
 @pytest.fixture
 def folder(tmp_path) -> Path:
     """Three sound cases of two channels."""
-    content = {
-        "channel_names": {"0": "T1", "1": "FLAIR"},
-        "labels": {"background": 0, "tumour": 1, "cyst": 2},
-        "numTraining": 3,
-        "file_ending": ".nii.gz",
-    }
-    (tmp_path / "dataset.json").write_text(json.dumps(content))
-    for number, case in enumerate(("a", "b", "c")):
-        for channel in range(2):
-            write(tmp_path / f"imagesTr/{case}_{channel:04d}.nii.gz", an_image(10 * number + channel))
-        write(tmp_path / f"labelsTr/{case}.nii.gz", a_label_map())
-    return tmp_path
-
-
-def look(folder: Path, workers: int = 2) -> Diagnosis:
-    return diagnose(read_dataset(folder), workers=workers)
-
-
-def only(findings: tuple[Finding, ...]) -> Finding:
-    (finding,) = findings
-    return finding
+    return write_sound_set(tmp_path)
 
 
 def test_a_sound_dataset_has_facts_only(folder):
@@ -242,7 +219,7 @@ WARNINGS: list[tuple[Callable[[Path], None], set[str], str]] = [
     (warn_float_label, {"float_label"}, "b: the label map is stored as float32"),
     (warn_empty_label, {"empty_label"}, "b: the label map is empty: no voxel of tumour, cyst."),
     (warn_constant, {"constant_image"}, "a: channel 1 (FLAIR) is constant: every voxel is 7."),
-    (warn_scales, {"intensity_scale"}, "far from it are 1 cases (b)"),
+    (warn_scales, {"intensity_scale"}, "far from it is 1 case (b)"),
     (warn_orientation, {"orientation"}, "SAR 2 (a, c); SAL 1 (b)"),
     (warn_no_world, {"no_world", "orientation"}, "b: channel 0 (T1) says nothing of its orientation"),
     (warn_sheared, {"sheared"}, "b: channel 0 (T1) has a sheared affine"),
@@ -328,3 +305,106 @@ def test_a_real_label_on_another_grid_is_told(shared_data, tmp_path):
     assert error.code == "other_grid"
     assert "against (94, 512, 512)" in error.message
     assert "spacing_mm (1, 1, 1) against (5, 0.734375, 0.734375)" in error.message
+
+
+def test_ms_lesions_are_usable_and_nothing_is_suspected(shared_data):
+    diagnosis = look(shared_data / "ms_lesions")
+    assert diagnosis.ok
+    assert diagnosis.warnings == ()
+
+
+ODD = {
+    "minimal.nii.gz": (True, {"no_world"}, "says nothing of its orientation"),
+    "shear.nii.gz": (True, {"sheared"}, "its axes are not at right angles"),
+    "rgb_test_file.nii.gz": (False, {"not_3d"}, "RGB colours"),
+    "low_res.nii.gz": (True, set(), ""),
+    "FLAIR.nrrd": (True, set(), ""),
+    "mha.mha": (True, set(), ""),
+    "ras.hdr": (True, set(), ""),
+}
+
+
+@pytest.mark.parametrize("name", ODD)
+def test_odd_real_files(shared_data, tmp_path, name):
+    ok, codes, told = ODD[name]
+    source = shared_data / "odd_files" / name
+    ending = "." + name.split(".", 1)[1]
+    declare(tmp_path, {"thing": 1}, file_ending=ending)
+    (tmp_path / "imagesTr").mkdir()
+    (tmp_path / "imagesTr" / f"x_0000{ending}").write_bytes(source.read_bytes())
+    if ending == ".hdr":
+        (tmp_path / "imagesTr/x_0000.img").write_bytes(source.with_suffix(".img").read_bytes())
+    (tmp_path / "labelsTr").mkdir()
+    if ok:
+        image = read_volume(source)
+        labels = np.zeros(image.array.shape, np.uint8)
+        labels[0, 1:3, 1:3, 1:3] = 1
+        image.with_array(labels).write(tmp_path / "labelsTr" / f"x{ending}")
+    diagnosis = look(tmp_path)
+    assert diagnosis.ok is ok
+    told_codes = {finding.code for finding in (*diagnosis.errors, *diagnosis.warnings)} - {"missing_label"}
+    assert told_codes == codes
+    assert any(told in finding.message for finding in diagnosis.findings)
+
+
+def test_scans_in_all_axis_orders_are_one_image_and_one_warning_of_orientation(shared_data, tmp_path):
+    declare(tmp_path, {"thing": 1})
+    for name in ("RAI", "LPI", "SAL", "ASL"):
+        source = shared_data / f"orientations/{name}.nii.gz"
+        (tmp_path / "imagesTr").mkdir(exist_ok=True)
+        (tmp_path / f"imagesTr/{name}_0000.nii.gz").write_bytes(source.read_bytes())
+        image = read_volume(source)
+        image.with_array((image.array > image.array.mean()).astype(np.uint8)).write(
+            tmp_path / f"labelsTr/{name}.nii.gz"
+        )
+    diagnosis = look(tmp_path)
+    assert diagnosis.ok
+    assert {finding.code for finding in diagnosis.warnings} == {"orientation", "duplicate"}
+    (same,) = coded(diagnosis, "duplicate")
+    assert same.message.startswith("4 images have the same voxels: ")
+
+
+def test_an_empty_image_is_called_empty(folder):
+    write(folder / "imagesTr/a_0000.nii.gz", np.zeros(SHAPE, np.float32))
+    assert "a: channel 0 (T1) is empty: every voxel is 0." in only(look(folder).warnings).message
+
+
+def test_a_label_that_no_case_has_is_told(folder):
+    for path in (folder / "labelsTr").iterdir():
+        write(path, np.minimum(a_label_map(), 1))
+    finding = only(look(folder).warnings)
+    assert finding.code == "absent_label"
+    assert finding.message == "label cyst (2) is declared, and none of 3 label maps has a voxel of it."
+
+
+def test_headers_that_differ_within_the_tolerances_are_a_fact(folder):
+    affine = AFFINE.copy()
+    affine[0, 3] += 1e-4
+    write(folder / "labelsTr/b.nii.gz", a_label_map(), affine)
+    diagnosis = look(folder)
+    assert diagnosis.warnings == diagnosis.errors == ()
+    assert (
+        "in 1 case (b) image and label headers differ within the tolerances"
+        in only(coded(diagnosis, "header_noise")).message
+    )
+
+
+def test_a_declared_value_that_no_file_may_hold_is_an_error_and_counts_under_its_stand_in(tmp_path):
+    declare(tmp_path, {"tumour": 100000, "other": 1, "ignore": -1})
+    labels = np.zeros(SHAPE, np.int32)
+    labels[1, 1, 1:4] = 100000
+    labels[2, 2, 2], labels[0, 0, 0] = 1, -1
+    write_case(tmp_path, "a", labels)
+    with pytest.raises(DataError, match="'sagittal doctor --fix' replaces the others"):
+        read_dataset(tmp_path)
+    dataset, declared = open_repairable(tmp_path)
+    assert declared.replaced == {-1: 2, 100000: 3}
+    diagnosis = diagnose(dataset, replaced=declared.replaced)
+    assert [finding.code for finding in diagnosis.errors] == ["label_value", "label_value"]
+    assert "label tumour the value 100000" in diagnosis.errors[1].message
+    assert "label tumour (3): 3 voxels, in 1 cases." in {finding.message for finding in diagnosis.findings}
+    # A file that holds a stand-in by itself holds an undeclared value.
+    labels[3, 3, 3] = 3
+    write_case(tmp_path, "a", labels)
+    codes = {finding.code for finding in diagnose(dataset, replaced=declared.replaced).errors}
+    assert codes == {"label_value", "undeclared_label"}
