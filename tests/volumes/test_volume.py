@@ -212,7 +212,7 @@ def test_scans_on_different_grids_are_refused(tmp_path):
     array = np.zeros((1, 3, 4, 5), np.int16)
     first = Volume(array, np.eye(4)).write(tmp_path / "a.nii.gz")
     second = Volume(array, np.diag([2.0, 1, 1, 1])).write(tmp_path / "b.nii.gz")
-    with pytest.raises(DataError, match="a.nii.gz and b.nii.gz: grids differ"):
+    with pytest.raises(DataError, match=r"a\.nii\.gz and b\.nii\.gz: grids differ"):
         read_scans([first, second])
     with pytest.raises(DataError, match="no image files"):
         read_scans([])
