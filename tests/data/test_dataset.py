@@ -339,3 +339,10 @@ def test_every_format_may_be_a_data_set_s(ending):
 def test_series_and_halves_are_no_data_set_s_format(ending):
     with pytest.raises(DataError, match="which can't be read"):
         parse_spec({**DECLARED, "file_ending": ending}, "here", "name")
+
+
+@pytest.mark.parametrize("wrong", [[], 5, {"x": -1}, {"1": "a"}, {"1": -1.5}, {"1": True}])
+def test_a_label_map_that_makes_no_sense_is_told(wrong):
+    content = {"channel_names": {"0": "MR"}, "labels": {"background": 0, "a": 1}, "file_ending": ".nii.gz"}
+    with pytest.raises(DataError, match="label_map"):
+        parse_spec({**content, "label_map": wrong}, "dataset.json", "d")

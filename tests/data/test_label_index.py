@@ -81,3 +81,12 @@ def test_an_undeclared_value_is_refused_with_its_place(value):
     with pytest.raises(DataError, match=r"case_1\.nii\.gz: label values .* in 1 voxels; .* \[0, 1\]") as caught:
         label_index(spec_of("a")).encode(labels, source="case_1.nii.gz")
     assert caught.value.code == "undeclared_label"
+
+
+def test_predictions_hold_the_values_from_before_the_repair_and_training_those_of_the_files():
+    spec = spec_of("a", "b", values=(1, 2)).replace(label_map=((2, 70000),))
+    index = label_index(spec)
+    assert index.values == (0, 1, 2)
+    assert index.values_of_classes().tolist() == [0, 1, 70000]
+    assert index.values_of_classes().dtype == np.int32
+    assert index.encode(np.array([[[0, 1, 2]]], np.uint8)).tolist() == [[[0, 1, 2]]]

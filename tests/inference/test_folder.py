@@ -192,3 +192,15 @@ def test_volumes_count_voxels_in_their_size() -> None:
     affine = np.diag([2.0, 0.5, 3.0, 1.0])[:, [2, 1, 0, 3]]
     # 3 mm3 per voxel.
     assert volumes_ml(Volume(array, affine), spec) == pytest.approx({"whole": 0.027, "core": 0.012, "x": 0.0})
+
+
+def test_values_from_before_a_repair_are_written_declared_and_counted(tmp_path: Path, scans: Path) -> None:
+    spec = untrained_spec(3).replace(label_map=((2, -4),))
+    predictor = Predictor(tiny_plan(spec), (Threshold(),), "cpu")
+    result = predict_folder(predictor, scans, tmp_path / "out", mirror=False)
+    labels, _ = read_labels(tmp_path / "out/case_0.nii.gz")
+    expected = Threshold.expected(read_volume(scans / "case_0_0000.nii.gz").array)
+    np.testing.assert_array_equal(labels, np.where(expected == 2, -4, expected))
+    assert result.cases[0].volumes_ml["class_2"] == pytest.approx((expected == 2).sum() / 1000)
+    declared = parse_spec(json.loads((tmp_path / "out/dataset.json").read_text()), "out", "out")
+    assert declared.label_map == ((2, -4),)

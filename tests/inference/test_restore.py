@@ -93,3 +93,26 @@ def test_memory_decides_the_planes_of_a_slab(planes: int, monkeypatch: pytest.Mo
     budget = planes * plane_bytes(tuple(logits.shape), (4, 8, 9))
     labels_on_grid(logits, (4, 8, 9), label_index(classes(1)), slab_bytes=budget)
     assert seen == [planes] * (4 // planes)
+
+
+@pytest.mark.parametrize(
+    ("label_map", "dtype"), [(((1, -3),), np.int16), (((5, 100_000),), np.int32), (((1, -1), (5, 2**40)), np.int64)]
+)
+def test_replaced_values_are_undone(label_map: tuple[tuple[int, int], ...], dtype: type) -> None:
+    spec = classes(1, 5)
+    logits = logits_of((3, 4, 5), 3)
+    plain = labels_on_grid(logits, (6, 7, 8), label_index(spec))
+    undone = labels_on_grid(logits, (6, 7, 8), label_index(spec.replace(label_map=label_map)))
+    assert undone.dtype == dtype
+    expected = plain.astype(np.int64)
+    for value, original in label_map:
+        expected[plain == value] = original
+    np.testing.assert_array_equal(undone, expected)
+
+
+def test_replaced_values_of_regions_are_undone() -> None:
+    spec = REGIONS.replace(label_map=((300, -7),))
+    logits = logits_of((3, 4, 5), 3)
+    plain = labels_on_grid(logits, (3, 4, 5), label_index(REGIONS)).astype(np.int64)
+    undone = labels_on_grid(logits, (3, 4, 5), label_index(spec))
+    np.testing.assert_array_equal(undone, np.where(plain == 300, -7, plain))

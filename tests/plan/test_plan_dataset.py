@@ -4,7 +4,7 @@ import pytest
 from example_plan import CLASSES, REGIONS
 from pydantic import ValidationError
 
-from sagittal.plan import Label
+from sagittal.plan import DatasetSpec, Label
 
 
 def test_what_classes_declare():
@@ -57,3 +57,28 @@ def labels(*values: int | tuple[int, ...], name: str = "label") -> tuple[Label, 
 def test_a_declaration_is_checked(changes, message):
     with pytest.raises(ValidationError, match=message):
         CLASSES.replace(**changes)
+
+
+@pytest.mark.parametrize("label_map", [((2, -1),), ((2, -1), (300, 70000)), ((9, -9),)])
+def test_a_label_map_is_kept(label_map):
+    spec = CLASSES.replace(label_map=label_map)
+    assert DatasetSpec.from_json(spec.to_json()) == spec
+
+
+def test_without_a_label_map_nothing_of_it_is_written():
+    assert "label_map" not in CLASSES.to_json()
+
+
+@pytest.mark.parametrize(
+    ("label_map", "told"),
+    [
+        (((4, -1),), "declared label values"),
+        (((0, -1),), "other than 0"),
+        (((300, -2), (2, -1)), "declared label values"),
+        (((2, 5),), "outside of 0..65535"),
+        (((2, -1), (300, -1)), "distinct"),
+    ],
+)
+def test_a_label_map_that_can_not_be_undone_is_refused(label_map, told):
+    with pytest.raises(ValidationError, match=told):
+        CLASSES.replace(label_map=label_map)

@@ -11,7 +11,7 @@ from sagittal.errors import DataError
 from sagittal.evaluation import ClassSet, Evaluation, dice, hd95_mm
 from sagittal.report.evaluation import draw_cases, evaluate
 from sagittal.report.layout import CaseFiles
-from sagittal.volumes import Volume
+from sagittal.volumes import Volume, read_labels
 
 SHAPE = (6, 9, 12)
 AFFINE = np.diag([3.0, 0.8, 0.5, 1.0])[[2, 1, 0, 3]]  # (d, h, w) -> (x, y, z): spacing 3.0, 0.8, 0.5 mm
@@ -215,3 +215,27 @@ def test_pictures_do_not_depend_on_the_order_in_which_a_scan_is_stored(tmp_path:
         assert not complaints
         views.append(found["x"])
     assert views[0] == views[1]
+
+
+@pytest.mark.parametrize("beside", ["references", "predictions"])
+def test_predictions_in_the_values_from_before_a_repair_are_scored(folders: tuple[Path, Path], beside: str) -> None:
+    expected = evaluate(*folders)
+    declaration = folders[1].parent / "dataset.json"
+    content = json.loads(declaration.read_text())
+    declaration.write_text(json.dumps({**content, "label_map": {"2": -9}}))
+    if beside == "predictions":
+        declaration.rename(folders[0] / "dataset.json")
+    for path in folders[0].glob("*.nii.gz"):
+        predicted, _ = read_labels(path)
+        write(path, np.where(predicted == 2, -9, predicted.astype(np.int32)).astype(np.int32))
+    found = evaluate(*folders)
+    assert [case.mean_dice for case in found.cases] == [case.mean_dice for case in expected.cases]
+    assert found.failures == () and found.warnings == expected.warnings
+
+
+@pytest.mark.parametrize("wrong", [[], {"x": 1}, {"2": "a"}, {"2": 7.0}])
+def test_a_label_map_that_makes_no_sense_is_told(folders: tuple[Path, Path], wrong: object) -> None:
+    declaration = folders[1].parent / "dataset.json"
+    declaration.write_text(json.dumps({**json.loads(declaration.read_text()), "label_map": wrong}))
+    with pytest.raises(DataError, match="label_map"):
+        evaluate(*folders)
