@@ -1,41 +1,49 @@
-"""Every name that a user can give: it builds, keeps an image's odd size and trains, on the meta device: no number
-is computed."""
+"""Every name that a user can give: it is built, keeps an image's odd size and trains, on the meta device: no number
+is computed. And what the import of the networks costs."""
 
 from __future__ import annotations
 
 import subprocess
 import sys
-from importlib.util import find_spec
 
 import pytest
 import torch
-from torch import nn
 
 from sagittal.networks.build import build_network
-from sagittal.plan.networks import NETWORKS, NetworkConfig
+from sagittal.plan.networks import NETWORKS, network_config
 
-LIBRARIES = {
-    "plain_conv_unet": "dynamic_network_architectures",
-    "resenc_unet": "dynamic_network_architectures",
-    "unetr": "monai",
-    "swin_unetr": "monai",
+MODULES = {
+    "mednext": "MedNeXt",
+    "segformer3d": "SegFormer3D",
+    "plainconvunet": "PlainConvUNet",
+    "resencunet": "ResidualEncoderUNet",
+    "unetr": "UNETR",
+    "swinunetr": "SwinUNETR",
+    "3d-uxnet": "UXNet",
+    "nnformer": "NNFormer",
+    "transbts": "TransBTS",
 }
-
-
-def build(config: NetworkConfig) -> nn.Module:
-    library = LIBRARIES.get(config.kind)
-    if library is not None and find_spec(library) is None:
-        pytest.skip(f"{library} is not installed: pip install 'sagittal[baselines]'")
-    return build_network(config, in_channels=2, num_outputs=3)
+OTHER_KERNELS = ("-k5", "-k7")
+"""How the names of networks end that differ from another by the size of their kernels alone."""
 
 
 @pytest.mark.parametrize("name", NETWORKS)
+def test_a_name_is_built_as_its_network(name: str) -> None:
+    config = network_config(name)
+    with torch.device("meta"):
+        network = build_network(config, 2, 5)
+    assert type(network).__name__ == MODULES[config.kind]
+    assert (network.in_channels, network.num_classes) == (2, 5)
+
+
+@pytest.mark.parametrize("name", [name for name in NETWORKS if not name.endswith(OTHER_KERNELS)])
 def test_a_network_keeps_the_size_of_an_image_and_learns(name: str) -> None:
     config = NETWORKS[name]
     with torch.device("meta"):
-        network = build(config)
+        network = build_network(config, in_channels=2, num_outputs=3)
         image = torch.empty(2, 2, *(33, 47, 65)[-network.spatial_dims :])
-        assert network.eval()(image).shape == (2, 3, *image.shape[2:])
+        with torch.no_grad():
+            assert network.eval()(image).shape == (2, 3, *image.shape[2:])
         scales = network.train().multiscale(image)
         assert len(scales) == config.scales
         assert all(logits.shape[:2] == (2, 3) for logits in scales)
@@ -47,7 +55,7 @@ def test_importing_the_networks_takes_torch_and_nothing_else_heavy() -> None:
     program = """
 import sys, torch
 before = set(sys.modules)
-from sagittal.networks import MedNeXt, SegFormer3D
+from sagittal.networks import MedNeXt, SegFormer3D, cost
 print(*sorted(set(sys.modules) - before))
 """
     loaded = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout.split()

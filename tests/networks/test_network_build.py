@@ -1,37 +1,13 @@
-"""Configurations become the networks they describe, and the room imports nothing heavy."""
+"""Configurations become the networks that they describe, field by field."""
 
 from __future__ import annotations
-
-import subprocess
-import sys
 
 import pytest
 import torch
 
 from sagittal.networks import MedNeXt, SegFormer3D, create_mednext, create_segformer3d
 from sagittal.networks.build import build_network
-from sagittal.plan.networks import NETWORKS, MedNeXtConfig, SegFormer3DConfig, network_config
-
-MODULES = {
-    "mednext": "MedNeXt",
-    "segformer3d": "SegFormer3D",
-    "plainconvunet": "PlainConvUNet",
-    "resencunet": "ResidualEncoderUNet",
-    "unetr": "UNETR",
-    "swinunetr": "SwinUNETR",
-    "3d-uxnet": "UXNet",
-    "nnformer": "NNFormer",
-    "transbts": "TransBTS",
-}
-
-
-@pytest.mark.parametrize("name", NETWORKS)
-def test_every_named_network_is_built(name: str) -> None:
-    config = network_config(name)
-    with torch.device("meta"):
-        network = build_network(config, 2, 5)
-    assert type(network).__name__ == MODULES[config.kind]
-    assert (network.in_channels, network.num_classes) == (2, 5)
+from sagittal.plan.networks import MedNeXtConfig, SegFormer3DConfig, network_config
 
 
 @pytest.mark.parametrize("size", ["S", "B", "M", "L"])
@@ -104,12 +80,3 @@ def test_every_field_of_a_segformer3d_arrives() -> None:
     with torch.device("meta"):
         named = build_network(network_config("segformer3d"), 4, 3)
         assert str(named) == str(create_segformer3d(in_channels=4, num_classes=3))
-
-
-def test_networks_import_without_pydantic() -> None:
-    program = (
-        "import sys; import sagittal.networks, sagittal.networks.cost; "
-        "print([name for name in ('pydantic', 'nibabel', 'scipy', 'jaxtyping') if name in sys.modules])"
-    )
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "[]"

@@ -1,4 +1,5 @@
-"""Graphs of our two networks beyond the contract: sizes left open in torch.export and ONNX, real compiled code."""
+"""Graphs of our two networks beyond the contract: sizes left open in torch.export and ONNX, strict export, and real
+compiled code."""
 
 from __future__ import annotations
 
@@ -13,7 +14,7 @@ from torch import nn
 from torch.export import Dim
 
 from sagittal.kernels import cpu_available
-from sagittal.networks import MedNeXt, SegFormer3D
+from sagittal.networks import MedNeXt, MedNeXtBlock, MedNeXtDownBlock, MedNeXtUpBlock, SegFormer3D
 
 SMALL = {"embed_dims": (8, 16, 24, 32), "num_heads": (1, 2, 3, 4), "depths": (1, 1, 1, 1), "decoder_dim": 16}
 SMALLEST = {"mednext": 17, "segformer3d": 33}
@@ -50,15 +51,32 @@ def test_one_graph_takes_every_size(name: str, tmp_path: Path) -> None:
             assert (logits - expected).abs().max() < 1e-4 * expected.abs().max()
 
 
+@pytest.mark.parametrize("name", SMALLEST)
+def test_strict_export_gives_the_same(name: str) -> None:
+    network, image = build(name), torch.randn(2, IN_CHANNELS, 16, 20, 33)
+    torch.compiler.reset()
+    program = torch.export.export(network, (image,), strict=True)
+    torch.compiler.reset()
+    assert graph_namespaces(program) == {"aten"}
+    with torch.no_grad():
+        logits, expected = program.module()(image), network(image)
+    assert (logits - expected).abs().max() < 1e-5 * expected.abs().max()
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(not cpu_available(), reason="no C compiler here")
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_compiled_code_trains_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
     torch.compiler.reset()
-    kept = ("none", "block", "expansion") * 3
-    network = MedNeXt(IN_CHANNELS, NUM_CLASSES, channels=16, block_counts=(1,) * 9, checkpointing=kept).train()
-    x = torch.randn(2, IN_CHANNELS, 17, 20, 33)
-    expected = train_once(copy.deepcopy(network), x)
-    assert_near(train_once(torch.compile(network, fullgraph=True), x), expected)
+    torch.manual_seed(0)
+    # A block of each kind, each checkpointed in another way; the contract traces whole networks.
+    blocks = nn.Sequential(
+        MedNeXtBlock(16, 16, checkpointing="expansion"),
+        MedNeXtDownBlock(16, 32, checkpointing="block"),
+        MedNeXtUpBlock(32, 16),
+    )
+    x = torch.randn(2, 16, 7, 10, 13)
+    expected = train_once(copy.deepcopy(blocks), x)
+    assert_near(train_once(torch.compile(blocks, fullgraph=True), x), expected)
     torch.compiler.reset()
