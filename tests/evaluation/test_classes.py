@@ -57,3 +57,19 @@ def test_present_values(dtype: type) -> None:
     labels = np.zeros((2, 3, 4), dtype)
     labels[0, 0, 0], labels[1, 2, 3] = 7, 200
     assert present_values(labels) == (0, 7, 200)
+
+
+def test_values_out_of_range_are_counted_by_others_and_the_map_is_kept() -> None:
+    classes = ClassSet.of_mapping({"background": 0, "a": 100000, "b": [1, -3], "ignore": -1})
+    assert [label.values for label in classes.labels] == [(65533,), (1, 65535)]
+    assert classes.ignore_value == 65534
+    labels = np.array([[[0, 1, -3, -1, 100000, 5]]], np.int32)
+    assert classes.in_own_values(labels).tolist() == [[[0, 1, 65535, 65534, 65533, 5]]]
+
+
+def test_a_label_map_applies_where_a_map_holds_the_original_values_and_only_there() -> None:
+    classes = ClassSet.of_mapping({"a": 1, "b": 2}, label_map={"2": -7})
+    stored = np.array([[[0, 1, 2]]], np.uint8)
+    assert classes.in_own_values(stored) is stored
+    assert classes.in_own_values(np.array([[[0, 1, -7]]], np.int8)).tolist() == stored.tolist()
+    assert ClassSet.from_json(classes.to_json()) == classes

@@ -15,6 +15,7 @@ from sagittal.plan.dataset import DatasetSpec, Label
 
 BACKGROUND = "background"
 IGNORE = "ignore"
+_MAX_VALUE = 65535
 
 
 class ClassSet(Frozen):
@@ -77,7 +78,8 @@ class ClassSet(Frozen):
     ) -> ClassSet:
         """Read the `labels` of a dataset.json: a name to one value (a class) or to a list of values (a region).
 
-        `background` is skipped and `ignore` names the ignore value, as in nnU-Net v2.
+        `background` is skipped and `ignore` names the ignore value, as in nnU-Net v2. A value that is negative or above
+        65535 gets another one to count by, noted in `label_map`.
 
         Args:
             labels: the names and their values.
@@ -85,7 +87,7 @@ class ClassSet(Frozen):
             label_map: the entry of that name in a dataset.json that 'sagittal doctor --fix' wrote.
 
         Raises:
-            DataError: a value is not an integer between 1 and 65535, `label_map` has other keys or values than
+            DataError: a value is no integer or a class has the value 0, `label_map` has other keys or values than
                 integers, or nothing is left to score.
         """
         found: dict[str, tuple[int, ...]] = {}
@@ -107,11 +109,16 @@ class ClassSet(Frozen):
                 f"{source}: label_map is {dict(pairs)!r}; expected values and their original values, all integers.",
                 code="label_value",
             )
+        stand_ins = _stand_ins({value for values in (*found.values(), ignore or ()) for value in values})
+        named = [*((int(key), original) for key, original in pairs), *((new, old) for old, new in stand_ins.items())]
         try:
             return cls(
-                labels=tuple(Label(name=name, values=values) for name, values in found.items()),
-                ignore_value=ignore[0] if ignore else None,
-                label_map=tuple(sorted((int(key), original) for key, original in pairs)),
+                labels=tuple(
+                    Label(name=name, values=tuple(sorted(stand_ins.get(value, value) for value in values)))
+                    for name, values in found.items()
+                ),
+                ignore_value=stand_ins.get(ignore[0], ignore[0]) if ignore else None,
+                label_map=tuple(sorted(named)),
             )
         except ValidationError as error:
             raise DataError(describe_validation_error(error, source), code="label_value") from None
@@ -120,6 +127,12 @@ class ClassSet(Frozen):
     def of_values(cls, values: Sequence[int]) -> ClassSet:
         """Make one class per non-zero value, named by the value: what is left where nothing declares any names."""
         return cls.of_mapping({str(value): int(value) for value in sorted(set(values)) if value != 0})
+
+
+def _stand_ins(values: set[int]) -> dict[int, int]:
+    """Return a free value for each that is negative or above 65535: the highest ones, which label maps rarely hold."""
+    free = (value for value in range(_MAX_VALUE, 0, -1) if value not in values)
+    return {value: next(free) for value in sorted(values) if not 0 <= value <= _MAX_VALUE}
 
 
 def present_values(labels: np.ndarray) -> tuple[int, ...]:
