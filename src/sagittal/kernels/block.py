@@ -20,6 +20,7 @@ from torch.nn import functional as F
 
 from sagittal.errors import DataError
 from sagittal.kernels import depthwise, native
+from sagittal.kernels.channel_norm import normalise_channels
 from sagittal.kernels.pointwise_conv import pointwise
 
 
@@ -92,7 +93,7 @@ def mednext_block(
 
 
 def _plain_tail(h: Tensor, weights: TailWeights, residual: Tensor | None, eps: float) -> Tensor:
-    normed = torch.group_norm(h, h.shape[1], weights.norm_weight, weights.norm_bias, eps)
+    normed = normalise_channels(h, weights.norm_weight, weights.norm_bias, eps)
     wide = F.gelu(pointwise(normed, weights.expand, weights.expand_bias))
     y = pointwise(wide, weights.contract, weights.contract_bias)
     return y if residual is None else residual + y

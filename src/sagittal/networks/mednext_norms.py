@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from sagittal.errors import PlanError
+from sagittal.kernels import normalise_channels
 
 Norm = Literal["group", "layer"]
 Grn = bool | Literal["v2"]
@@ -23,7 +24,7 @@ class ChannelGroupNorm(nn.GroupNorm):
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalise (N, C, ...); one voxel in a batch of one gives the bias, where `nn.GroupNorm` raises."""
-        return torch.group_norm(x, self.num_groups, self.weight, self.bias, self.eps)
+        return normalise_channels(x, self.weight, self.bias, self.eps)
 
 
 class ChannelLayerNorm(nn.LayerNorm):
