@@ -60,6 +60,7 @@ def main() -> None:
     given = parser.parse_args()
     dataset = read_dataset(given.dataset)
     fingerprint = extract_fingerprint(dataset, workers=2, orientation="stored")
+    settings = {"preprocessing.spacing_mm": list(given.spacing)} if given.spacing else {}
     plan = make_plan(fingerprint, dataset.spec, "mednext-s", settings=settings)
     theirs = json.loads((given.reference / "plans.json").read_text())
     configuration = theirs["configurations"]["3d_fullres"]

@@ -48,7 +48,7 @@ def test_one_measurement_where_all_fits():
 @pytest.mark.parametrize("sizes", [SIZES, SIZES[:1]])
 def test_too_little_memory_is_refused_with_the_numbers(sizes):
     smallest = "x".join(map(str, sizes[-1]))
-    with pytest.raises(ResourceError, match=rf"two patches of {smallest} voxels needs 3\.00 GiB; 1\.00 GiB") as caught:
+    with pytest.raises(ResourceError, match=rf"2 patches of {smallest} voxels needs 3\.00 GiB; 1\.00 GiB") as caught:
         largest_that_fits(sizes, lambda size: 3 * 2**30, 2**30)
     assert caught.value.code == "memory"
 

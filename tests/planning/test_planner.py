@@ -1,12 +1,14 @@
 from __future__ import annotations
 
+from math import prod
+
 import pytest
 from fingerprints import fingerprint_of, spec_of
 
 from sagittal.data.dataset import read_dataset
 from sagittal.data.fingerprint import extract_fingerprint
 from sagittal.errors import PlanError, ResourceError
-from sagittal.plan import Plan
+from sagittal.plan import Plan, network_config
 from sagittal.planning import make_plan
 
 SMALL = fingerprint_of(*[(36, 50, 35)] * 30)
@@ -48,13 +50,14 @@ def test_planning_is_a_pure_function_and_knows_its_fingerprint():
 def test_less_memory_gives_a_smaller_patch():
     large = fingerprint_of(*[(150, 170, 140)] * 4)
     plan = make_plan(large, spec_of("lobe"), "mednext-s", memory_gib=2.0)
-    assert plan.patch.size == (48, 48, 48)
+    assert plan.patch.size == (64, 64, 64)
+    assert plan.network.checkpointing == "expansion"
     assert plan.training.batch_size == 2
     assert "of 2 GiB" in plan.reasons["patch.size"]
 
 
 def test_too_little_memory_says_how_much_is_needed():
-    with pytest.raises(ResourceError, match=r"two patches of 16x16x16 voxels needs 0\.\d+ GiB; 0\.01 GiB are allowed"):
+    with pytest.raises(ResourceError, match=r"2 patches of 16x16x16 voxels needs 0\.\d+ GiB; 0\.01 GiB are allowed"):
         make_plan(SMALL, spec_of("lobe"), "mednext-s", memory_gib=0.01)
 
 
@@ -74,3 +77,84 @@ def test_real_lesions_in_four_channels(shared_data):
     assert len(plan.preprocessing.normalization) == 4
     assert all(scheme.kind == "zscore" and scheme.nonzero_only for scheme in plan.preprocessing.normalization)
     assert plan.training.batch_size == 2
+
+
+def test_few_thick_slices_give_mednext_other_strides_and_say_why():
+    acdc = fingerprint_of(*[(10, 224, 224)] * 20, spacings=((10.0, 1.5, 1.5),) * 20)
+    plan = make_plan(acdc, spec_of("lobe"), "mednext-s", memory_gib=16.0)
+    assert plan.patch.size == (10, 224, 224)
+    assert plan.network.strides == ((1, 2, 2), (1, 2, 2), (2, 2, 2), (1, 2, 2))
+    assert plan.network.flat_levels == (2, 0, 0)
+    assert "10 voxels, too few for 4 halvings" in plan.reasons["network.strides"]
+    kept = make_plan(acdc, spec_of("lobe"), "mednext-s", memory_gib=16.0, settings={"network.strides": None})
+    assert kept.network == network_config("mednext-s")
+    assert kept.patch.size[0] == 16
+    assert kept.reasons["network.strides"] == "set by the user with --set"
+
+
+def test_a_plan_of_slices():
+    thick = fingerprint_of(*[(12, 50, 44)] * 30, spacings=((5.0, 1.0, 1.0),) * 30)
+    plan = make_plan(thick, spec_of("left_lobe", "right_lobe"), "mednext-s", configuration="2d")
+    assert (plan.configuration, plan.network.spatial_dims, plan.patch.size) == ("2d", 2, (1, 64, 48))
+    assert plan.preprocessing.keeps_slices
+    assert plan.preprocessing.target_mm((4.0, 0.9, 0.8)) == (4.0, 1.0, 1.0)
+    assert 12 <= plan.training.batch_size <= round(0.05 * 30 * 12 * 50 * 44 / (64 * 48))
+    assert plan.training.loss.batch_dice
+    assert plan.training.augmentation.mirror_axes == plan.inference.mirror_axes == (1,)
+    assert plan.training.augmentation.rotation_degrees == 180.0
+    assert Plan.from_json(plan.to_json()) == plan
+    text = make_plan(thick, spec_of("lobe"), "mednext-s").replace(reasons={}).to_json()
+    assert "configuration" not in text and "keeps_slices" not in text
+
+
+def test_a_coarser_plan_where_a_patch_shows_little():
+    large = fingerprint_of(*[(200, 220, 210)] * 4)
+    with pytest.raises(PlanError, match=r"--config 3d-low: the 3d patch of \d+x\d+x\d+ voxels covers \d+%"):
+        make_plan(large, spec_of("lobe"), "segformer3d", memory_gib=8.0, configuration="3d-low")
+    full = make_plan(large, spec_of("lobe"), "segformer3d", memory_gib=0.5)
+    low = make_plan(large, spec_of("lobe"), "segformer3d", memory_gib=0.5, configuration="3d-low")
+    assert full.training.loss.batch_dice and not low.training.loss.batch_dice
+    edge = low.preprocessing.spacing_mm[0]
+    assert low.preprocessing.spacing_mm == (edge,) * 3 and 1.3 < edge < 4
+    d, h, w = low.patch.size
+    assert 0.24 < d * h * w * edge**3 / (200 * 220 * 210) < 0.4
+    assert low.reasons["preprocessing.spacing_mm"].startswith("3d-low, nnU-Net's rule")
+
+
+def test_what_is_set_of_the_network_is_planned_with():
+    large = fingerprint_of(*[(150, 170, 140)] * 4)
+    shallow = {"network.block_counts": [1] * 9, "network.channels": 8, "network.expansion_ratio": 8}
+
+    def planned(**settings):
+        named = {name.replace("__", "."): value for name, value in settings.items()}
+        return make_plan(large, spec_of("lobe"), "mednext-s", memory_gib=0.5, settings={**shallow, **named})
+
+    own = planned()
+    assert own.network.channels == 8 and own.network.checkpointing == "expansion"
+    never = planned(network__checkpointing="none")
+    assert never.network.checkpointing == "none"
+    assert never.reasons["network.checkpointing"] == "set by the user with --set"
+    assert prod(never.patch.size) <= 2 / 3 * prod(own.patch.size)
+    assert prod(planned(network__channels=4).patch.size) > prod(own.patch.size)
+    many = planned(training__batch_size=8, network__deep_supervision=False)
+    assert many.training.batch_size == 8 and prod(many.patch.size) < prod(own.patch.size)
+    assert "a step of 8 was measured" in many.reasons["patch.size"]
+    assert many.training.loss.deep_supervision_weights == (1.0,)
+
+
+def test_what_is_set_decides_on_what_follows_from_it():
+    settings = {"preprocessing.spacing_mm": [1.0, 1.0, 3.0], "training.augmentation.mirror_axes": [0]}
+    plan = make_plan(SMALL, spec_of("lobe"), "segformer3d", settings=settings)
+    assert plan.preprocessing.transpose == (2, 0, 1)
+    assert plan.patch.size[0] == 16
+    assert plan.inference.mirror_axes == (0,)
+    assert plan.reasons["preprocessing.spacing_mm"] == "set by the user with --set"
+    kept = make_plan(SMALL, spec_of("lobe"), "segformer3d", settings={**settings, "preprocessing.transpose": [0, 1, 2]})
+    assert kept.patch.size == (36, 52, 16)
+
+
+def test_a_fingerprint_along_other_axes_is_refused():
+    with pytest.raises(
+        PlanError, match=r"orientation is stored \(preset nnunet\), the fingerprint was taken along RAS"
+    ):
+        make_plan(SMALL, spec_of("lobe"), "segformer3d", preset="nnunet")

@@ -122,3 +122,21 @@ def test_a_flat_patch_is_turned_in_its_plane_by_any_angle(patch, degrees):
     value, reason = recipe.rotation_degrees(patch)
     assert value == degrees
     assert ("plane" in reason) == (degrees == 180.0)
+
+
+@pytest.mark.parametrize(("patch", "degrees"), [((1, 64, 48), 180.0), ((1, 64, 40), 15.0), ((1, 96, 96), 180.0)])
+def test_slices_are_turned_and_mirrored_in_their_plane(patch, degrees):
+    augmentation, reasons = recipe.augmentation(spec_of("lobe"), patch, sees_slices=True)
+    assert augmentation.rotation_degrees == degrees
+    assert augmentation.mirror_axes == (1, 2)
+    assert "the axes of a slice" in reasons["mirror_axes"] and "slice" in reasons["rotation_degrees"]
+
+
+@pytest.mark.parametrize(
+    ("configuration", "coverage", "batch_dice"),
+    [("3d", 1.2, False), ("3d", 0.13, False), ("3d", 0.12, True), ("3d-low", 0.05, False), ("2d", 1.0, True)],
+)
+def test_dice_is_taken_over_the_batch_where_a_patch_shows_little(configuration, coverage, batch_dice):
+    loss, reasons = recipe.loss(MEDNEXT, configuration, coverage)
+    assert loss.batch_dice == batch_dice
+    assert reasons["batch_dice"].startswith("nnU-Net's")

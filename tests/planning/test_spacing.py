@@ -54,3 +54,4 @@ def test_the_median_case_is_taken_after_resampling():
         (10, 40, 30), (20, 40, 50), (15, 60, 30), spacings=((2.0, 1.0, 1.0), (1.0, 2.0, 1.0), (2.0, 0.5, 1.0))
     )
     assert median_shape(fingerprint, (1.0, 1.0, 2.0)) == (20, 40, 15)
+    assert median_shape(fingerprint, (1.0, 1.0, 2.0), keeps_slices=True) == (15, 40, 15)

@@ -5,45 +5,32 @@ from fingerprints import fingerprint_of, spec_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from sagittal.errors import PlanError
 from sagittal.plan import Plan, network_config
 from sagittal.planning import make_plan
 from sagittal.planning.budget import shrink_patch
-from sagittal.planning.patch import patch_multiples, patch_rule, patch_sizes
-from sagittal.planning.topology import FittedStep, network_for_patch, unet_stages
+from sagittal.planning.patch import patch_rule, patch_sizes
+from sagittal.planning.topology import FittedStep, fitted_fields, network_for_patch, patch_multiples
 
 ONE, TWO, THREE = (1, 1, 1), (2, 2, 2), (3, 3, 3)
 PLAIN = network_config("plainconvunet")
+MEDNEXT = network_config("mednext-s")
+FLAT = MEDNEXT.for_slices()
 
 
-def test_a_cube_is_halved_until_four_voxels_are_left():
-    stages = unet_stages((1.0, 1.0, 1.0), (128, 128, 128))
-    assert stages.strides == (ONE, *[TWO] * 5)
-    assert stages.kernel_sizes == (THREE,) * 6
-
-
-def test_thick_slices_are_halved_and_convolved_once_the_plane_is_as_coarse():
-    """nnU-Net's own plan for the prostate (Task05): 20x320x256 voxels of 3.6 x 0.62 x 0.62 mm."""
-    stages = unet_stages((3.6, 0.62, 0.62), (20, 320, 256))
-    plane = (1, 2, 2)
-    assert stages.strides == (ONE, plane, plane, TWO, TWO, plane, plane)
-    assert stages.kernel_sizes == ((1, 3, 3), (1, 3, 3), *[THREE] * 5)
-
-
-def test_an_axis_left_alone_needs_twelve_voxels():
-    assert unet_stages((1.0, 1.0, 1.0), (7, 11, 7)).strides == (ONE, TWO)
-    assert unet_stages((1.0, 1.0, 1.0), (7, 12, 7)).strides == (ONE, (1, 2, 1))
-
-
-@settings(max_examples=50, deadline=None, derandomize=True)
+@pytest.mark.parametrize("named", [PLAIN, MEDNEXT, FLAT], ids=["u-net", "mednext", "mednext of slices"])
+@settings(max_examples=40, deadline=None, derandomize=True)
 @given(
     spacing=st.tuples(*(st.floats(0.3, 8.0),) * 3),
     median=st.tuples(*(st.integers(4, 300),) * 3),
 )
-def test_every_patch_of_the_search_is_what_its_own_u_net_takes_unpadded(spacing, median):
-    sizes = patch_sizes(spacing, median, patch_rule(PLAIN))
+def test_every_patch_of_the_search_is_what_its_own_network_takes_unpadded(named, spacing, median):
+    steps = FittedStep(named, spacing, 1, 2)
+    sizes = patch_sizes(spacing, median, patch_rule(named), steps.multiples)
     for size in (*sizes[:3], *sizes[-3:]):
-        network, _ = network_for_patch(PLAIN, spacing, size)
+        network, _ = network_for_patch(named, spacing, size)
         assert all(edge % by == 0 for edge, by in zip(size, patch_multiples(network), strict=True))
+        assert (size[0] == 1) == (named is FLAT)
     voxels = [d * h * w for d, h, w in sizes]
     assert voxels == sorted(set(voxels), reverse=True)
 
@@ -66,6 +53,72 @@ def test_a_residual_encoder_gets_its_blocks():
     named = network_config("resencunet")
     assert network_for_patch(named, (1.0, 1.0, 1.0), (128, 128, 128))[0] == named
     assert network_for_patch(PLAIN, (1.0, 1.0, 1.0), (128, 128, 128))[0] == PLAIN
+
+
+def test_mednext_on_few_thick_slices_halves_as_a_u_net_would():
+    """ACDC: ten slices of 10 mm; the numbers are those of `MedNeXtConfig.for_stages`."""
+    network, reasons = network_for_patch(MEDNEXT, (10.0, 1.5, 1.5), (10, 224, 224))
+    assert network.strides == ((1, 2, 2), (1, 2, 2), (2, 2, 2), (1, 2, 2))
+    assert network.flat_levels == (2, 0, 0)
+    assert patch_multiples(network) == (2, 16, 16)
+    assert "D is 6.67 times coarser than the finest axis; D has 10 voxels, too few for 4" in reasons["strides"]
+    assert set(reasons) == {"strides", "flat_levels"}
+
+
+@pytest.mark.parametrize("size", [(48, 48, 48), (16, 32, 160), (128, 128, 128)])
+def test_mednext_stays_as_published_where_no_axis_is_coarse_or_short(size):
+    for spacing in ((1.0, 1.0, 1.0), (1.5, 0.8, 0.8)):
+        assert network_for_patch(MEDNEXT, spacing, size) == (MEDNEXT, {})
+    assert network_for_patch(FLAT, (9.0, 1.0, 1.0), (1, *size[1:])) == (FLAT, {})
+
+
+def test_mednext_on_a_short_axis_keeps_something_to_see_there():
+    network, reasons = network_for_patch(MEDNEXT, (1.0, 1.0, 1.0), (12, 64, 64))
+    assert patch_multiples(network) == (2, 16, 16)
+    assert network.flat_levels is None
+    assert "D has 12 voxels" in reasons["strides"] and "coarser" not in reasons["strides"]
+    network, _ = network_for_patch(FLAT, (5.0, 1.0, 3.0), (1, 64, 40))
+    assert (network.strides, network.flat_levels) == (((2, 1), (2, 2), (2, 2), (2, 2)), (0, 1))
+    assert patch_multiples(network) == (1, 16, 8)
+
+
+def test_fields_that_the_user_chose_stay():
+    for name in fitted_fields(MEDNEXT):
+        assert network_for_patch(MEDNEXT, (10.0, 1.5, 1.5), (10, 224, 224), frozenset({name})) == (MEDNEXT, {})
+    three = PLAIN.replace(features_per_stage=(8, 16, 24, 24, 24, 24))
+    fixed = frozenset({"features_per_stage"})
+    network, reasons = network_for_patch(three, (1.0, 1.0, 1.0), (128, 128, 128), fixed)
+    assert network.features_per_stage == three.features_per_stage
+    assert "features_per_stage" not in reasons
+    with pytest.raises(PlanError, match=r"network of 3 stages, for a patch of 16x16x16.*Set network\.strides too"):
+        network_for_patch(three, (1.0, 1.0, 1.0), (16, 16, 16), fixed)
+    whole = network_for_patch(PLAIN, (1.0, 1.0, 1.0), (16, 16, 16), frozenset({"strides"}))
+    assert whole == (PLAIN, {})
+    unetr = network_config("unetr")
+    assert network_for_patch(unetr, (1.0, 1.0, 1.0), (64, 90, 48), frozenset({"input_size"})) == (unetr, {})
+
+
+@pytest.mark.parametrize("name", ["mednext-s", "plainconvunet", "resencunet", "unetr", "segformer3d"])
+def test_the_fields_that_may_be_fitted_are_known(name):
+    network = network_config(name)
+    fitted, reasons = network_for_patch(network, (6.0, 1.0, 1.0), (12, 48, 48))
+    changed = {field for field in type(network).model_fields if getattr(fitted, field) != getattr(network, field)}
+    assert changed <= set(reasons) <= set(fitted_fields(network))
+    assert bool(reasons) == (name != "segformer3d")
+
+
+def test_a_network_as_it_is_has_its_multiples():
+    uneven = PLAIN.replace(strides=(ONE, *[(1, 2, 2)] * 2, *[TWO] * 3))
+    assert patch_multiples(uneven) == (8, 32, 32)
+    assert patch_multiples(MEDNEXT) == (16, 16, 16)
+    assert patch_multiples(FLAT) == (1, 16, 16)
+    assert patch_multiples(network_config("segformer3d")) == (4, 4, 4)
+    assert patch_multiples(network_config("segformer3d").for_slices()) == (1, 4, 4)
+    assert patch_multiples(network_config("nnformer-synapse")) == (16, 16, 16)
+    assert patch_multiples(network_config("nnformer-acdc")) == (20, 20, 20)
+    assert patch_multiples(network_config("transbts")) == (8, 8, 8)
+    assert patch_multiples(network_config("unetr")) == patch_multiples(network_config("3d-uxnet")) == (16, 16, 16)
+    assert patch_multiples(network_config("swinunetr")) == (32, 32, 32)
 
 
 def test_unetr_learns_positions_of_its_patch_and_others_stay():

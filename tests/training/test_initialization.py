@@ -69,8 +69,9 @@ def source_for(
 
 
 def elsewhere(out: Path, settings: Mapping[str, Any] = TINY) -> Path:
-    """Write a bundle trained on other scans: two channels, three classes."""
-    return write_random_bundle(out, untrained_plan("mednext-s", untrained_spec(4, 2), settings=settings))
+    """Write a bundle trained on other scans with as thick slices: two channels, three classes."""
+    thick = {"network.strides": [[1, 2, 2], [2, 2, 2], [1, 1, 1], [1, 1, 1]], "network.flat_levels": [1, 0, 0]}
+    return write_random_bundle(out, untrained_plan("mednext-s", untrained_spec(4, 2), settings={**settings, **thick}))
 
 
 def test_only_the_kernel_differs_and_upkern_is_applied_by_itself(tiny_dataset: Path, tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ from sagittal.planning.presets import PRESETS, Preset, preset_named
 
 SET_BY_USER = "set by the user with --set"
 Orientation = Literal["RAS", "stored"]
+CONFIGURATIONS: tuple[Configuration, ...] = ("3d", "3d-low", "2d")
 T = TypeVar("T")
 _TOLD_MORE = ("preprocessing.spacing_mm", "patch.size")
 """Fields whose reason tells more than where their value comes from."""
@@ -153,15 +154,16 @@ class Wishes:
 
 
 def wishes_for(
-    network_name: str, configuration: Configuration, preset_name: str | None, settings: Mapping[str, Any]
+    network_name: str, configuration: str, preset_name: str | None, settings: Mapping[str, Any]
 ) -> Wishes:
     """Return what was asked for.
 
     Raises:
         PlanError: no such preset, or one for other networks or configurations.
     """
-    if configuration not in ("3d", "3d-low", "2d"):
-        raise PlanError(f"--config {configuration}: expected 3d, 3d-low or 2d.", code="bad_setting")
+    known = {name: name for name in CONFIGURATIONS}.get(configuration)
+    if known is None:
+        raise PlanError(f"--config {configuration}: expected {', '.join(CONFIGURATIONS)}.", code="bad_setting")
     if preset_name is not None:
         preset, kind = preset_named(preset_name), network_config(network_name).kind
         if preset.kinds and kind not in preset.kinds:
@@ -177,7 +179,7 @@ def wishes_for(
                 f"{configuration}. Leave one of them out.",
                 code="bad_setting",
             )
-    return Wishes(configuration, preset_name, settings)
+    return Wishes(known, preset_name, settings)
 
 
 def _orientation(value: Any) -> Orientation | None:
