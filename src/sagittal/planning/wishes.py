@@ -161,7 +161,7 @@ def wishes_for(
     Raises:
         PlanError: no such preset, or one for other networks or configurations.
     """
-    known = {name: name for name in CONFIGURATIONS}.get(configuration)
+    known = next((name for name in CONFIGURATIONS if name == configuration), None)
     if known is None:
         raise PlanError(f"--config {configuration}: expected {', '.join(CONFIGURATIONS)}.", code="bad_setting")
     if preset_name is not None:

@@ -150,13 +150,24 @@ def refuse_other_plan(plan: Plan, stored: Path, choice: PlanChoice) -> None:
         raise PlanError(
             f"--config {choice.configuration}: {stored} is for {plan.configuration}. {advice}", code="plan_mismatch"
         )
-    fitted = {name for name, reason in plan.reasons.items() if reason.startswith(_BUDGET)}
-    preset = {} if choice.preset is None else preset_named(choice.preset).settings
-    preset = {name: value for name, value in preset.items() if name not in fitted | set(choice.settings)}
-    asked = {f"--preset {choice.preset}": preset, f"--set {', '.join(choice.settings)}": choice.settings}
+    left = _left_of_preset(plan, choice)
+    asked = {f"--preset {choice.preset}": left, f"--set {', '.join(choice.settings)}": choice.settings}
     for option, settings in asked.items():
         if override(plan, settings, origin="").replace(reasons={}) != plan.replace(reasons={}):
             raise PlanError(f"{option}: {stored} has other values. {advice}", code="plan_mismatch")
+
+
+def _left_of_preset(plan: Plan, choice: PlanChoice) -> dict[str, Any]:
+    """Return what of the preset neither the user nor a budget has replaced in a run's plan, by dotted name."""
+    if choice.preset is None:
+        return {}
+    replaced = {name for name, reason in plan.reasons.items() if reason.startswith((_BUDGET, SET_BY_USER))}
+    replaced |= set(choice.settings)
+    return {
+        name: value
+        for name, value in preset_named(choice.preset).settings.items()
+        if not any(other == name or other.startswith(f"{name}.") for other in replaced)
+    }
 
 
 def _differs(given: Plan, plan: Plan, choice: PlanChoice) -> bool:
