@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from sagittal.networks import MedNeXt, SegFormer3D, create_mednext, create_segformer3d
+from sagittal.networks import MedNeXt, SegFormer3D, build, create_mednext, create_segformer3d
 from sagittal.networks.build import build_network
 from sagittal.plan.networks import MedNeXtConfig, SegFormer3DConfig, network_config
 
@@ -80,3 +80,10 @@ def test_every_field_of_a_segformer3d_arrives() -> None:
     with torch.device("meta"):
         named = build_network(network_config("segformer3d"), 4, 3)
         assert str(named) == str(create_segformer3d(in_channels=4, num_classes=3))
+
+
+def test_a_field_that_a_plan_leaves_out_arrives_as_well(monkeypatch: pytest.MonkeyPatch) -> None:
+    given: dict[str, object] = {}
+    monkeypatch.setattr(build, "SegFormer3D", lambda *_sizes, **options: given.update(options) or torch.nn.Identity())
+    build_network(SegFormer3DConfig(), 1, 2)
+    assert given.keys() == SegFormer3DConfig.model_fields.keys() - {"kind"}

@@ -93,7 +93,7 @@ def train(
     if result.ended in ("interrupted", "terminated"):
         again = [word for word in sys.argv[1:] if word != "--resume"]
         _say(f"stopped; go on with: sagittal {shlex.join([*again, '--resume'])}")
-        return 130 if result.ended == "interrupted" else 75
+        return 130 if result.ended == "interrupted" else STOPPED
     _say(f"bundle: {result.bundle}")
     return 0
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import assert_never
+from typing import Any, assert_never
 
 from torch import nn
 
@@ -13,6 +13,7 @@ from sagittal.networks.segformer3d import SegFormer3D
 from sagittal.networks.slices import as_slices
 from sagittal.networks.transbts import TransBTS
 from sagittal.networks.uxnet import UXNet
+from sagittal.plan.base import EVERY_FIELD
 from sagittal.plan.networks import (
     MedNeXtConfig,
     NetworkConfig,
@@ -70,13 +71,13 @@ def _build(config: NetworkConfig, in_channels: int, num_outputs: int, deep_super
                 checkpointing=config.checkpointing,
             )
         case SegFormer3DConfig():
-            return SegFormer3D(in_channels, num_outputs, **config.model_dump(exclude={"kind"}))
+            return SegFormer3D(in_channels, num_outputs, **_arguments(config))
         case NNFormerConfig():
-            return NNFormer(in_channels, num_outputs, **config.model_dump(exclude={"kind"}))
+            return NNFormer(in_channels, num_outputs, **_arguments(config))
         case TransBTSConfig():
-            return TransBTS(in_channels, num_outputs, **config.model_dump(exclude={"kind"}))
+            return TransBTS(in_channels, num_outputs, **_arguments(config))
         case UXNetConfig():
-            return UXNet(in_channels, num_outputs, **config.model_dump(exclude={"kind"}))
+            return UXNet(in_channels, num_outputs, **_arguments(config))
         case PlainConvUNetConfig() | ResEncUNetConfig():
             kept = config.deep_supervision if deep_supervision is None else deep_supervision
             return _from_library(config.replace(deep_supervision=kept), in_channels, num_outputs)
@@ -86,11 +87,16 @@ def _build(config: NetworkConfig, in_channels: int, num_outputs: int, deep_super
             assert_never(config)
 
 
+def _arguments(config: NetworkConfig) -> dict[str, Any]:
+    """Return what the module takes by name; also the fields that a plan's text leaves out where they are unused."""
+    return config.model_dump(exclude={"kind"}, context=EVERY_FIELD)
+
+
 def _from_library(
     config: PlainConvUNetConfig | ResEncUNetConfig | UNETRConfig | SwinUNETRConfig, in_channels: int, num_outputs: int
 ) -> nn.Module:
     """Build a network whose modules come from a library, which is imported only now: MONAI takes seconds."""
-    arguments = config.model_dump(exclude={"kind"})
+    arguments = _arguments(config)
     try:
         match config:
             case PlainConvUNetConfig():
