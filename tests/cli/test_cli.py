@@ -90,7 +90,37 @@ def test_a_plan_is_written_with_reasons_and_overrides(
     plan = json.loads(out.read_text())
     assert plan["patch"]["size"] == [16, 32, 16]
     assert "--set" in plan["reasons"]["patch.size"]
-    assert "training.batch_size: " in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert "  patch.size = [16, 32, 16]\n      set by the user with --set; a step of 2 was measured at" in shown
+    assert '  training.optimizer.kind = "adamw"' in shown
+
+
+def test_a_plan_of_slices_by_a_preset_is_told_as_json_alone(
+    tiny_dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "plan.json"
+    command = ["plan", tiny_dataset, "--network", "segformer3d", "--preset", "nnunet", "--config", "2d"]
+    assert _call([*command, "--set", "patch.size=1,32,32", "--out", out, "--json"]) == 0
+    told = capsys.readouterr()
+    shown = json.loads(told.out)
+    fields = {field["name"]: field for field in shown["fields"]}
+    assert shown["plan"] == str(out)
+    assert fields["configuration"]["value"] == "2d"
+    assert fields["preprocessing.orientation"] == {
+        "name": "preprocessing.orientation",
+        "value": "stored",
+        "reason": "preset nnunet",
+    }
+    assert "check:" in told.err and "segformer3d 2d, patch 1x32x32" in told.err
+
+
+def test_a_plan_that_is_given_excludes_what_a_plan_is_made_from(
+    tiny_dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plan = tmp_path / "plan.json"
+    assert _call(["plan", tiny_dataset, "--out", plan, *FAST]) == 0
+    assert _call(["train", tiny_dataset, "--out", tmp_path / "b", "--plan", plan, "--config", "2d"]) == 1
+    assert "exclude each other" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

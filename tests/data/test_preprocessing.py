@@ -162,3 +162,14 @@ def test_channels_and_labels_of_other_shapes_are_refused():
         prepare([volume, smaller], in_ras_spacing(normalization=(RAW, RAW)))
     with pytest.raises(DataError, match=r"label map has shape \(8, 11, 14\) \(D, H, W\), its image \(9, 11, 14\)"):
         prepare(volume, in_ras_spacing(), labels[1:])
+
+
+def test_slices_keep_their_number_where_the_plan_says_so():
+    image, labels = ball_case((9, 11, 14), seed=0)
+    case = Volume(image, affine_of((4.0, 2.0, 1.0)))
+    thin = in_ras_spacing(crop_to_nonzero=False)
+    assert prepare(case, thin, labels).labels.shape == (18, 22, 28)
+    prepared = prepare(case, thin.replace(keeps_slices=True), labels)
+    assert prepared.image.shape == (1, 9, 22, 28)
+    turned = thin.replace(keeps_slices=True, transpose=(2, 0, 1))
+    assert prepare(case, turned, labels).labels.shape == (14, 18, 22)

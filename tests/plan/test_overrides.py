@@ -5,7 +5,8 @@ from example_plan import PLAN
 
 from sagittal.errors import PlanError
 from sagittal.plan import Plan
-from sagittal.plan.overrides import deep_supervision_weights, override, parse_settings
+from sagittal.plan.overrides import deep_supervision_weights, override, override_network, parse_settings
+from sagittal.plan.plan import SGD
 
 
 def test_settings_are_parsed_as_json_lists_or_text():
@@ -114,3 +115,24 @@ def test_fields_that_are_left_out_at_their_defaults_can_be_set():
     assert changed.preprocessing.transpose == (1, 0, 2)
     assert "decoder_kernel_size" not in PLAN.to_json() and "transpose" not in PLAN.to_json()
     assert '"decoder_kernel_size": 5' in changed.to_json()
+
+
+def test_a_group_of_several_forms_is_set_as_a_whole_and_forgets_the_reasons_inside():
+    plan = PLAN.replace(reasons={"training.optimizer.eps": "old", "training.optimizer": "older", "patch.size": "kept"})
+    sgd = {"kind": "sgd", "learning_rate": 0.01, "weight_decay": 0.0}
+    changed = override(plan, {"training.optimizer": sgd}, origin="--set")
+    assert changed.training.optimizer == SGD(learning_rate=0.01, weight_decay=0.0)
+    assert changed.reasons == {"training.optimizer": "--set", "patch.size": "kept"}
+    for name, value in (("patch", {"size": [1, 2, 3]}), ("network", {"kind": "segformer3d"})):
+        with pytest.raises(PlanError, match="group of fields"):
+            override(PLAN, {name: value}, origin="--set")
+
+
+def test_a_network_is_overridden_alone():
+    settings = {"network.kernel_size": 7, "patch.size": [8, 8, 8]}
+    assert override_network(PLAN.network, settings) == PLAN.network.replace(kernel_size=7)
+    assert override_network(PLAN.network, {"patch.size": [8, 8, 8]}) is PLAN.network
+    with pytest.raises(PlanError, match=r"network\.kernel_size"):
+        override_network(PLAN.network, {"network.kernel_size": 4})
+    with pytest.raises(PlanError, match="Did you mean 'kernel_size'"):
+        override_network(PLAN.network, {"network.kernel_sise": 5})

@@ -126,3 +126,31 @@ def test_a_triple_has_three_numbers():
     assert as_triple([1, 2, 3]) == (1, 2, 3)
     with pytest.raises(ValueError, match="unpack"):
         as_triple([1, 2])
+
+
+def test_slices_need_a_network_and_a_patch_of_slices():
+    flat = PLAN.network.for_slices()
+    sliced = PLAN.replace(configuration="2d", network=flat, patch=Patch(size=(1, 64, 80)))
+    assert Plan.from_json(sliced.to_json()) == sliced
+    assert PLAN.replace(configuration="3d-low").network.dims == 3
+    for changes in ({"configuration": "2d"}, {"network": flat}):
+        with pytest.raises(ValidationError, match="leave the network's axes as they were"):
+            PLAN.replace(**changes)
+    with pytest.raises(ValidationError, match=r"patch\.size must begin with 1, got \[48, 64, 80\]"):
+        sliced.replace(patch=PLAN.patch)
+
+
+def test_slices_keep_their_own_spacing_along_the_networks_first_axis():
+    resampled = PLAN.preprocessing.replace(transpose=(2, 0, 1), spacing_mm=(2.0, 1.0, 5.0))
+    assert resampled.target_mm((4.0, 0.9, 0.8)) == (5.0, 2.0, 1.0)
+    assert resampled.replace(keeps_slices=True).target_mm((4.0, 0.9, 0.8)) == (4.0, 2.0, 1.0)
+
+
+def test_only_some_networks_have_a_form_for_slices():
+    able = {name for name, config in NETWORKS.items() if config.for_slices() is not None}
+    assert able == {name for name in NETWORKS if name.startswith("mednext") or name == "segformer3d"}
+    for name in able:
+        flat = NETWORKS[name].for_slices()
+        assert flat.dims == 2 and flat.for_slices() == flat
+    thick = NETWORKS["mednext-s"].replace(strides=((1, 2, 2),) * 4, flat_levels=(4, 0, 0)).for_slices()
+    assert (thick.strides, thick.flat_levels) == (((2, 2),) * 4, (0, 0))

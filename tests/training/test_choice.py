@@ -12,8 +12,11 @@ from sagittal.errors import PlanError
 from sagittal.inference.windows import tile
 from sagittal.plan import Plan
 from sagittal.planning import PRESETS
+from sagittal.testing.bundle import write_random_bundle
 from sagittal.testing.datasets import TINY_SETTINGS as TINY
+from sagittal.testing.plans import untrained_plan, untrained_spec
 from sagittal.training.choice import PlanChoice, refuse_other_plan
+from sagittal.training.initialization import StartFrom
 from sagittal.training.run import train
 from sagittal.training.stages import RunOptions, find_plan
 from sagittal.volumes import read_volume
@@ -106,3 +109,17 @@ def test_a_warning_of_the_plan_is_said(tiny_dataset: Path) -> None:
     options = RunOptions(device="cpu", memory_gib=0.001, say=lines.append)
     find_plan(read_dataset(tiny_dataset), None, PlanChoice(settings=TINY), options)
     assert any("patch.size: set by the user" in line and "warning: more than is allowed" in line for line in lines)
+
+
+def test_the_weights_to_start_from_settle_what_a_patch_would(tiny_dataset: Path, tmp_path: Path) -> None:
+    published = untrained_plan("mednext-s", untrained_spec(3), settings=TINY)
+    bundle = sagittal.read_bundle(write_random_bundle(tmp_path / "source", published))
+    data, options = read_dataset(tiny_dataset), RunOptions(device="cpu")
+    own, _ = find_plan(data, None, PlanChoice(settings=TINY), options)
+    assert own.network.strides is not None
+    plan, _ = find_plan(data, None, PlanChoice(settings=TINY, start=StartFrom(bundle)), options)
+    assert plan.network == published.network
+    assert plan.reasons["network.strides"].startswith("--init-from")
+    other = PlanChoice(network="segformer3d", settings={"patch.size": [16, 16, 16]}, start=StartFrom(bundle))
+    with pytest.raises(PlanError, match="its network is mednext-s"):
+        find_plan(data, None, other, options)

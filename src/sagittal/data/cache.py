@@ -208,7 +208,7 @@ def need_bytes(case: Case, plan: Plan) -> int:
     order = network_order(grid.affine, plan.preprocessing)
     spacing = spacing_of(order.affine(grid.affine, grid.shape))
     stored = math.prod(grid.shape)
-    prepared = math.prod(new_shape(order.shape(grid.shape), spacing, plan.preprocessing.network_spacing_mm))
+    prepared = math.prod(new_shape(order.shape(grid.shape), spacing, plan.preprocessing.target_mm(spacing)))
     # Voxels as read and as float32, one channel between the two grids, the float16 result, labels and their indices.
     return stored * (4 * channels + headers[0].dtype.itemsize + 4) + prepared * (2 * channels + 10) + 4 * PIECE_BYTES
 
