@@ -186,6 +186,28 @@ def test_what_does_not_fit_is_refused_and_nothing_is_written(tmp_path: Path) -> 
     assert not out.exists()
 
 
+def test_monai_weights_of_a_larger_size_are_refused_with_the_reason(tmp_path: Path) -> None:
+    theirs = {}
+    for name, tensor in mednext(1, 2).state_dict().items():
+        head, _, rest = name.partition(".")
+        kind, _, level = head.rpartition("_")
+        coarse_first = {"up": "up_blocks", "dec_block": "dec_stages"}
+        if kind in coarse_first:
+            name = f"{coarse_first[kind]}.{3 - int(level)}.{rest}"
+        elif kind in ("enc_block", "down"):
+            name = f"{'enc_stages' if kind == 'enc_block' else 'down_blocks'}.{level}.{rest}"
+        theirs[name] = tensor
+    result, said = bring(tmp_path, theirs, Knowledge(network="mednext-s", settings=TINY))
+    assert "MONAI's names" in said and result.report.naming == "monai"
+    # Where MONAI's B, M and L differ: its down blocks have another ratio than the stage that they lead to.
+    theirs["down_blocks.1.conv2.weight"] = torch.zeros(12, 4, 1, 1, 1)
+    theirs["down_blocks.1.conv2.bias"] = torch.zeros(12)
+    theirs["down_blocks.1.conv3.weight"] = torch.zeros(8, 12, 1, 1, 1)
+    (tmp_path / "other").mkdir()
+    with pytest.raises(PlanError, match="ratio of the stage before"):
+        bring(tmp_path / "other", theirs, Knowledge(network="mednext-s", settings=TINY))
+
+
 def test_nothing_is_overwritten(tmp_path: Path) -> None:
     file, known = save(tmp_path, mednext()), Knowledge(network="mednext-s", settings=TINY)
     import_weights(file, tmp_path / "bundle", known)

@@ -117,7 +117,7 @@ def import_weights(
         plan = override(plan, {_HEADS: False}, origin=why)
     with torch.random.fork_rng(devices=[]):
         network = build_network(plan.network, channels, outputs)
-    report = load_official_weights(network, tensors)
+    report = load_official_weights(network, content)
     _tell(plan, report, known, say)
     weights = {name: tensor.numpy() for name, tensor in network.state_dict().items()}
     metrics = {
