@@ -70,6 +70,14 @@ def test_a_terminal_of_80_columns_shows_every_figure(capsys: pytest.CaptureFixtu
     assert "8 multiply-adds for each" in shown.replace("\n", " ")
 
 
+def test_a_terminal_of_80_columns_shows_every_input_of_the_papers(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["networks", "--paper", "--network", "segformer3d", "--network", "nnformer-synapse"]) == 0
+    shown = capsys.readouterr().out
+    assert "…" not in shown
+    assert "4×128×128×128" in shown
+    assert max(len(line) for line in shown.splitlines()) <= 80
+
+
 def test_a_network_whose_library_is_missing_says_so_and_the_others_are_counted(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -114,13 +122,23 @@ def test_the_picture_is_written_and_its_points_are_listed(tmp_path: Path, capsys
 
 
 @pytest.mark.parametrize(
-    "arguments", [("--paper", "--picture", "x.svg"), ("--json", "--markdown"), ("--network", "mednext-x")]
+    ("arguments", "expected"),
+    [
+        (("--paper", "--picture", "x.svg"), "exclude each other"),
+        (("--json", "--markdown"), "exclude each other"),
+        (("--network", "mednext-x"), "Did you mean"),
+        (("--network", "mednext-s", "--classes", "0"), "--classes 0: expected a number of at least 1"),
+        (("--picture", "x.png"), "expected a file that ends in .svg"),
+    ],
 )
-def test_what_makes_no_sense_is_told(arguments: tuple[str, ...], capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_makes_no_sense_is_told(
+    arguments: tuple[str, ...], expected: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert run(["networks", *arguments]) == 1
     told = capsys.readouterr()
-    assert "exclude each other" in told.err + told.out or "did you mean" in told.err.lower()
+    assert expected in told.err + told.out
     assert not Path("x.svg").exists()
+    assert not Path("x.png").exists()
 
 
 def test_the_documented_figures_are_those_of_the_code() -> None:

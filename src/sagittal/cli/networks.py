@@ -50,6 +50,12 @@ def networks(
 
     if (paper and picture is not None) or (json and markdown):
         raise PlanError("--paper and --picture exclude each other, and so do --json and --markdown.", code="options")
+    if classes < 1:
+        raise PlanError(f"--classes {classes}: expected a number of at least 1.", code="options")
+    if picture is not None and picture.suffix.lower() != ".svg":
+        raise PlanError(
+            f"--picture {picture}: expected a file that ends in .svg; no other format is drawn.", code="options"
+        )
     if picture is not None:
         shown = _draw(picture)
         if not (json or markdown):
@@ -175,7 +181,8 @@ def _print(shown: Shown, *, as_json: bool, as_markdown: bool) -> None:
     for name in table.header:
         justify: JustifyMethod = "right" if name in table.numeric else "left"
         # A header's words stand below each other, so that the table fits a terminal of 80 columns.
-        drawn.add_column(name.replace(" ", "\n"), justify=justify, vertical="bottom")
+        # Only notes may be broken: a size or figure cut short says something else.
+        drawn.add_column(name.replace(" ", "\n"), justify=justify, vertical="bottom", no_wrap=name != "notes")
     for row in table.rows:
         drawn.add_row(*map(Text, row))
     console = Console()
