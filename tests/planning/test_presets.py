@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 from fingerprints import fingerprint_of, spec_of
 
@@ -65,3 +67,9 @@ def test_a_preset_that_memory_does_not_allow_stays_and_warns():
     assert plan.network.checkpointing == "expansion"
     assert " GiB in place of " in plan.reasons["network.checkpointing"]
     assert "of 8 GiB (warning: more than is allowed" in plan.reasons["patch.size"]
+
+
+def test_every_preset_is_documented():
+    page = (Path(__file__).parents[2] / "docs" / "planning.md").read_text()
+    for name in PRESETS:
+        assert f"| `{name}` |" in page
