@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from sagittal.testing.strategies import affines
 from sagittal.volumes.slice_stack import (
+    SIDEWAYS_TOLERANCE_VOX,
     SliceStack,
     faults,
     normal_of,
@@ -110,7 +111,10 @@ def test_resampling_keeps_world_positions(affine, steps, drift_h, drift_w):
     expected = world(axes, origin, shape) @ slope
     covered = _covered(one, shape)
     assert covered.any()
-    assert np.abs(result - expected)[covered].max() < 1e-3 * max(1.0, np.abs(expected).max())
+    # A drift too small to count as one stays in the voxels: at most a twentieth of a pixel of 2 mm.
+    straight = all(fault.code != "gantry_tilt" for fault in faults(one))
+    accepted = SIDEWAYS_TOLERANCE_VOX * 2.0 * float(np.linalg.norm(slope)) if straight else 0.0
+    assert np.abs(result - expected)[covered].max() < accepted + 1e-3 * max(1.0, np.abs(expected).max())
 
 
 def _covered(one: SliceStack, shape) -> np.ndarray:
