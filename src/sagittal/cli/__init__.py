@@ -15,6 +15,7 @@ from cyclopts import App, CycloptsError
 
 from sagittal import __version__
 from sagittal.cli.convert import convert
+from sagittal.cli.datasets import datasets
 from sagittal.cli.demo import demo
 from sagittal.cli.doctor import doctor
 from sagittal.cli.evaluate import evaluate
@@ -36,7 +37,7 @@ app = App(
     suppress_keyboard_interrupt=False,
     result_action="return_value",
 )
-for verb in (doctor, plan, train, predict, evaluate, import_weights, convert, info, networks, demo):
+for verb in (doctor, plan, train, predict, evaluate, import_weights, convert, info, networks, datasets, demo):
     app.command(verb)
 
 

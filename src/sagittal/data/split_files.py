@@ -82,10 +82,11 @@ def label_sets(dataset: Dataset, *, workers: int) -> dict[str, frozenset[int]]:
 
 
 def _fold(entry: Any, number: int, path: Path) -> Fold:
-    sides = [entry.get(name) for name in ("train", "val")] if isinstance(entry, dict) else []
-    if not sides or not all(isinstance(side, list) and all(isinstance(one, str) for one in side) for side in sides):
+    sides = [entry.get(name) if isinstance(entry, dict) else None for name in ("train", "val")]
+    lists = [side for side in sides if isinstance(side, list) and all(isinstance(one, str) for one in side)]
+    if len(lists) != len(sides):
         raise _wrong_splits(path, f"entry {number} has not the lists 'train' and 'val' of case ids")
-    train, validation = sides
+    train, validation = lists
     return Fold(tuple(train), tuple(validation))
 
 

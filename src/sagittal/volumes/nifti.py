@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import struct
+from collections.abc import Sequence
 from io import BufferedIOBase
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from typing import Any
 import nibabel
 import numpy as np
 from nibabel.spatialimages import HeaderDataError
+from nibabel.volumeutils import native_code
 from numpy.typing import NDArray
 
 from sagittal.errors import DataError
@@ -103,6 +105,39 @@ def write_nifti(path: Path, voxels: NDArray[Any], geometry: Geometry) -> None:
     header["vox_offset"] = header.single_vox_offset
     head = header.binaryblock.ljust(header.single_vox_offset, b"\0")
     write_atomically(path, packed_gzip(head, body) if is_packed(path) else head + body.tobytes())
+
+
+def split_nifti_channels(path: Path, targets: Sequence[Path]) -> None:
+    """Write the channels of a 4D single file, x y z channel, to one 3D file each.
+
+    Stored numbers, slope, intercept and grid stay as they are, bit for bit; header extensions are left out.
+
+    Raises:
+        DataError: the file is damaged, its numbers are no real numbers, or it has not one channel for each target.
+        ResourceError: the disk is full or the folder can't be written.
+    """
+    with explained(path, KIND):
+        header = _read_header(path)
+        sizes = tuple(int(size) for size in header.get_data_shape())
+        if len(sizes) != 4 or sizes[3] != len(targets) or min(sizes) < 1:
+            raise DataError(
+                f"{path}: {' x '.join(map(str, sizes))} voxels. Expected three axes of space, then {len(targets)} "
+                "channels. Check that it is the file that its publisher distributes.",
+                code="other_channels",
+            )
+        dtype: np.dtype[Any] = header.get_data_dtype()
+        if dtype.kind not in "iuf":
+            raise no_scalar(path, dtype)
+        with opened(path) as file:
+            file.seek(_offset(header, path))
+            rows = (sizes[3] * sizes[2], sizes[1], sizes[0])
+            voxels = read_voxels(file, rows, dtype, path, packed=is_packed(path), kind=KIND)
+    head = header.as_byteswapped(native_code)
+    head.set_data_shape(sizes[:3])
+    head["vox_offset"] = head.single_vox_offset
+    start = head.binaryblock.ljust(head.single_vox_offset, b"\0")
+    for target, body in zip(targets, voxels.reshape(sizes[3], sizes[2], sizes[1], sizes[0]), strict=True):
+        write_atomically(target, packed_gzip(start, body) if is_packed(target) else start + body.tobytes())
 
 
 def _voxel_file(path: Path) -> Path:
