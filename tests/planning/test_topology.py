@@ -84,18 +84,20 @@ def test_mednext_on_a_short_axis_keeps_something_to_see_there():
 
 def test_fields_that_the_user_chose_stay():
     for name in fitted_fields(MEDNEXT):
-        assert network_for_patch(MEDNEXT, (10.0, 1.5, 1.5), (10, 224, 224), frozenset({name})) == (MEDNEXT, {})
-    three = PLAIN.replace(features_per_stage=(8, 16, 24, 24, 24, 24))
-    fixed = frozenset({"features_per_stage"})
-    network, reasons = network_for_patch(three, (1.0, 1.0, 1.0), (128, 128, 128), fixed)
-    assert network.features_per_stage == three.features_per_stage
-    assert "features_per_stage" not in reasons
-    with pytest.raises(PlanError, match=r"network of 3 stages, for a patch of 16x16x16.*Set network\.strides too"):
-        network_for_patch(three, (1.0, 1.0, 1.0), (16, 16, 16), fixed)
-    whole = network_for_patch(PLAIN, (1.0, 1.0, 1.0), (16, 16, 16), frozenset({"strides"}))
+        fixed = {f"network.{name}": None}
+        assert network_for_patch(MEDNEXT, (10.0, 1.5, 1.5), (10, 224, 224), fixed) == (MEDNEXT, {})
+    fixed = {"network.features_per_stage": [8, 16, 24, 24]}
+    network, reasons = network_for_patch(PLAIN, (1.0, 1.0, 1.0), (32, 32, 32), fixed)
+    assert network.features_per_stage == (8, 16, 24, 24)
+    assert len(network.strides) == 4 and "features_per_stage" not in reasons
+    with pytest.raises(PlanError, match=r"for each of the 3 strides.*16x16x16 voxels 3 stages; set network\."):
+        network_for_patch(PLAIN, (1.0, 1.0, 1.0), (16, 16, 16), fixed)
+    whole = network_for_patch(PLAIN, (1.0, 1.0, 1.0), (16, 16, 16), {"network.strides": PLAIN.strides})
     assert whole == (PLAIN, {})
     unetr = network_config("unetr")
-    assert network_for_patch(unetr, (1.0, 1.0, 1.0), (64, 90, 48), frozenset({"input_size"})) == (unetr, {})
+    asked = {"network.input_size": [32, 32, 48]}
+    own = unetr.replace(input_size=(32, 32, 48))
+    assert network_for_patch(unetr, (1.0, 1.0, 1.0), (64, 90, 48), asked) == (own, {})
 
 
 @pytest.mark.parametrize("name", ["mednext-s", "plainconvunet", "resencunet", "unetr", "segformer3d"])

@@ -58,11 +58,15 @@ def test_the_network_takes_what_is_asked_of_it_before_it_is_planned_for():
     network, fixed = Wishes(settings={"network.kernel_size": 5, "schedule.steps": 9}).network(
         network_config("mednext-s")
     )
-    assert (network.kernel_size, fixed) == (5, {"kernel_size"})
+    assert (network.kernel_size, fixed) == (5, {})
     sliced, fixed = Wishes("2d").network(network_config("mednext-s"))
-    assert (sliced.dims, fixed) == (2, frozenset())
+    assert (sliced.dims, fixed) == (2, {})
     paper, fixed = Wishes(preset_name="segformer3d-paper").network(network_config("segformer3d"))
-    assert (paper.attention_scale, fixed) == ("paper", {"attention_scale"})
+    assert (paper.attention_scale, fixed) == ("paper", {})
+    narrow = {"network.features_per_stage": [4, 8], "network.deep_supervision": False}
+    unet, fixed = Wishes(settings=narrow).network(network_config("plainconvunet"))
+    assert not unet.deep_supervision and len(unet.features_per_stage) == 6
+    assert fixed == {"network.features_per_stage": [4, 8]}
     with pytest.raises(PlanError, match="Did you mean 'kernel_size'"):
         Wishes(settings={"network.kernel_sice": 5}).network(network_config("mednext-s"))
 

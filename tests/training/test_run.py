@@ -60,6 +60,7 @@ def test_a_fold_becomes_a_bundle_a_report_and_a_prediction(tiny_dataset: Path, t
 
 def test_a_baseline_goes_the_same_way(tiny_dataset: Path, tmp_path: Path) -> None:
     settings = {key: value for key, value in TINY.items() if "network" not in key}
+    settings["network.features_per_stage"] = [4, 6, 8]
     options = RunOptions(device="cpu")
     result = train(tiny_dataset, tmp_path / "b", network="plainconvunet", settings=settings, options=options)
     assert result.complete

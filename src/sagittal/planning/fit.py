@@ -46,7 +46,7 @@ class Fitter:
 
     Attributes:
         named: the network before it is fitted to a patch.
-        fixed: its fields that stay as they are.
+        fixed: what was asked of the fields that would be fitted.
         in_channels, num_outputs: of the task.
         wishes: for the patch and the batch.
         memory_gib: memory that the tensors of a training step may take.
@@ -156,7 +156,7 @@ class Fitter:
     def _leaner(self) -> NetworkConfig | None:
         """Return the network with checkpointing, where that is left open and has something to save."""
         named = self.named
-        if not isinstance(named, MedNeXtConfig) or "checkpointing" in self.fixed:
+        if not isinstance(named, MedNeXtConfig) or self.wishes.get("network.checkpointing") is not None:
             return None
         return named.replace(checkpointing="expansion") if named.checkpointing in (False, "none") else None
 

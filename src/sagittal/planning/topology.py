@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from math import ceil
-from typing import assert_never
-
-from pydantic import ValidationError
+from types import MappingProxyType
+from typing import Any, assert_never
 
 from sagittal.errors import PlanError
-from sagittal.plan.base import Triple, TripleMm, describe_validation_error
+from sagittal.plan.base import Triple, TripleMm
 from sagittal.plan.mednext import HALVINGS
 from sagittal.plan.networks import (
     MedNeXtConfig,
@@ -24,6 +23,7 @@ from sagittal.plan.networks import (
     UNETRConfig,
     UXNetConfig,
 )
+from sagittal.plan.overrides import override_network
 from sagittal.plan.plan import as_triple
 from sagittal.planning.memory import TrainingStep, training_step
 from sagittal.planning.unet_stages import SMALLEST_EDGE, SPACING_RATIO, coarse_axes, unet_stages
@@ -33,14 +33,15 @@ _UNETR_PATCH = 16
 _ENCODER_BLOCKS = (1, 3, 4, 6)
 """Blocks of the residual encoder's stages; all further ones have as many as the last of these."""
 
-Fixed = frozenset[str]
-"""Names of a network's fields that keep their values whatever the patch, because the user chose them."""
+Fixed = Mapping[str, Any]
+"""Values that the user chose of fields which follow from the patch otherwise: `network.strides` to its JSON value."""
+NOTHING: Fixed = MappingProxyType({})
 Fitted = tuple[NetworkConfig, dict[str, str]]
 """A network, and the reasons of the fields that were fitted, by their names."""
 
 
 def network_for_patch(
-    network: NetworkConfig, spacing_mm: TripleMm, patch_size: Triple, fixed: Fixed = frozenset()
+    network: NetworkConfig, spacing_mm: TripleMm, patch_size: Triple, fixed: Fixed = NOTHING
 ) -> Fitted:
     """Return `network` fitted to a patch, and the reasons of the fields that were fitted, by their names.
 
@@ -48,20 +49,24 @@ def network_for_patch(
         network: as named; most networks are the same for every patch.
         spacing_mm: of the patch's voxels along the network's three axes; a network of slices has no use for the first.
         patch_size: voxels along the network's axes.
-        fixed: fields that stay as they are.
+        fixed: values that the user chose of fields which would be fitted.
 
     Raises:
-        PlanError: the fixed fields do not go with those that follow from the patch.
+        PlanError: the fixed values make no sense, or do not go with those that follow from the patch.
     """
+    if "network.strides" in fixed:
+        return override_network(network, fixed), {}
     match network:
         case MedNeXtConfig():
-            return network_of_levels(network, spacing_mm[-network.dims :], patch_size[-network.dims :], fixed)
+            if fixed:
+                return override_network(network, fixed), {}
+            return network_of_levels(network, spacing_mm[-network.dims :], patch_size[-network.dims :])
         case PlainConvUNetConfig() | ResEncUNetConfig():
-            return (network, {}) if "strides" in fixed else _unet_for_patch(network, spacing_mm, patch_size, fixed)
+            return _unet_for_patch(network, spacing_mm, patch_size, fixed)
         case UNETRConfig():
+            if fixed:
+                return override_network(network, fixed), {}
             size = as_triple([ceil(edge / _UNETR_PATCH) * _UNETR_PATCH for edge in patch_size])
-            if "input_size" in fixed:
-                return network, {}
             why = f"a learned position for each {_UNETR_PATCH} voxels of the patch, {_shown(patch_size)}"
             return network.replace(input_size=size), {"input_size": why}
         case SegFormer3DConfig() | SwinUNETRConfig() | UXNetConfig() | NNFormerConfig() | TransBTSConfig():
@@ -121,7 +126,7 @@ class FittedStep:
     """Along the network's axes."""
     in_channels: int
     num_outputs: int
-    fixed: Fixed = frozenset()
+    fixed: Fixed = field(default_factory=dict)
     _steps: dict[NetworkConfig, TrainingStep] = field(default_factory=dict, repr=False, compare=False)
 
     def network(self, patch_size: Triple) -> NetworkConfig:
@@ -144,9 +149,7 @@ class FittedStep:
         return self.for_patch(patch_size).memory_bytes(patch_size, batch_size)
 
 
-def network_of_levels(
-    network: MedNeXtConfig, spacing_mm: Sequence[float], patch_size: Sequence[int], fixed: Fixed = frozenset()
-) -> Fitted:
+def network_of_levels(network: MedNeXtConfig, spacing_mm: Sequence[float], patch_size: Sequence[int]) -> Fitted:
     """Return a MedNeXt that halves and convolves along its axes as a U-Net of nnU-Net's would for the patch.
 
     Only where voxels are much longer along an axis than along another, or where an axis has too few of them to be
@@ -154,7 +157,7 @@ def network_of_levels(
     """
     coarse = coarse_axes(spacing_mm)
     short = tuple(axis for axis, edge in enumerate(patch_size) if edge < 2**HALVINGS)
-    if not (coarse or short) or fixed & {"strides", "flat_levels"}:
+    if not (coarse or short):
         return network, {}
     stages = unet_stages(spacing_mm, patch_size)
     fitted = network.for_stages(stages.strides, stages.kernel_sizes)
@@ -208,15 +211,15 @@ def _unet_for_patch(
         why = "nnU-Net's residual encoder, whose sizes M, L and XL differ in their memory only"
         fitted["n_blocks_per_stage"] = blocks, why
         fitted["n_conv_per_stage_decoder"] = (1,) * (count - 1), "nnU-Net's residual encoder, one in each stage"
-    free = {name: each for name, each in fitted.items() if name not in fixed}
     try:
-        changed = network.replace(**{name: value for name, (value, _) in free.items()})
-    except ValidationError as error:
+        changed = override_network(network.replace(**{name: value for name, (value, _) in fitted.items()}), fixed)
+    except PlanError as error:
         raise PlanError(
-            f"{describe_validation_error(error, f'network of {count} stages, for a patch of {_shown(patch_size)}')}. "
-            "Set network.strides too, and the number of stages is yours."
+            f"{error.message} nnU-Net's rules give a patch of {_shown(patch_size)} voxels {count} stages; set "
+            "network.strides too, and their number is yours.",
+            code=error.code,
         ) from None
-    return changed, {name: why for name, (_, why) in free.items()}
+    return changed, {name: why for name, (_, why) in fitted.items() if f"network.{name}" not in fixed}
 
 
 def _shown(size: Sequence[int]) -> str:

@@ -16,6 +16,7 @@ from sagittal.plan.networks import NETWORKS, NetworkConfig, network_config
 from sagittal.plan.overrides import override, override_network
 from sagittal.plan.plan import Configuration, Plan, as_triple
 from sagittal.planning.presets import PRESETS, Preset, preset_named
+from sagittal.planning.topology import Fixed, fitted_fields
 
 SET_BY_USER = "set by the user with --set"
 Orientation = Literal["RAS", "stored"]
@@ -112,8 +113,8 @@ class Wishes:
         """Which batch was asked for."""
         return self.read("training.batch_size", _count, "a number of 1 or more")
 
-    def network(self, named: NetworkConfig) -> tuple[NetworkConfig, frozenset[str]]:
-        """Return the network with what was asked of it, and the names of its fields that were.
+    def network(self, named: NetworkConfig) -> tuple[NetworkConfig, Fixed]:
+        """Return the network with what was asked of it, but for what else follows from its patch, and that apart.
 
         Raises:
             PlanError: a field that it does not have, or a value that does not fit.
@@ -128,8 +129,9 @@ class Wishes:
                 )
             named = sliced
         every = {**(self.preset.settings if self.preset else {}), **self.settings}
-        fixed = frozenset(name.removeprefix("network.") for name in every if name.startswith("network."))
-        return override_network(named, every), fixed
+        later = {f"network.{name}" for name in fitted_fields(named)}
+        early = {name: value for name, value in every.items() if name not in later}
+        return override_network(named, early), {name: every[name] for name in every if name in later}
 
     def applied_to(self, plan: Plan) -> Plan:
         """Return the plan that the rules made with everything that was asked for written into it.
@@ -153,9 +155,7 @@ class Wishes:
         return f"preset {self.preset_name}" + (f", {note}" if note else "")
 
 
-def wishes_for(
-    network_name: str, configuration: str, preset_name: str | None, settings: Mapping[str, Any]
-) -> Wishes:
+def wishes_for(network_name: str, configuration: str, preset_name: str | None, settings: Mapping[str, Any]) -> Wishes:
     """Return what was asked for.
 
     Raises:
