@@ -85,8 +85,9 @@ def step_memory_bytes(network: nn.Module, input_shape: Sequence[int], *, trainin
     optimiser's state (AdamW: twice the parameters), the loss's own intermediates and targets, scratch memory inside an
     operator, and what an allocator wastes.
 
-    Measured on plain operators. On a CPU the resident memory of a real step on plain operators came within 0.5 % of
-    it (SegFormer3D, 2 x 1 x 128^3: 1.038 GiB and 1.040; MedNeXt-S, 1 x 1 x 64^3: 1.847 and 1.850). The fused CPU
+    Measured on plain operators. On a CPU the resident memory of this very step came within 0.5 % of it (SegFormer3D,
+    2 x 1 x 128^3: 1.038 GiB and 1.040; MedNeXt-S, 1 x 1 x 64^3: 1.847 and 1.850); whole training steps on a machine
+    without the fused kernels took 1.4 to 1.8 times what was planned (docs/planning.md). The fused CPU
     kernels keep less for the backward pass, so there it is an upper bound (MedNeXt-S: 0.60 GiB resident). On a GPU it
     is a lower bound: cuDNN and cuBLAS take workspaces, and operators copy volumes whose layout they do not take, all
     inside the operator, where nothing is seen from outside (SegFormer3D as above: 1.43 GiB).
