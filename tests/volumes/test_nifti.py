@@ -17,6 +17,7 @@ from sagittal.testing.strategies import affines, label_maps, volumes
 from sagittal.volumes import Volume, read_labels, read_volume
 from sagittal.volumes.crop import Box, crop
 from sagittal.volumes.geometry import reverse_axes, spacing_of
+from sagittal.volumes.nifti import split_nifti_channels
 
 quick = settings(max_examples=30, deadline=None, derandomize=True)
 
@@ -360,3 +361,57 @@ def test_a_real_pair(shared_data):
     assert np.array_equal(volume.array[0], values)
     assert np.array_equal(volume.affine, affine)
     assert volume.geometry.has_world
+
+
+@pytest.mark.parametrize("kind", [nib.Nifti1Image, nib.Nifti2Image])
+@pytest.mark.parametrize("endian", ["<", ">"])
+@pytest.mark.parametrize("suffixes", [(".nii.gz", ".nii.gz"), (".nii", ".nii.gz"), (".nii.gz", ".nii")])
+def test_channels_of_a_4d_file_become_files_of_their_own_bit_for_bit(tmp_path, kind, endian, suffixes):
+    data = np.random.default_rng(0).normal(size=(3, 5, 4, 2)).astype(np.float32)
+    affine = np.array([[0, -1.5, 0, 7], [2.0, 0, 0, -4], [0, 0, 3.25, 9], [0, 0, 0, 1]])
+    image = kind(data.astype(f"{endian}f4"), affine, header=kind.header_class(endianness=endian))
+    image.header.set_xyzt_units("mm", "sec")
+    source = tmp_path / f"both{suffixes[0]}"
+    nib.save(image, source)
+    targets = [tmp_path / f"one{suffixes[1]}", tmp_path / f"two{suffixes[1]}"]
+    split_nifti_channels(source, targets)
+    before = nib.load(source).header
+    for channel, target in enumerate(targets):
+        loaded = nib.load(target)
+        assert np.array_equal(np.asanyarray(loaded.dataobj), data[..., channel])
+        assert np.array_equal(loaded.affine, affine)
+        for name in HEADER_FACTS:
+            assert np.array_equal(loaded.header[name], before[name]), name
+        assert np.array_equal(read_volume(target).array[0], data[..., channel].T)
+
+
+def test_scaled_channels_keep_their_stored_numbers_and_their_slope(tmp_path):
+    data = np.arange(2 * 3 * 4 * 2, dtype=np.int16).reshape(2, 3, 4, 2)
+    image = nib.Nifti1Image(data, np.eye(4))
+    image.header.set_slope_inter(0.5, -3)
+    nib.save(image, tmp_path / "both.nii.gz")
+    split_nifti_channels(tmp_path / "both.nii.gz", [tmp_path / "a.nii.gz", tmp_path / "b.nii.gz"])
+    stored = nib.load(tmp_path / "b.nii.gz")
+    assert np.array_equal(
+        stored.dataobj.get_unscaled(), nib.load(tmp_path / "both.nii.gz").dataobj.get_unscaled()[..., 1]
+    )
+    assert np.array_equal(stored.get_fdata(), nib.load(tmp_path / "both.nii.gz").get_fdata()[..., 1])
+
+
+def test_a_file_with_other_channels_is_not_split(tmp_path):
+    nib.save(nib.Nifti1Image(np.zeros((2, 3, 4, 3), np.int16), np.eye(4)), tmp_path / "three.nii.gz")
+    nib.save(nib.Nifti1Image(np.zeros((2, 3, 4), np.int16), np.eye(4)), tmp_path / "none.nii.gz")
+    nib.save(nib.Nifti1Image(np.zeros((2, 3, 4, 2), np.complex64), np.eye(4)), tmp_path / "complex.nii")
+    targets = [tmp_path / "a.nii.gz", tmp_path / "b.nii.gz"]
+    for name, message in (
+        ("three.nii.gz", "2 x 3 x 4 x 3 voxels. Expected three axes of space, then 2 channels"),
+        ("none.nii.gz", "2 x 3 x 4 voxels. Expected three axes of space"),
+        ("complex.nii", "complex numbers"),
+    ):
+        with pytest.raises(DataError, match=message):
+            split_nifti_channels(tmp_path / name, targets)
+    whole = (tmp_path / "three.nii.gz").read_bytes()
+    (tmp_path / "cut.nii.gz").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(DataError, match="truncated"):
+        split_nifti_channels(tmp_path / "cut.nii.gz", [*targets, tmp_path / "c.nii.gz"])
+    assert not any(target.exists() for target in targets)

@@ -14,8 +14,9 @@ import ssl
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
+from email.message import Message
 from pathlib import Path
 from typing import IO, Any
 from urllib.parse import urlsplit
@@ -210,7 +211,7 @@ def _known(part: Path, url: str) -> dict[str, str] | None:
     return notes if isinstance(notes, dict) and notes.get("url") == url else None
 
 
-def _remember(part: Path, url: str, headers: Mapping[str, str]) -> None:
+def _remember(part: Path, url: str, headers: Message) -> None:
     tag = headers.get("ETag") or ""
     # A weak tag says that the content is alike, not that its bytes are the same.
     validator = tag if tag and not tag.startswith("W/") else headers.get("Last-Modified") or ""
@@ -246,10 +247,11 @@ class _SafeRedirects(urllib.request.HTTPRedirectHandler):
     """Follow redirects to web addresses only, and never from an encrypted connection to an open one."""
 
     def redirect_request(
-        self, req: urllib.request.Request, fp: IO[bytes], code: int, msg: str, headers: Any, newurl: str
+        self, req: urllib.request.Request, fp: Any, code: int, msg: str, headers: Any, newurl: str
     ) -> urllib.request.Request | None:
         allowed = ("https",) if urlsplit(req.full_url).scheme == "https" else ("http", "https")
         if urlsplit(newurl).scheme not in allowed:
+            fp.close()
             raise DataError(
                 f"{req.full_url}: redirects to {newurl}. Expected an address that begins with {allowed[-1]}://.",
                 code="bad_address",

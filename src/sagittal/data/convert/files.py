@@ -42,7 +42,7 @@ def paired(images: Mapping[str, str], labels: Mapping[str, str], what: str) -> t
         raise DataError(f"no case found. Expected {what}. Is this the data set that was named?", code="other_layout")
     alone = sorted(set(images) ^ set(labels))
     if alone:
-        missing = "labels" if alone[0] in images else "image"
+        missing = "label map" if alone[0] in images else "image"
         raise DataError(
             f"{alone[0]}{f' and {len(alone) - 1} more cases' if len(alone) > 1 else ''}: the {missing} is missing. "
             f"Expected {what}. Fetch the data set again, or wait until all of it is there.",

@@ -35,7 +35,7 @@ _REGIONS: Mapping[str, int | list[int]] = {
     "tumour core": [2, 3],
     "enhancing tumour": 3,
 }
-_TASK = re.compile(r"Task(\d\d)_\w+")
+_TASK = re.compile(r"Task(\d\d)_")
 
 
 def read_msd(source: Source, name: str, protocol: Protocol | None) -> Conversion:
@@ -80,12 +80,13 @@ def read_msd(source: Source, name: str, protocol: Protocol | None) -> Conversion
 def _declaration(source: Source, number: str) -> tuple[str, Mapping[str, Any]]:
     found = [name for name in source.names if PurePosixPath(name).name == "dataset.json"]
     folders = {part for name in source.names for part in PurePosixPath(name).parts[:-1]}
-    tasks = {match[1] for match in map(_TASK.fullmatch, folders) if match}
-    if len(found) != 1 or (tasks and tasks != {number}):
-        holds = f"tasks {', '.join(sorted(tasks))}" if tasks else f"{len(found)} files dataset.json"
+    tasks = {match[1] for match in map(_TASK.match, (*folders, *source.given)) if match}
+    is_other = bool(tasks) and tasks != {number}
+    if len(found) != 1 or is_other:
+        holds = f"task {' and '.join(sorted(tasks))}" if is_other else f"{len(found)} files dataset.json"
         raise DataError(
-            f"holds {holds}. Expected task {number} of the Decathlon alone: dataset.json, imagesTr, labelsTr. Give the "
-            "task's own archive or folder.",
+            f"{', '.join(source.given)}: holds {holds}. Expected task {number} of the Decathlon alone: dataset.json, "
+            "imagesTr, labelsTr. Give the task's own archive or folder.",
             code="other_layout",
         )
     try:
@@ -100,7 +101,7 @@ def _scan(image: str, labels: str | None, where: str, source: Source) -> Scan:
     folder = PurePosixPath(where).parent
     files = [(folder / path).as_posix() for path in (image, labels) if path is not None]
     for file in files:
-        if file not in source.names:
+        if file not in source:
             raise DataError(f"{file}: missing, but {where} lists it. Fetch the data set again.", code="incomplete")
     case = PurePosixPath(image).name
     for ending in (".nii.gz", ".nii"):

@@ -13,8 +13,9 @@ import zipfile
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from io import BufferedIOBase
 from pathlib import Path, PurePosixPath
-from typing import IO, Protocol
+from typing import cast
 
 from sagittal.errors import DataError
 
@@ -25,25 +26,82 @@ MAX_TEXT_BYTES = 16 << 20
 ARCHIVE_SUFFIXES = (".tar", ".tar.gz", ".tgz", ".zip")
 
 
-class Part(Protocol):
-    """A folder or an archive: the paths of its files, `/` between their parts, and a way to read them."""
+class _Folder:
+    """Each of these three tells the paths of its files, `/` between their parts, in the order read fastest."""
 
-    @property
-    def names(self) -> Sequence[str]:
-        """The files, in the order in which they are read fastest."""
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        found = sorted(Path(root, name) for root, _, names in os.walk(folder) for name in names)
+        self.names = [path.relative_to(folder).as_posix() for path in found if not _is_junk(path.relative_to(folder))]
+        _require_limits(folder, len(self.names), 0)
 
-    def open(self, name: str) -> IO[bytes]:
-        """Open a file for reading."""
+    def open(self, name: str) -> BufferedIOBase:
+        return (self._folder / name).open("rb")
 
     def path(self, name: str) -> Path | None:
-        """Return where the file lies on the disk; None in an archive."""
+        return self._folder / name
+
+
+class _Tar:
+    def __init__(self, path: Path, archive: tarfile.TarFile) -> None:
+        self._archive, self._members = archive, dict[str, tarfile.TarInfo]()
+        for count, member in enumerate(archive):
+            _require_limits(path, count, 0)
+            if member.isdir():
+                continue
+            name = _safe_name(member.name, path)
+            if not member.isfile():
+                raise _unsafe(path, member.name, "a link or a device")
+            if not _is_junk(PurePosixPath(name)):
+                self._members[name] = member
+        _require_limits(path, len(self._members), sum(member.size for member in self._members.values()))
+        self.names = sorted(self._members, key=lambda name: self._members[name].offset)
+
+    def open(self, name: str) -> BufferedIOBase:
+        file = self._archive.extractfile(self._members[name])
+        assert file is not None, "links were refused"
+        return cast(BufferedIOBase, file)
+
+    def path(self, name: str) -> Path | None:
+        return None
+
+
+class _Zip:
+    def __init__(self, path: Path, archive: zipfile.ZipFile) -> None:
+        self._archive, self._members = archive, dict[str, zipfile.ZipInfo]()
+        for member in archive.infolist():
+            if member.is_dir():
+                continue
+            name = _safe_name(member.filename, path)
+            if stat.S_ISLNK(member.external_attr >> 16):
+                raise _unsafe(path, member.filename, "a link")
+            if member.flag_bits & 1:
+                raise DataError(f"{path}: {name} is encrypted. Unpack the archive with its password first.")
+            if not _is_junk(PurePosixPath(name)):
+                self._members[name] = member
+        _require_limits(path, len(self._members), sum(member.file_size for member in self._members.values()))
+        self.names = sorted(self._members, key=lambda name: self._members[name].header_offset)
+
+    def open(self, name: str) -> BufferedIOBase:
+        return cast(BufferedIOBase, self._archive.open(self._members[name]))
+
+    def path(self, name: str) -> Path | None:
+        return None
+
+
+_Part = _Folder | _Tar | _Zip
 
 
 class Source:
-    """One or several parts taken together; make it with `open_source`."""
+    """One or several parts taken together; make it with `open_source`.
 
-    def __init__(self, parts: Sequence[Part]) -> None:
-        self._where: dict[str, Part] = {}
+    Attributes:
+        given: the names of the folders and archives.
+    """
+
+    def __init__(self, parts: Sequence[_Part], given: Sequence[str]) -> None:
+        self.given = tuple(given)
+        self._where: dict[str, _Part] = {}
         for part in parts:
             for name in part.names:
                 if name in self._where:
@@ -54,6 +112,9 @@ class Source:
     def names(self) -> tuple[str, ...]:
         """Every file, in the order in which they are read fastest."""
         return tuple(self._where)
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._where
 
     def text(self, name: str) -> str:
         """Return a small text file.
@@ -71,7 +132,7 @@ class Source:
         raise DataError(f"{name}: not a text file of at most {MAX_TEXT_BYTES} bytes. Fetch it again.")
 
     @contextmanager
-    def open(self, name: str) -> Iterator[IO[bytes]]:
+    def open(self, name: str) -> Iterator[BufferedIOBase]:
         """Open a file for reading.
 
         Raises:
@@ -95,11 +156,12 @@ def open_source(paths: Iterable[Path]) -> Iterator[Source]:
     Raises:
         DataError: one is missing, of another kind, damaged, encrypted, or holds unsafe names, links or far too much.
     """
+    paths = [path.resolve() for path in paths]
     with ExitStack() as stack:
-        yield Source([_open_part(path, stack) for path in paths])
+        yield Source([_open_part(path, stack) for path in paths], [path.name for path in paths])
 
 
-def _open_part(path: Path, stack: ExitStack) -> Part:
+def _open_part(path: Path, stack: ExitStack) -> _Part:
     if path.is_dir():
         return _Folder(path)
     if not path.is_file():
@@ -114,67 +176,6 @@ def _open_part(path: Path, stack: ExitStack) -> Part:
         raise DataError(f"{path}: can't be read ({error}). Expected a whole archive. Fetch it again.") from None
     except OSError as error:
         raise DataError(f"{path}: can't be read ({error.strerror or error}). Fetch it again.") from None
-
-
-class _Folder:
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-        found = sorted(Path(root, name) for root, _, names in os.walk(folder) for name in names)
-        self.names = [path.relative_to(folder).as_posix() for path in found if not _is_junk(path.relative_to(folder))]
-        _require_limits(folder, len(self.names), 0)
-
-    def open(self, name: str) -> IO[bytes]:
-        return (self._folder / name).open("rb")
-
-    def path(self, name: str) -> Path | None:
-        return self._folder / name
-
-
-class _Tar:
-    def __init__(self, path: Path, archive: tarfile.TarFile) -> None:
-        self._archive, self._members = archive, dict[str, tarfile.TarInfo]()
-        for count, member in enumerate(archive):
-            _require_limits(path, count, 0)
-            if member.isdir():
-                continue
-            name = _safe_name(member.name, path)
-            if not member.isfile():
-                raise _unsafe(path, member.name, "a link or a device")
-            if not _is_junk(PurePosixPath(name)):
-                self._members[name] = member
-        _require_limits(path, len(self._members), sum(member.size for member in self._members.values()))
-        self.names = sorted(self._members, key=lambda name: self._members[name].offset)
-
-    def open(self, name: str) -> IO[bytes]:
-        file = self._archive.extractfile(self._members[name])
-        assert file is not None, "links were refused"
-        return file
-
-    def path(self, name: str) -> Path | None:
-        return None
-
-
-class _Zip:
-    def __init__(self, path: Path, archive: zipfile.ZipFile) -> None:
-        self._archive, self._members = archive, dict[str, zipfile.ZipInfo]()
-        for member in archive.infolist():
-            if member.is_dir():
-                continue
-            name = _safe_name(member.filename, path)
-            if stat.S_ISLNK(member.external_attr >> 16):
-                raise _unsafe(path, member.filename, "a link")
-            if member.flag_bits & 1:
-                raise DataError(f"{path}: {name} is encrypted. Unpack the archive with its password first.")
-            if not _is_junk(PurePosixPath(name)):
-                self._members[name] = member
-        _require_limits(path, len(self._members), sum(member.file_size for member in self._members.values()))
-        self.names = sorted(self._members, key=lambda name: self._members[name].header_offset)
-
-    def open(self, name: str) -> IO[bytes]:
-        return self._archive.open(self._members[name])
-
-    def path(self, name: str) -> Path | None:
-        return None
 
 
 def _safe_name(name: str, archive: Path) -> str:
