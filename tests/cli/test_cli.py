@@ -311,3 +311,11 @@ def test_a_terminal_without_the_letters_of_a_path_is_no_reason_to_fail(tmp_path:
 def test_debug_shows_the_traceback(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert _call(["info", tmp_path / "missing", "--debug"]) == 1
     assert "Traceback" in capsys.readouterr().err
+
+
+def test_a_reader_that_has_enough_is_no_crash() -> None:
+    command = [sys.executable, "-m", "sagittal", "networks", "--help"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None and process.stderr is not None
+        process.stdout.close()
+        assert "Traceback" not in process.stderr.read()
