@@ -314,7 +314,7 @@ def test_debug_shows_the_traceback(tmp_path: Path, capsys: pytest.CaptureFixture
 
 
 def test_a_reader_that_has_enough_is_no_crash() -> None:
-    command = [sys.executable, "-m", "sagittal", "networks", "--help"]
+    command = [sys.executable, "-m", "sagittal", "datasets", "--json"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None and process.stderr is not None
         process.stdout.close()
