@@ -9,8 +9,13 @@ import numpy as np
 
 from sagittal.data.cache import Cache, Entry, image_path, labels_path, locations_path
 from sagittal.plan import DatasetSpec, Label, Plan, SegFormer3DConfig
+from sagittal.plan.augmentation import Augmentation
 from sagittal.plan.base import Triple
-from sagittal.plan.plan import AdamW, Augmentation, Inference, Loss, Patch, Preprocessing, Schedule, Training, ZScore
+from sagittal.plan.loss import Loss
+from sagittal.plan.optimizers import AdamW
+from sagittal.plan.plan import Inference, Patch, Preprocessing, ZScore
+from sagittal.plan.schedule import Schedule
+from sagittal.plan.training import Training
 
 UNCHANGED = Augmentation(
     rotation_probability=0.0,

@@ -6,7 +6,7 @@ from cached_cases import UNCHANGED, make_plan
 
 from sagittal.data.augmentation import augment, masked_channels, spatial_draw
 from sagittal.data.spatial import box_size
-from sagittal.plan.plan import Augmentation
+from sagittal.plan.augmentation import Augmentation
 
 PATCH = (12, 17, 14)
 SPACING = (2.0, 1.0, 1.5)

@@ -18,7 +18,7 @@ from sagittal.data.intensity import (
     draw_intensities,
     lower_resolution,
 )
-from sagittal.plan.plan import Augmentation
+from sagittal.plan.augmentation import Augmentation
 
 PATCH = (14, 19, 16)
 EVERYTHING = IntensityDraw(

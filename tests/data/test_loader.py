@@ -14,7 +14,7 @@ from sagittal.data.cache import Cache, image_path
 from sagittal.data.loader import TrainingBatches, make_batch
 from sagittal.data.sampling import draw_patches
 from sagittal.errors import ResourceError
-from sagittal.plan.plan import Augmentation
+from sagittal.plan.augmentation import Augmentation
 
 SHAPES = [(20, 31, 25), (9, 40, 18), (22, 24, 30)]
 PATCH = (12, 16, 14)

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from sagittal.data.draws import seeded
 from sagittal.data.spatial import SpatialDraw, box_size, cut_patch, draw_spatial, source_matrix, through_plane_axis
-from sagittal.plan.plan import Augmentation
+from sagittal.plan.augmentation import Augmentation
 
 PATCH = (12, 17, 14)
 SPACING = (2.0, 1.0, 1.5)

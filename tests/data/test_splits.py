@@ -12,7 +12,10 @@ from sagittal.data.splits import (
     splits_tree,
 )
 from sagittal.errors import DataError
-from sagittal.plan.plan import AdamW, Augmentation, Loss, Training
+from sagittal.plan.augmentation import Augmentation
+from sagittal.plan.loss import Loss
+from sagittal.plan.optimizers import AdamW
+from sagittal.plan.training import Training
 
 # From scikit-learn 1.9: KFold(folds, shuffle=True, random_state=seed).split(range(cases)), the test indices.
 SCIKIT_LEARN = {

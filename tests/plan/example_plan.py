@@ -3,18 +3,12 @@
 from __future__ import annotations
 
 from sagittal.plan import DatasetSpec, Label, MedNeXtConfig, Plan
-from sagittal.plan.plan import (
-    AdamW,
-    Augmentation,
-    CTNormalization,
-    Inference,
-    Loss,
-    Patch,
-    Preprocessing,
-    Schedule,
-    Training,
-    ZScore,
-)
+from sagittal.plan.augmentation import Augmentation
+from sagittal.plan.loss import Loss
+from sagittal.plan.optimizers import AdamW
+from sagittal.plan.plan import CTNormalization, Inference, Patch, Preprocessing, ZScore
+from sagittal.plan.schedule import Schedule
+from sagittal.plan.training import Training
 
 CLASSES = DatasetSpec(
     name="vessels",

@@ -5,8 +5,8 @@ from example_plan import PLAN
 
 from sagittal.errors import PlanError
 from sagittal.plan import Plan
+from sagittal.plan.optimizers import SGD
 from sagittal.plan.overrides import deep_supervision_weights, override, override_network, parse_settings
-from sagittal.plan.plan import SGD
 
 
 def test_settings_are_parsed_as_json_lists_or_text():

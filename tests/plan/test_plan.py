@@ -10,18 +10,11 @@ from pydantic import ValidationError
 
 from sagittal.errors import PlanError
 from sagittal.plan import NETWORKS, Plan, SegFormer3DConfig
-from sagittal.plan.plan import (
-    SGD,
-    AdamW,
-    Augmentation,
-    Inference,
-    Loss,
-    NoNormalization,
-    Patch,
-    RescaleToUnit,
-    Schedule,
-    as_triple,
-)
+from sagittal.plan.augmentation import Augmentation
+from sagittal.plan.loss import Loss
+from sagittal.plan.optimizers import SGD, AdamW
+from sagittal.plan.plan import Inference, NoNormalization, Patch, RescaleToUnit, as_triple
+from sagittal.plan.schedule import Schedule
 
 VARIANTS = [
     PLAN,

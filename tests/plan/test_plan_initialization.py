@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from sagittal.plan import Plan
 from sagittal.plan.base import canonical_json
 from sagittal.plan.overrides import override
-from sagittal.plan.plan import Initialization
+from sagittal.plan.training import Initialization
 
 START = Initialization(
     network_name="mednext-s",

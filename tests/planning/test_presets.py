@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from fingerprints import fingerprint_of, spec_of
 
-from sagittal.plan.plan import SGD, AdamW
+from sagittal.plan.optimizers import SGD, AdamW
 from sagittal.planning import PRESETS, make_plan
 
 SMALL = fingerprint_of(*[(36, 50, 35)] * 30, spacings=((1.2, 1.0, 0.9),) * 30)

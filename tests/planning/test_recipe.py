@@ -4,7 +4,7 @@ import pytest
 from fingerprints import spec_of
 
 from sagittal.plan import MedNeXtConfig, network_config
-from sagittal.plan.plan import SGD, AdamW
+from sagittal.plan.optimizers import SGD, AdamW
 from sagittal.planning import recipe
 
 MEDNEXT = network_config("mednext-b")

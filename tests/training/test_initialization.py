@@ -17,7 +17,7 @@ from sagittal.networks.build import build_network
 from sagittal.networks.upkern import upkern
 from sagittal.plan import Plan
 from sagittal.plan.overrides import override
-from sagittal.plan.plan import Initialization
+from sagittal.plan.training import Initialization
 from sagittal.testing.bundle import write_random_bundle
 from sagittal.testing.datasets import TINY_SETTINGS as TINY
 from sagittal.testing.plans import untrained_plan, untrained_spec

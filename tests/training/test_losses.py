@@ -8,8 +8,8 @@ import torch
 
 from sagittal.data.label_index import label_index
 from sagittal.plan.dataset import DatasetSpec, Label
+from sagittal.plan.loss import Loss
 from sagittal.plan.overrides import deep_supervision_weights
-from sagittal.plan.plan import Loss
 from sagittal.training.losses import segmentation_loss, soft_dice
 
 SHAPE = (2, 3, 4, 5)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from sagittal.plan.plan import Schedule
+from sagittal.plan.schedule import Schedule
 from sagittal.training.schedules import rate_factor, shorten, validation_steps
 
 

@@ -13,7 +13,8 @@ import torch
 import sagittal
 from sagittal.data.label_index import label_index
 from sagittal.plan.dataset import DatasetSpec, Label
-from sagittal.plan.plan import Loss, Plan
+from sagittal.plan.loss import Loss
+from sagittal.plan.plan import Plan
 from sagittal.testing.datasets import TINY_SETTINGS as TINY
 from sagittal.training import fold as fold_module
 from sagittal.training.log import read_log

@@ -15,8 +15,9 @@ from torch import Tensor
 from sagittal.data.draws import seeded
 from sagittal.data.intensity import change_intensity, draw_intensities
 from sagittal.data.spatial import SpatialDraw, cut_patch, draw_spatial
+from sagittal.plan.augmentation import Augmentation
 from sagittal.plan.base import Triple, TripleMm
-from sagittal.plan.plan import Augmentation, Preprocessing
+from sagittal.plan.plan import Preprocessing
 
 
 def spatial_draw(seed: int, config: Augmentation, patch_size: Triple) -> SpatialDraw:

@@ -16,8 +16,8 @@ from torch.nn import functional
 
 from sagittal.data.draws import balanced_ratio, happens, new_seed, seeded, uniform
 from sagittal.data.spatial import through_plane_axis
+from sagittal.plan.augmentation import Augmentation
 from sagittal.plan.base import Triple
-from sagittal.plan.plan import Augmentation
 
 CHANNEL_PROBABILITY = 0.5
 """Share of the channels of a chosen sample that blur and low resolution touch (nnU-Net's p_per_channel)."""

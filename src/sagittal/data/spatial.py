@@ -18,8 +18,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from sagittal.data.draws import happens, uniform
+from sagittal.plan.augmentation import Augmentation
 from sagittal.plan.base import Triple, TripleMm
-from sagittal.plan.plan import Augmentation
 
 IN_PLANE_RATIO = 3
 """A patch longer than this many times its shortest axis is turned and scaled in the plane only (nnU-Net)."""

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from sagittal.errors import DataError
-from sagittal.plan.plan import Training
+from sagittal.plan.training import Training
 
 MAX_FOLDS = 5
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
@@ -13,15 +12,13 @@ from sagittal.plan.base import Frozen, Triple, TripleMm
 from sagittal.plan.dataset import DatasetSpec
 from sagittal.plan.migrations import migrate
 from sagittal.plan.networks import NetworkConfig
+from sagittal.plan.quantities import Count, Positive
+from sagittal.plan.schedule import Schedule
+from sagittal.plan.training import Training
 
-Positive = Annotated[float, Field(gt=0)]
-NonNegative = Annotated[float, Field(ge=0)]
-Probability = Annotated[float, Field(ge=0, le=1)]
-Count = Annotated[int, Field(ge=1)]
 PositiveTripleMm = tuple[Positive, Positive, Positive]
 Configuration = Literal["3d", "3d-low", "2d"]
 """What the network sees: the scan, the scan at a coarser spacing, or one slice of it at a time."""
-Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 
 class ZScore(Frozen):
@@ -100,160 +97,6 @@ class Patch(Frozen):
 
     size: tuple[Count, Count, Count]
     """Voxels along the network's axes: D, H, W of the oriented scan in the order of `preprocessing.transpose`."""
-
-
-class AdamW(Frozen):
-    """AdamW (arXiv 1711.05101)."""
-
-    kind: Literal["adamw"] = "adamw"
-    learning_rate: Positive
-    weight_decay: NonNegative
-    eps: Positive = 1e-8
-    betas: tuple[Probability, Probability] = (0.9, 0.999)
-
-
-class SGD(Frozen):
-    """Stochastic gradient descent with Nesterov momentum."""
-
-    kind: Literal["sgd"] = "sgd"
-    learning_rate: Positive
-    weight_decay: NonNegative
-    momentum: Probability = 0.99
-
-
-Optimizer = Annotated[AdamW | SGD, Field(discriminator="kind")]
-
-
-class Schedule(Frozen):
-    """How long training lasts, and its learning rate: linear warm-up, then (1 - t)^power down to `final_factor`."""
-
-    steps: Count
-    """Optimiser steps in all."""
-    warmup_fraction: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    """Share of the steps in which the rate rises linearly to its peak."""
-    warmup_start_factor: Probability = 0.0
-    power: NonNegative = 0.9
-    final_factor: Probability = 0.0
-    """The rate never falls below this share of its peak."""
-    validations: Annotated[int, Field(ge=0)] = 20
-    """Whole-case validations, evenly spread; the one at the end is made in any case, so 0 and 1 mean that one alone."""
-    validation_cases: Count = 20
-    """Cases predicted whole at each validation but the last, which takes them all where the time allows."""
-
-    @property
-    def warmup_steps(self) -> int:
-        """Steps of the warm-up."""
-        return int(self.warmup_fraction * self.steps)
-
-
-class Loss(Frozen):
-    """Dice + cross-entropy (softmax), or Dice + binary cross-entropy for regions."""
-
-    dice_weight: NonNegative = 1.0
-    cross_entropy_weight: NonNegative = 1.0
-    batch_dice: bool = False
-    """Sum intersections and volumes over the batch before the ratio."""
-    dice_smooth: NonNegative = 1e-5
-    deep_supervision_weights: tuple[NonNegative, ...] = (1.0,)
-    """Weights of the outputs from fine to coarse; one value for a network without deep supervision."""
-
-
-class Augmentation(Frozen):
-    """Probabilities and ranges of the random changes to a training patch (nnU-Net's defaults)."""
-
-    rotation_probability: Probability = 0.2
-    rotation_degrees: Annotated[float, Field(ge=0, le=180)] = 30.0
-    scaling_probability: Probability = 0.2
-    scaling_range: tuple[Positive, Positive] = (0.7, 1.4)
-    mirror_axes: tuple[Literal[0, 1, 2], ...] = (0, 1, 2)
-    """Axes of the network's arrays that are mirrored, each with probability 0.5."""
-    noise_probability: Probability = 0.1
-    noise_variance: tuple[NonNegative, NonNegative] = (0.0, 0.1)
-    blur_probability: Probability = 0.2
-    blur_sigma_vox: tuple[Positive, Positive] = (0.5, 1.0)
-    brightness_probability: Probability = 0.15
-    brightness_range: tuple[Positive, Positive] = (0.75, 1.25)
-    contrast_probability: Probability = 0.15
-    contrast_range: tuple[Positive, Positive] = (0.75, 1.25)
-    low_resolution_probability: Probability = 0.25
-    low_resolution_range: tuple[Positive, Positive] = (0.5, 1.0)
-    gamma_probability: Probability = 0.3
-    gamma_inverted_probability: Probability = 0.1
-    gamma_range: tuple[Positive, Positive] = (0.7, 1.5)
-
-
-class Initialization(Frozen):
-    """The trained weights that training starts from, instead of random ones (`sagittal train --init-from`)."""
-
-    network_name: str
-    """The network that they belong to."""
-    channel_names: tuple[str, ...]
-    """The channels that it was trained on, in order."""
-    outputs: tuple[str, ...]
-    """What its outputs stand for, in order; other ones start afresh."""
-    weights_sha256: Annotated[dict[str, Sha256], Field(min_length=1)]
-    """Hash of each weights file of the bundle: fold k starts from `fold_k`, else from `all`, else from the first."""
-    held_out_unseen: bool
-    """Whether they were trained on these very cases by this split, so that `fold_k` never saw what fold k holds out."""
-    freeze_encoder_steps: Annotated[int, Field(ge=0)] = 0
-    """Steps at the beginning in which the encoder stays as it is, so that fresh heads don't spoil it."""
-
-
-class Training(Frozen):
-    """How weights are fitted."""
-
-    batch_size: Count
-    optimizer: Optimizer
-    loss: Loss
-    augmentation: Augmentation
-    foreground_oversampling: Probability = 0.33
-    """Share of each batch whose patch is placed on a random foreground voxel of a random class."""
-    gradient_clip_norm: Positive = 12.0
-    precision: Literal["fp32", "bf16"] = "fp32"
-    folds: Annotated[int, Field(ge=1, le=5)] = 5
-    """Parts that the cases are split into, each of which is held out once; one only with own splits."""
-    split_seed: int = 12345
-    split: Literal["random", "stratified", "own"] = "random"
-    """How cases are split: at random, so that each fold has its share of each set of labels, or as a file says."""
-    patients_listed: bool = False
-    """Whether patients.csv in the data set's folder tells which cases are of one patient, who is never split."""
-    patient_pattern: str | None = None
-    """Or the pattern that every case id matches as a whole (Python's `re`); its first group is the patient."""
-    split_sha256: Sha256 | None = None
-    """Hash of the folds where more than ids and seed decides on them: they must be the same again at training."""
-    seed: int = 0
-    initialization: Initialization | None = None
-    """None for random weights."""
-
-    later_fields: ClassVar[tuple[str, ...]] = (
-        "initialization",
-        "split",
-        "patients_listed",
-        "patient_pattern",
-        "split_sha256",
-    )
-
-    @model_validator(mode="after")
-    def _check(self) -> Self:
-        if self.folds == 1 and self.split != "own":
-            raise ValueError("folds is 1, expected 2 to 5: only own splits may be a single one")
-        if self.patient_pattern is not None:
-            if self.patients_listed:
-                raise ValueError("patients_listed and patient_pattern exclude each other: set one of them")
-            try:
-                groups = re.compile(self.patient_pattern).groups
-            except re.error as error:
-                raise ValueError(
-                    f"patient_pattern '{self.patient_pattern}' is no regular expression: {error}"
-                ) from None
-            if groups < 1:
-                raise ValueError(f"patient_pattern '{self.patient_pattern}' needs a group, for example (.*)_\\d+")
-        return self
-
-    @property
-    def split_by_files(self) -> bool:
-        """Whether more than case ids and seed decides on the folds: a file, or what the labels hold."""
-        return self.split != "random" or self.patients_listed
 
 
 class Inference(Frozen):

@@ -10,8 +10,10 @@ from typing import Any, Literal
 from sagittal.errors import PlanError
 from sagittal.plan import DatasetSpec, Fingerprint, Plan, network_config
 from sagittal.plan.base import canonical_json
+from sagittal.plan.loss import Loss
 from sagittal.plan.overrides import deep_supervision_weights
-from sagittal.plan.plan import Configuration, Inference, Loss, Patch, Preprocessing, Training
+from sagittal.plan.plan import Configuration, Inference, Patch, Preprocessing
+from sagittal.plan.training import Training
 from sagittal.planning import recipe
 from sagittal.planning.fit import Fit, Fitter
 from sagittal.planning.grid import Grid, grid_of, low_resolution

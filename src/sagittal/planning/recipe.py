@@ -7,7 +7,9 @@ from collections.abc import Sequence
 from typing import Literal, assert_never
 
 from sagittal.plan import DatasetSpec
+from sagittal.plan.augmentation import Augmentation
 from sagittal.plan.base import Triple
+from sagittal.plan.loss import Loss
 from sagittal.plan.networks import (
     MedNeXtConfig,
     NetworkConfig,
@@ -20,8 +22,10 @@ from sagittal.plan.networks import (
     UNETRConfig,
     UXNetConfig,
 )
+from sagittal.plan.optimizers import SGD, AdamW, Optimizer
 from sagittal.plan.overrides import deep_supervision_weights
-from sagittal.plan.plan import SGD, AdamW, Augmentation, Configuration, Loss, Optimizer, Schedule
+from sagittal.plan.plan import Configuration
+from sagittal.plan.schedule import Schedule
 from sagittal.planning.grid import COVERAGE, SAVING
 
 EPOCHS = 1000

@@ -6,9 +6,14 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sagittal.plan import DatasetSpec, Label, Plan, network_config
+from sagittal.plan.augmentation import Augmentation
 from sagittal.plan.base import Triple, TripleMm
+from sagittal.plan.loss import Loss
+from sagittal.plan.optimizers import AdamW
 from sagittal.plan.overrides import deep_supervision_weights, override
-from sagittal.plan.plan import AdamW, Augmentation, Inference, Loss, Patch, Preprocessing, Schedule, Training, ZScore
+from sagittal.plan.plan import Inference, Patch, Preprocessing, ZScore
+from sagittal.plan.schedule import Schedule
+from sagittal.plan.training import Training
 
 
 def untrained_spec(num_outputs: int, channels: int = 1) -> DatasetSpec:

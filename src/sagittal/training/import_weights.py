@@ -28,16 +28,8 @@ from sagittal.networks.weights import LoadReport, load_official_weights, officia
 from sagittal.networks.weights_file import read_weights_file
 from sagittal.plan import DatasetSpec, Label, Plan, SegFormer3DConfig, network_config
 from sagittal.plan.overrides import override
-from sagittal.plan.plan import (
-    Inference,
-    NoNormalization,
-    Normalization,
-    Patch,
-    Preprocessing,
-    RescaleToUnit,
-    Training,
-    ZScore,
-)
+from sagittal.plan.plan import Inference, NoNormalization, Normalization, Patch, Preprocessing, RescaleToUnit, ZScore
+from sagittal.plan.training import Training
 from sagittal.planning import recipe
 from sagittal.planning.wishes import SET_BY_USER
 from sagittal.training.initialization import output_names

@@ -23,7 +23,8 @@ from sagittal.networks.transfer import transfer
 from sagittal.networks.transfer_report import TransferReport
 from sagittal.plan.base import write_atomically
 from sagittal.plan.dataset import DatasetSpec
-from sagittal.plan.plan import Initialization, Plan
+from sagittal.plan.plan import Plan
+from sagittal.plan.training import Initialization
 from sagittal.planning.recipe import STEPS_PER_EPOCH
 from sagittal.training.split import same_split
 

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 
 from sagittal.data.label_index import LabelIndex
-from sagittal.plan.plan import Loss
+from sagittal.plan.loss import Loss
 
 
 def segmentation_loss(

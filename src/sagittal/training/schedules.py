@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 from sagittal.plan.base import Frozen
-from sagittal.plan.plan import Schedule
+from sagittal.plan.schedule import Schedule
 
 TOLERANCE = 0.01
 """Share of the steps left by which the clock may be wrong before it speaks."""

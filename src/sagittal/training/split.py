@@ -16,7 +16,8 @@ from sagittal.data.split_files import (
 )
 from sagittal.data.splits import Fold, folds_sha256, make_folds, patients_of, split_warnings
 from sagittal.errors import DataError, PlanError
-from sagittal.plan.plan import Plan, Training
+from sagittal.plan.plan import Plan
+from sagittal.plan.training import Training
 
 _FIELDS = {
     f"training.{name}"

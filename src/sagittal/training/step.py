@@ -13,7 +13,8 @@ from sagittal.data.label_index import LabelIndex, label_index
 from sagittal.data.loader import Batch, TrainingBatches
 from sagittal.errors import PlanError, TrainingError
 from sagittal.networks.build import build_network
-from sagittal.plan.plan import SGD, AdamW, Optimizer, Plan
+from sagittal.plan.optimizers import SGD, AdamW, Muon, Optimizer
+from sagittal.plan.plan import Plan
 from sagittal.training.losses import segmentation_loss
 
 
@@ -49,6 +50,8 @@ def new_optimizer(network: torch.nn.Module, config: Optimizer) -> torch.optim.Op
                 eps=config.eps,
                 weight_decay=config.weight_decay,
             )
+        case Muon():
+            raise NotImplementedError
         case SGD():
             return torch.optim.SGD(
                 network.parameters(),
