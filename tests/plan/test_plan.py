@@ -97,7 +97,7 @@ def test_a_plan_of_another_version_or_with_unknown_fields_is_refused():
         (lambda: PLAN.training.replace(patient_pattern=".*"), "needs a group"),
         (lambda: PLAN.training.replace(patient_pattern="(.*)", patients_listed=True), "exclude each other"),
         (lambda: PLAN.training.replace(split_sha256="0"), "should match pattern"),
-        (lambda: PLAN.training.replace(precision="fp8"), "'fp32' or 'bf16'"),
+        (lambda: PLAN.training.replace(precision="fp8"), "'fp32', 'bf16'"),
         (lambda: AdamW(learning_rate=0.0, weight_decay=0.0), "greater than 0"),
         (lambda: AdamW(learning_rate=1.0, weight_decay=-1.0), "greater than or equal to 0"),
         (lambda: Augmentation(rotation_degrees=181.0), "less than or equal to 180"),
