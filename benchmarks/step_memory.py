@@ -23,7 +23,8 @@ from sagittal.plan import Plan
 from sagittal.plan.overrides import parse_settings
 from sagittal.planning.memory import training_step
 from sagittal.testing.plans import untrained_plan, untrained_spec
-from sagittal.training.step import new_network, new_optimizer, train_on_batch
+from sagittal.training.state import new_state
+from sagittal.training.step import train_on_batch
 
 OUTPUTS = 3
 GIB = 2**30
@@ -57,15 +58,14 @@ class Watch:
 
 def steps(plan: Plan, batch_size: int, count: int) -> float:
     """Make network and optimiser, do some steps on noise, and return the seconds of the last."""
-    network = new_network(plan, torch.device("cpu")).train()
-    optimizer = new_optimizer(network, plan.training.optimizer)
+    state = new_state(plan, torch.device("cpu"))
     seconds = 0.0
     for number in range(count):
         began = time.perf_counter()
         images = torch.randn(batch_size, 1, *plan.patch.size)
         labels = torch.randint(0, OUTPUTS, (batch_size, *plan.patch.size))
         batch = Batch(number, images, labels, ("noise",) * batch_size)
-        train_on_batch(network, optimizer, batch, plan, learning_rate=1e-6, index=label_index(plan.dataset))
+        train_on_batch(state, batch, plan, rate_factor=1e-3, index=label_index(plan.dataset))
         seconds = time.perf_counter() - began
     return seconds
 

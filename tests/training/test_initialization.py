@@ -146,10 +146,10 @@ def test_a_frozen_encoder_resumes_exactly_before_and_after_the_boundary(
     real = fold_module.train_on_batch
 
     def run(out: Path, *, stop_at: int | None, resume: bool = False) -> sagittal.TrainResult:
-        def stopping(network: Any, optimizer: Any, batch: Any, plan: Plan, **more: Any) -> float:
+        def stopping(state: Any, batch: Any, plan: Plan, **more: Any) -> Any:
             if batch.step == stop_at:
                 os.kill(os.getpid(), 2)
-            return real(network, optimizer, batch, plan, **more)
+            return real(state, batch, plan, **more)
 
         monkeypatch.setattr(fold_module, "train_on_batch", stopping)
         more: dict[str, Any] = {} if resume else {"network": network, "settings": wanted, "init_from": source}

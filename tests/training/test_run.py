@@ -25,8 +25,10 @@ from sagittal.testing.plans import untrained_plan, untrained_spec
 from sagittal.training import finish as finish_module
 from sagittal.training import fold as fold_module
 from sagittal.training.log import read_log
+from sagittal.training.optimizers import new_optimizer
 from sagittal.training.run import train
 from sagittal.training.stages import RunOptions
+from sagittal.training.state import TrainState
 from sagittal.training.step import train_on_batch
 from sagittal.volumes import read_volume
 
@@ -107,10 +109,10 @@ class _StopAfter:
         self.step, self.real = step, fold_module.train_on_batch
         monkeypatch.setattr(fold_module, "train_on_batch", self)
 
-    def __call__(self, network: torch.nn.Module, optimizer: Any, batch: Any, plan: Plan, **more: Any) -> float:
+    def __call__(self, state: Any, batch: Any, plan: Plan, **more: Any) -> Any:
         if batch.step == self.step:
             os.kill(os.getpid(), 2)
-        return self.real(network, optimizer, batch, plan, **more)
+        return self.real(state, batch, plan, **more)
 
 
 @pytest.mark.parametrize("network", ["mednext-s", "segformer3d", "plainconvunet"])
@@ -360,7 +362,7 @@ def test_a_gradient_that_is_not_finite_leaves_the_weights_as_they_were() -> None
     network.weight.register_hook(lambda grad: grad * float("inf"))
     before = network.weight.detach().clone()
     batch = Batch(7, torch.rand(2, 1, 4, 5, 6), torch.zeros(2, 4, 5, 6, dtype=torch.int64), ("one", "two"))
-    optimizer = torch.optim.SGD(network.parameters())
+    state = TrainState(network, new_optimizer(network, plan.training.optimizer), None, None)
     with pytest.raises(TrainingError, match=r"step 7: .*gradient (inf|nan).*one, two"):
-        train_on_batch(network, optimizer, batch, plan, learning_rate=1.0, index=label_index(plan.dataset))
+        train_on_batch(state, batch, plan, rate_factor=1.0, index=label_index(plan.dataset))
     assert torch.equal(network.weight, before)

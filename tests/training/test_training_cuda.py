@@ -48,10 +48,10 @@ def _settings(network: str, **changes: Any) -> dict[str, Any]:
 def _stop_after(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
     real = fold_module.train_on_batch
 
-    def stopping(network: torch.nn.Module, optimizer: Any, batch: Any, plan: Plan, **more: Any) -> float:
+    def stopping(state: Any, batch: Any, plan: Plan, **more: Any) -> Any:
         if batch.step == step:
             os.kill(os.getpid(), 2)
-        return real(network, optimizer, batch, plan, **more)
+        return real(state, batch, plan, **more)
 
     monkeypatch.setattr(fold_module, "train_on_batch", stopping)
 

@@ -17,6 +17,8 @@ from safetensors.torch import save
 from sagittal.errors import TrainingError
 from sagittal.plan.base import Frozen, write_atomically
 from sagittal.training.schedules import Shortening
+from sagittal.training.standing import Standing
+from sagittal.training.state import TrainState
 
 KEPT = 2
 
@@ -30,19 +32,20 @@ class Progress(Frozen):
     elapsed_s: float
     """Training time so far, over all attempts."""
     shortening: Shortening | None = None
+    standing: Standing = Standing()
 
 
-def save_checkpoint(
-    folder: Path, network: torch.nn.Module, optimizer: torch.optim.Optimizer, progress: Progress
-) -> Path:
+def save_checkpoint(folder: Path, state: TrainState, progress: Progress) -> Path:
     """Write a checkpoint atomically and drop all but the last two.
 
     Raises:
         ResourceError: the disk is full or the folder is not writable; earlier checkpoints stay intact.
     """
-    tensors = {f"network.{name}": value for name, value in network.state_dict().items()}
-    for name, state in _named_states(network, optimizer).items():
-        tensors.update({f"optimizer.{key}.{name}": value for key, value in state.items()})
+    tensors = {f"network.{name}": value for name, value in state.network.state_dict().items()}
+    if state.average is not None:
+        tensors.update({f"average.{name}": value for name, value in state.average.network.state_dict().items()})
+    for name, moments in _named_states(state.network, state.optimizer).items():
+        tensors.update({f"optimizer.{key}.{name}": value for key, value in moments.items()})
     tensors["rng.torch"] = torch.get_rng_state()
     content = save(
         {name: value.detach().cpu().contiguous() for name, value in tensors.items()},
@@ -70,10 +73,8 @@ def newest_checkpoint(folder: Path) -> tuple[Path, Progress] | None:
     return None
 
 
-def load_checkpoint(
-    path: Path, network: torch.nn.Module, optimizer: torch.optim.Optimizer, *, plan_sha256: str
-) -> None:
-    """Restore weights, optimiser state and the random generator, in place.
+def load_checkpoint(path: Path, state: TrainState, *, plan_sha256: str) -> None:
+    """Restore weights, their mean, optimiser state and the random generator, in place.
 
     Raises:
         TrainingError: the checkpoint belongs to another plan.
@@ -87,18 +88,23 @@ def load_checkpoint(
                 code="checkpoint_mismatch",
             )
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - safe_open is no dict
-    weights = {name.removeprefix("network."): value for name, value in tensors.items() if name.startswith("network.")}
-    network.load_state_dict(weights)
-    parameters = dict(network.named_parameters())
+    state.network.load_state_dict(_part(tensors, "network."))
+    if state.average is not None:
+        state.average.network.load_state_dict(_part(tensors, "average."))
+    parameters = dict(state.network.named_parameters())
     for name, value in tensors.items():
         if not name.startswith("optimizer."):
             continue
         key, parameter = name.removeprefix("optimizer.").split(".", 1)
         target = parameters[parameter]
-        state = optimizer.state[target]
+        moments = state.optimizer.state[target]
         # Adam keeps its step counter as a CPU scalar; moments take the memory format of their parameter.
-        state[key] = value if value.ndim == 0 else torch.empty_like(target).copy_(value)
+        moments[key] = value if value.ndim == 0 else torch.empty_like(target).copy_(value)
     torch.set_rng_state(tensors["rng.torch"])
+
+
+def _part(tensors: dict[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:
+    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
 
 
 def _named_states(network: torch.nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, dict[str, torch.Tensor]]:

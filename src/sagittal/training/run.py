@@ -27,8 +27,9 @@ from sagittal.plan.plan import Configuration, Plan
 from sagittal.training.checkpoint import newest_checkpoint
 from sagittal.training.choice import PlanChoice
 from sagittal.training.finish import bundle_at, finish_fold, weights_name
-from sagittal.training.fold import COMPLETE, FoldJob, train_fold
+from sagittal.training.fold import COMPLETE, Ended, FoldJob, train_fold
 from sagittal.training.initialization import StartFrom, try_fill
+from sagittal.training.precision import require_precision
 from sagittal.training.signals import StopFlag, graceful_stop
 from sagittal.training.split import SplitSources, folds_of
 from sagittal.training.stages import (
@@ -40,10 +41,8 @@ from sagittal.training.stages import (
     plan_sha256,
     preprocess,
 )
-from sagittal.training.step import require_precision
 
 FoldName = Literal["0", "1", "2", "3", "4", "all", "none"]
-Ended = Literal["finished", "shortened", "interrupted", "terminated"]
 
 FOLDS = ("0", "1", "2", "3", "4")
 """Names of the folds; a plan may have fewer."""

@@ -12,7 +12,7 @@ from sagittal.data.cache import Cache
 from sagittal.data.label_index import LabelIndex
 from sagittal.inference.sliding_window import predict_logits
 from sagittal.plan.plan import Plan
-from sagittal.training.step import new_network
+from sagittal.training.state import new_network
 
 
 @dataclass(frozen=True)
@@ -29,15 +29,16 @@ def validate_on_cache(
     """Predict cached cases whole, on the network's grid, without mirroring, and compare with their labels.
 
     A label absent from both reference and prediction of a case is left out of that label's mean; one that was missed or
-    invented counts as 0. The network is left in training mode.
+    invented counts as 0. The network's mode is left as it was.
     """
+    was_training = network.training
     network.eval()
     scores = []
     for case in cases:
         logits = _predict(network, cache, case, plan)
         reference = torch.from_numpy(np.asarray(cache.labels(case), dtype=np.int64)).to(logits.device)
         scores.append(_dice_of_case(logits, reference, index))
-    network.train()
+    network.train(was_training)
     names = [label.name for label in plan.dataset.labels]
     table = np.array(scores, dtype=np.float64)
     means = {name: _mean(table[:, column]) for column, name in enumerate(names)}
