@@ -28,7 +28,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
-from zipfile import BadZipFile
+from zipfile import BadZipFile, ZipFile
 
 import numpy as np
 import torch
@@ -53,6 +53,8 @@ FORMAT_VERSION = 2
 _MIN_LOCATIONS = 10_000
 _MIN_LOCATION_SHARE = 0.01
 _STALE_S = 3600.0
+_NO_VOXELS_BYTES = 128
+"""Size of an array (0, 3) in numpy's format: its header, which is padded to a multiple of 64."""
 _UNREADABLE = (OSError, ValueError, EOFError, BadZipFile)
 
 
@@ -97,6 +99,27 @@ class Cache:
                 return {int(index): arrays[index] for index in arrays.files}
         except _UNREADABLE as error:
             raise _unreadable(path, error) from None
+
+    def classes(self, i: int) -> tuple[int, ...]:
+        """Return the foreground indices that the case has, ascending; only the file's list of contents is read."""
+        path = locations_path(self.folder, self.entries[i])
+        try:
+            with path.open("rb") as file, ZipFile(file) as archive:
+                members = archive.infolist()
+        except _UNREADABLE as error:
+            raise _unreadable(path, error) from None
+        found = (int(member.filename.removesuffix(".npy")) for member in members if member.file_size > _NO_VOXELS_BYTES)
+        return tuple(sorted(found))
+
+    def voxels(self, i: int, index: int) -> Int32[np.ndarray, "n 3"]:
+        """Return the voxels (d, h, w) of one foreground index that `locations` has; the others are not read."""
+        path = locations_path(self.folder, self.entries[i])
+        try:
+            with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
+                voxels: np.ndarray = arrays[str(index)]
+        except (*_UNREADABLE, KeyError) as error:
+            raise _unreadable(path, error) from None
+        return voxels
 
 
 def image_path(folder: Path, entry: Entry) -> Path:
