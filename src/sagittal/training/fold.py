@@ -44,6 +44,10 @@ class FoldJob:
         deadline: `time.monotonic()` at which training must end, or None.
         checkpoint_every_s: seconds between two checkpoints.
         source: the weights to start from, where the plan says so and there is no checkpoint.
+        keep_checkpoints: how many of them are kept, the last ones.
+        loader_workers: threads that make batches; None for what the device needs.
+        compile: whether the network is compiled; `auto` where that pays.
+        trackers: what else receives the log: `tensorboard`, `mlflow`.
     """
 
     plan: Plan
@@ -57,6 +61,10 @@ class FoldJob:
     deadline: float | None
     checkpoint_every_s: float
     source: Bundle | None = None
+    keep_checkpoints: int = 2
+    loader_workers: int | None = None
+    compile: Literal["auto", "on", "off"] = "auto"
+    trackers: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -203,6 +203,10 @@ def _train_one(run: _Run, name: str, share_s: float | None, stop: StopFlag) -> t
         deadline=_deadline(share_s, held_out, run.validation_s),
         checkpoint_every_s=run.options.checkpoint_every_s,
         source=run.source,
+        keep_checkpoints=run.options.keep_checkpoints,
+        loader_workers=run.options.loader_workers,
+        compile=run.options.compile,
+        trackers=run.options.trackers,
     )
     told = f"{len(held_out)} held out" if held_out else "none held out"
     say(f"train: fold {name}, {run.plan.network_name} on {run.device}, {len(train_cases)} cases, {told}")

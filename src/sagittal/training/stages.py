@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 import torch
 
@@ -42,6 +43,11 @@ class RunOptions:
         resume: go on from the last checkpoint.
         memory_gib: memory that a plan made here may use in a training step.
         checkpoint_every_s: seconds between two checkpoints.
+        keep_checkpoints: how many of them are kept, the last ones.
+        loader_workers: threads that make training batches; None for what the device needs.
+        compile: whether the network is compiled; `auto` where that pays.
+        trackers: what else receives the log: `tensorboard`, `mlflow`.
+        devices: where folds are trained side by side, one at a time on each; empty for one after the other on `device`.
         say: receives lines for a person to read.
     """
 
@@ -53,6 +59,11 @@ class RunOptions:
     resume: bool = False
     memory_gib: float = 8.0
     checkpoint_every_s: float = 60.0
+    keep_checkpoints: int = 2
+    loader_workers: int | None = None
+    compile: Literal["auto", "on", "off"] = "auto"
+    trackers: tuple[str, ...] = ()
+    devices: tuple[str, ...] = ()
     say: Callable[[str], None] = lambda line: None
 
 
