@@ -1,15 +1,16 @@
-"""A data set small enough to train on within a test."""
+"""Data sets made up for tests: one small enough to train on in seconds, one with a structure of thirty voxels."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from scipy.ndimage import gaussian_filter
 
-from sagittal.plan.base import write_atomically
+from sagittal.plan.base import Triple, write_atomically
 from sagittal.volumes import Volume
 
 SHAPE = (18, 22, 20)
@@ -60,3 +61,61 @@ def write_tiny_dataset(folder: Path, *, cases: int = 6) -> Path:
     }
     write_atomically(folder / "dataset.json", json.dumps(declared, indent=2).encode())
     return folder
+
+
+LESION_SHAPE = (128, 128, 128)
+_LESION_RADIUS_VOX = 1.95
+"""A ball of about thirty voxels."""
+
+
+def write_lesion_case(folder: Path, name: str, seed: int, *, shape: Triple = LESION_SHAPE) -> None:
+    """Write one case at 1 mm: an organ (1) of some 100 000 voxels and a lesion (2) of about 30, in or beside it.
+
+    The noise is half fine, half coarse and has a standard deviation of about 14; the organ is 40 brighter than what
+    surrounds it, the lesion 60 brighter still, wherever it lies. Rods of the lesion's brightness and width run through
+    the picture, so that brightness alone does not tell it.
+
+    Args:
+        folder: data set.
+        name: case id.
+        seed: of everything that is random.
+        shape: D, H, W, large enough for the organ's radii of up to 34 voxels.
+    """
+    rng = np.random.default_rng(seed)
+    places = np.indices(shape, dtype=np.float32)
+    coarse = gaussian_filter(rng.normal(0, 1, shape).astype(np.float32), 2.0)
+    image = 100 + rng.normal(0, 10, shape).astype(np.float32) + coarse * (10 / coarse.std())
+    radii, centre = rng.uniform(24, 34, 3), [float(rng.uniform(0.35, 0.65) * size) for size in shape]
+    organ = _ellipsoid(places, centre, radii)
+    labels = organ.astype(np.uint8)
+    bright = np.zeros(shape, dtype=bool)
+    for _ in range(6):
+        axis = int(rng.integers(3))
+        across = [other for other in range(3) if other != axis]
+        at = [float(rng.uniform(8, shape[other] - 8)) for other in across]
+        bright |= sum((places[other] - middle) ** 2 for other, middle in zip(across, at, strict=True)) <= 3.0
+    lesion = _ellipsoid(places, [float(rng.uniform(12, size - 12)) for size in shape], [_LESION_RADIUS_VOX] * 3)
+    image += 40.0 * organ + 60.0 * (bright | lesion)
+    labels[lesion] = 2
+    Volume(image[None], np.eye(4)).write(folder / "imagesTr" / f"{name}_0000.nii")
+    Volume(labels[None], np.eye(4)).write(folder / "labelsTr" / f"{name}.nii")
+
+
+def write_lesion_dataset(folder: Path, *, cases: int = 10) -> Path:
+    """Write a data set of 128^3 voxels with a large organ and a tiny lesion in nnU-Net's layout; return its folder."""
+    for number in range(cases):
+        write_lesion_case(folder, f"case_{number:02d}", number)
+    declared = {
+        "channel_names": {"0": "MR"},
+        "labels": {"background": 0, "organ": 1, "lesion": 2},
+        "numTraining": cases,
+        "file_ending": ".nii",
+    }
+    write_atomically(folder / "dataset.json", json.dumps(declared, indent=2).encode())
+    return folder
+
+
+def _ellipsoid(places: np.ndarray, centre: Sequence[float], radii: Sequence[float] | np.ndarray) -> np.ndarray:
+    """Return where (3, D, H, W) voxel coordinates lie in an ellipsoid along the axes."""
+    distances = [((places[axis] - centre[axis]) / radii[axis]) ** 2 for axis in range(3)]
+    return np.asarray(sum(distances) <= 1.0)
