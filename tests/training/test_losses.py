@@ -1,6 +1,8 @@
-"""The loss against a plain computation in NumPy, and what must not depend on ignored voxels."""
+"""The losses against plain computations in NumPy, what must not depend on ignored voxels, and parts that add up."""
 
 from __future__ import annotations
+
+import math
 
 import numpy as np
 import pytest
@@ -10,7 +12,8 @@ from sagittal.data.label_index import label_index
 from sagittal.plan.dataset import DatasetSpec, Label
 from sagittal.plan.loss import Loss
 from sagittal.plan.overrides import deep_supervision_weights
-from sagittal.training.losses import segmentation_loss, soft_dice
+from sagittal.training.losses import segmentation_loss
+from sagittal.training.overlap_losses import Overlap, dice, focal_tversky
 
 SHAPE = (2, 3, 4, 5)
 
@@ -95,6 +98,140 @@ def test_mednext_weights_are_those_of_the_paper() -> None:
     assert [round(weight, 4) for weight in deep_supervision_weights(5)] == [0.5161, 0.2581, 0.129, 0.0645, 0.0323]
 
 
-def test_two_empty_masks_have_dice_one() -> None:
-    empty = torch.zeros(1, 1, 2, 3, 4)
-    assert float(soft_dice(empty, empty, batch_dice=False, smooth=1e-5)) == pytest.approx(1.0)
+def test_two_empty_masks_have_dice_one_and_nothing_to_change() -> None:
+    nothing = Overlap(*torch.zeros(3, 1, 1))
+    assert float(dice(nothing, 1e-5)) == pytest.approx(1.0)
+    assert float(focal_tversky(nothing, alpha=0.3, beta=0.7, gamma=0.75, smooth=1e-5)) < 1e-4
+
+
+@pytest.mark.parametrize("batch_dice", [False, True])
+def test_focal_tversky_equals_its_definition(batch_dice: bool) -> None:
+    logits, targets = _random(4, 3, 3)
+    config = Loss(dice_weight=0, cross_entropy_weight=0, tversky_weight=2, batch_dice=batch_dice, dice_smooth=0)
+    probs, values = torch.softmax(logits, 1).numpy(), []
+    for group in [slice(None)] if batch_dice else [slice(n, n + 1) for n in range(SHAPE[0])]:
+        for k in (1, 2):
+            p, t = probs[group, k], targets.numpy()[group] == k
+            common, false, missed = (p * t).sum(), (p * ~t).sum(), ((1 - p) * t).sum()
+            values.append((1 - common / (common + 0.3 * false + 0.7 * missed)) ** 0.75)
+    loss = segmentation_loss([logits], targets, label_index(_spec()), config)
+    assert float(loss) == pytest.approx(2 * np.mean(values), rel=1e-12)
+
+
+def test_a_right_prediction_has_a_finite_gradient_of_focal_tversky() -> None:
+    targets = torch.tensor([[[[0, 1, 2]]]])
+    logits = (40 * torch.nn.functional.one_hot(targets, 3).movedim(-1, 1).float()).requires_grad_()
+    config = Loss(dice_weight=0, cross_entropy_weight=0, tversky_weight=1)
+    segmentation_loss([logits], targets, label_index(_spec()), config).backward()
+    assert logits.grad is not None and logits.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("ignore", [False, True])
+@pytest.mark.parametrize("fraction", [0.1, 0.5, 0.99])
+def test_top_k_is_the_mean_of_the_worst_voxels_that_count(ignore: bool, fraction: float) -> None:
+    index = label_index(_spec(ignore_value=9))
+    logits, targets = _random(5, 3, 3)
+    if ignore:
+        targets[0, :2] = 3
+    log_probs, kept = torch.log_softmax(logits, 1), []
+    for n in range(SHAPE[0]):
+        counted = targets[n] != 3
+        entropy = -log_probs[n].movedim(0, -1)[counted].gather(1, targets[n][counted].unsqueeze(1)).flatten()
+        kept.extend(sorted(entropy.tolist(), reverse=True)[: math.ceil(fraction * len(entropy))])
+    config = Loss(dice_weight=0, top_k_fraction=fraction)
+    loss = segmentation_loss([logits], targets, index, config)
+    assert float(loss) == pytest.approx(np.mean(kept), rel=1e-12)
+
+
+def test_the_boundary_loss_adds_up_probability_times_signed_distance() -> None:
+    targets = torch.zeros(1, 1, 1, 5, dtype=torch.long)
+    targets[..., 3] = 1
+    targets[..., 4] = 3
+    index = label_index(_spec(ignore_value=9, labels=(Label(name="one", values=(1,)), Label(name="two", values=(2,)))))
+    logits = torch.randn(1, 3, 1, 1, 5, dtype=torch.float64)
+    probs = torch.softmax(logits, 1)[0, 1:, 0, 0, :4]
+    config = Loss(dice_weight=0, cross_entropy_weight=0, boundary_weight=0.5, boundary_reach_mm=5.0)
+    loss = segmentation_loss([logits], targets, index, config, spacing_mm=(9.0, 9.0, 2.0))
+    # Class 2 is not there: its surface is out of reach.
+    expected = (probs[0] * torch.tensor([5.0, 4.0, 2.0, -2.0])).sum() + 5 * probs[1].sum()
+    assert float(loss) == pytest.approx(0.5 * float(expected) / (4 * 2), rel=1e-12)
+
+
+def test_the_boundary_loss_of_a_coarse_scale_knows_its_voxel_size() -> None:
+    targets = torch.zeros(1, 1, 1, 8, dtype=torch.long)
+    targets[..., 4:] = 1
+    logits = torch.randn(1, 3, 1, 1, 4)
+    config = Loss(dice_weight=0, cross_entropy_weight=0, boundary_weight=1)
+    losses = [
+        segmentation_loss([logits], labels, label_index(_spec()), config, spacing_mm=(1.0, 1.0, width))
+        for labels, width in ((targets, 1.5), (targets[..., ::2], 3.0))
+    ]
+    assert losses[0] == losses[1]
+
+
+def test_a_loss_of_weight_zero_is_not_computed() -> None:
+    logits, targets = _random(6, 3, 3)
+    # It would need spacing_mm.
+    segmentation_loss([logits], targets, label_index(_spec()), Loss(boundary_weight=0))
+    with pytest.raises(AssertionError, match="spacing_mm"):
+        segmentation_loss([logits], targets, label_index(_spec()), Loss(boundary_weight=1))
+
+
+@pytest.mark.parametrize("field", ["weights", "deep_supervision_weights"])
+def test_a_loss_of_nothing_is_refused(field: str) -> None:
+    changes = {"dice_weight": 0, "cross_entropy_weight": 0} if field == "weights" else {field: (0.0, 0.0)}
+    with pytest.raises(ValueError, match="nothing to minimise"):
+        Loss(**changes)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "expected"), [("float64", "float64"), ("float16", "float32"), ("bfloat16", "float32")]
+)
+def test_precision_is_kept_or_raised(dtype: str, expected: str) -> None:
+    logits, targets = _random(7, 3, 3)
+    loss = segmentation_loss([logits.to(getattr(torch, dtype))], targets, label_index(_spec()), Loss())
+    assert loss.dtype == getattr(torch, expected)
+    if dtype == "float64":
+        plain = _plain(logits.numpy(), targets.numpy(), batch_dice=False)
+        assert float(loss) == pytest.approx(plain, rel=1e-13)
+
+
+ALL_LOSSES = Loss(
+    tversky_weight=1, boundary_weight=0.1, boundary_reach_mm=3, top_k_fraction=0.3, deep_supervision_weights=(0.7, 0.3)
+)
+
+
+@pytest.mark.parametrize("regions", [False, True])
+def test_parts_of_a_batch_add_up_to_its_loss(regions: bool) -> None:
+    order = {"regions_class_order": (1, 2)} if regions else {}
+    index = label_index(_spec(ignore_value=9, **order))
+    generator = torch.Generator().manual_seed(8)
+    k = index.spec.num_outputs
+    outputs = [
+        torch.randn(5, k, *size, generator=generator, dtype=torch.float64, requires_grad=True)
+        for size in ((4, 5, 6), (2, 3, 3))
+    ]
+    targets = torch.randint(4, (5, 4, 5, 6), generator=generator)
+    targets[3] = 3
+    keywords = {"spacing_mm": (2.0, 1.0, 1.0), "whole": targets}
+    whole = segmentation_loss(outputs, targets, index, ALL_LOSSES, **keywords)
+    parts = [
+        segmentation_loss([output[part] for output in outputs], targets[part], index, ALL_LOSSES, **keywords)
+        for part in (slice(0, 2), slice(2, 4), slice(4, 5), slice(5, 5))
+    ]
+    assert float(sum(parts).detach()) == pytest.approx(float(whole.detach()), rel=1e-13)
+    for of_parts, of_whole in zip(
+        torch.autograd.grad(sum(parts), outputs), torch.autograd.grad(whole, outputs), strict=True
+    ):
+        torch.testing.assert_close(of_parts, of_whole, rtol=1e-10, atol=1e-16)
+
+
+def test_parts_of_a_batch_weigh_its_batch_dice_by_their_samples() -> None:
+    logits, targets = _random(9, 3, 3)
+    config = Loss(batch_dice=True, cross_entropy_weight=0)
+    index = label_index(_spec())
+    parts = [
+        float(segmentation_loss([logits[n : n + 1]], targets[n : n + 1], index, config, whole=targets)) for n in (0, 1)
+    ]
+    alone = [float(segmentation_loss([logits[n : n + 1]], targets[n : n + 1], index, config)) for n in (0, 1)]
+    assert sum(parts) == pytest.approx(np.mean(alone), rel=1e-13)
