@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from contextlib import closing
+from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -18,13 +18,16 @@ from sagittal.data.loader import TrainingBatches
 from sagittal.networks.encoder import set_encoder_frozen
 from sagittal.plan.plan import Plan
 from sagittal.training.checkpoint import Progress, load_checkpoint, newest_checkpoint, save_checkpoint
+from sagittal.training.distributed import ALONE, World, require_equal
 from sagittal.training.initialization import describe_start, fill, frozen_steps, write_report
 from sagittal.training.monitor import Monitor, Say
+from sagittal.training.peers import agree
 from sagittal.training.schedules import LAST_STEPS, Shortening, position, rate_factor, shorten, validation_steps
 from sagittal.training.signals import StopFlag
 from sagittal.training.standing import Standing
 from sagittal.training.state import TrainState, new_state
 from sagittal.training.step import train_on_batch
+from sagittal.training.synchronised_norms import synchronise_batch_norm
 from sagittal.training.validation import validate_on_cache
 
 Ended = Literal["finished", "shortened", "stale", "interrupted", "terminated"]
@@ -44,6 +47,7 @@ class FoldJob:
         deadline: `time.monotonic()` at which training must end, or None.
         checkpoint_every_s: seconds between two checkpoints.
         source: the weights to start from, where the plan says so and there is no checkpoint.
+        world: the processes that train this fold together; only the main one writes.
         keep_checkpoints: how many of them are kept, the last ones.
         loader_workers: threads that make batches; None for what the device needs.
         compile: whether the network is compiled; `auto` where that pays.
@@ -61,6 +65,7 @@ class FoldJob:
     deadline: float | None
     checkpoint_every_s: float
     source: Bundle | None = None
+    world: World = ALONE
     keep_checkpoints: int = 2
     loader_workers: int | None = None
     compile: Literal["auto", "on", "off"] = "auto"
@@ -91,15 +96,18 @@ def train_fold(job: FoldJob, stop: StopFlag, say: Say) -> FoldRun:
     """Train until the plan's last step, the deadline or a stop; start from the newest checkpoint where there is one.
 
     Losses depend on the plan, the cache and the device only: a run killed at any moment and started again gives the
-    same ones, bit for bit on the CPU (steps done after the last checkpoint are done again).
+    same ones, bit for bit on the CPU (steps done after the last checkpoint are done again). Several processes share
+    each batch and each validation, and give those of one process up to rounding; all of them hold the same weights.
 
     Raises:
-        TrainingError: a loss that is not finite, or a checkpoint that does not fit.
+        TrainingError: a loss that is not finite, a checkpoint that does not fit, or processes that differ.
         ResourceError: the disk is full; the last checkpoint stays intact.
     """
-    plan, index = job.plan, label_index(job.plan.dataset)
+    plan, index, world = job.plan, label_index(job.plan.dataset), job.world
     state = new_state(plan, job.device)
     progress = _begin(job, state, say)
+    synchronise_batch_norm(state.network, world)
+    require_equal(state.network.state_dict(), world)
     clock, freezing = _Clock(job, progress.shortening), _Freezing(state.network, frozen_steps(plan), say)
     began = time.monotonic() - progress.elapsed_s
     step, standing = progress.step, progress.standing
@@ -107,37 +115,39 @@ def train_fold(job: FoldJob, stop: StopFlag, say: Say) -> FoldRun:
     def save() -> None:
         elapsed_s = time.monotonic() - began
         now = progress.replace(step=step, elapsed_s=elapsed_s, shortening=clock.shortening, standing=standing)
-        save_checkpoint(job.folder, state, now)
+        if world.main:
+            save_checkpoint(job.folder, state, now)
 
-    with (
-        Monitor(job.folder, step=step, say=say) as monitor,
-        closing(TrainingBatches(job.cache, job.train, plan, start_step=step, device=job.device)) as batches,
-    ):
+    with _monitor(job, step, say) as monitor, closing(_batches(job, step)) as batches:
         last_saved = start = time.monotonic()
         for batch in batches:
+            clock.agree(stop)
             if stop or step >= clock.end or _is_stale(plan, standing):
                 break
             freezing.obey(position(plan.schedule, step, clock.shortening), step)
             factor = rate_factor(plan.schedule, step, clock.shortening)
             result = train_on_batch(state, batch, plan, rate_factor=factor, index=index)
             step += 1
-            monitor.add_step(
-                step,
-                clock.end,
-                result,
-                rate=factor * plan.training.optimizer.learning_rate,
-                step_s=time.monotonic() - start,
-                elapsed_s=time.monotonic() - began,
-            )
-            clock.look(step, monitor)
+            if monitor is not None:
+                monitor.add_step(
+                    step,
+                    clock.end,
+                    result,
+                    rate=factor * plan.training.optimizer.learning_rate,
+                    step_s=time.monotonic() - start,
+                    elapsed_s=time.monotonic() - began,
+                )
+                clock.look(step, monitor)
             if step in validation_steps(plan.schedule) and job.validation:
                 standing = _validate(job, state, index, step, standing, monitor)
             if time.monotonic() - last_saved > job.checkpoint_every_s:
                 save()
                 last_saved = time.monotonic()
             start = time.monotonic()
+        clock.agree(stop)
         save()
         waited_s = batches.waited_s
+    require_equal(state.network.state_dict(), world)
     return FoldRun(
         network=state.result.eval(),
         progress=progress.replace(
@@ -145,6 +155,23 @@ def train_fold(job: FoldJob, stop: StopFlag, say: Say) -> FoldRun:
         ),
         ended=_how_it_ended(job, step, clock.end, standing, stop),
         waited_s=waited_s,
+    )
+
+
+def _monitor(job: FoldJob, step: int, say: Say) -> AbstractContextManager[Monitor | None]:
+    return Monitor(job.folder, step=step, say=say) if job.world.main else nullcontext()
+
+
+def _batches(job: FoldJob, step: int) -> TrainingBatches:
+    return TrainingBatches(
+        job.cache,
+        job.train,
+        job.plan,
+        start_step=step,
+        workers=job.loader_workers,
+        device=job.device,
+        rank=job.world.rank,
+        world=job.world.size,
     )
 
 
@@ -157,13 +184,14 @@ def _how_it_ended(job: FoldJob, step: int, end: int, standing: Standing, stop: S
 
 
 def _validate(
-    job: FoldJob, state: TrainState, index: LabelIndex, step: int, standing: Standing, monitor: Monitor
+    job: FoldJob, state: TrainState, index: LabelIndex, step: int, standing: Standing, monitor: Monitor | None
 ) -> Standing:
     began = time.monotonic()
     cases = _some(job.validation, job.plan.schedule.validation_cases)
-    score = validate_on_cache(state.result, job.cache, cases, job.plan, index)
+    score = validate_on_cache(state.result, job.cache, cases, job.plan, index, world=job.world)
     after = standing.after(step, score.mean_dice)
-    monitor.add_validation(step, score, after, cases=len(cases), seconds=time.monotonic() - began)
+    if monitor is not None:
+        monitor.add_validation(step, score, after, cases=len(cases), seconds=time.monotonic() - began)
     return after
 
 
@@ -174,12 +202,13 @@ def _is_stale(plan: Plan, standing: Standing) -> bool:
 
 def _begin(job: FoldJob, state: TrainState, say: Say) -> Progress:
     """Fill network and optimiser from the newest checkpoint, else the network from the plan's source if it has one."""
-    found = newest_checkpoint(job.folder)
+    found = job.world.broadcast_object(newest_checkpoint(job.folder) if job.world.main else None)
     if found is None:
         if job.plan.training.initialization is not None:
             assert job.source is not None
             report = fill(state.network, job.plan, job.source, job.name)
-            write_report(job.folder, job.plan, report, job.name)
+            if job.world.main:
+                write_report(job.folder, job.plan, report, job.name)
             for line in describe_start(job.plan, report, job.name):
                 say(line)
         return Progress(step=0, plan_sha256=job.plan_sha256, elapsed_s=0.0)
@@ -201,12 +230,18 @@ class _Clock:
 
     def __init__(self, job: FoldJob, shortening: Shortening | None) -> None:
         self._job, self.shortening = job, shortening
+        self._agreed = shortening
         self._last = time.monotonic()
 
     @property
     def end(self) -> int:
         """The last step, as things stand."""
         return self._job.plan.schedule.steps if self.shortening is None else self.shortening.end
+
+    def agree(self, stop: StopFlag) -> None:
+        """Take over the main process's schedule in all of them, and a stop that any of them was asked for."""
+        if agree(stop, self.shortening != self._agreed, self._job.world):
+            self.shortening = self._agreed = self._job.world.broadcast_object(self.shortening)
 
     def look(self, step: int, monitor: Monitor) -> None:
         """Look at the time now and then, at the end after every step, and shorten the schedule where it must be."""

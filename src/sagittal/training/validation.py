@@ -12,6 +12,7 @@ from sagittal.data.cache import Cache
 from sagittal.data.label_index import LabelIndex
 from sagittal.inference.sliding_window import predict_logits
 from sagittal.plan.plan import Plan
+from sagittal.training.distributed import ALONE, World
 from sagittal.training.state import new_network
 
 
@@ -24,21 +25,31 @@ class Score:
 
 
 def validate_on_cache(
-    network: torch.nn.Module, cache: Cache, cases: tuple[int, ...], plan: Plan, index: LabelIndex
+    network: torch.nn.Module,
+    cache: Cache,
+    cases: tuple[int, ...],
+    plan: Plan,
+    index: LabelIndex,
+    *,
+    world: World = ALONE,
 ) -> Score:
     """Predict cached cases whole, on the network's grid, without mirroring, and compare with their labels.
 
     A label absent from both reference and prediction of a case is left out of that label's mean; one that was missed or
-    invented counts as 0. The network's mode is left as it was.
+    invented counts as 0. The network's mode is left as it was. Several processes share the cases, and all of them get
+    the score of all cases.
     """
     was_training = network.training
     network.eval()
-    scores = []
-    for case in cases:
+    own = {}
+    for case in cases[world.rank :: world.size]:
         logits = _predict(network, cache, case, plan)
         reference = torch.from_numpy(np.asarray(cache.labels(case), dtype=np.int64)).to(logits.device)
-        scores.append(_dice_of_case(logits, reference, index))
+        own[case] = _dice_of_case(logits, reference, index)
     network.train(was_training)
+    known_cases = {case: dice for part in world.gather_objects(own) for case, dice in part.items()}
+    # In the order of the cases: a mean depends, in its last bits, on the order of what is added.
+    scores = [known_cases[case] for case in cases]
     names = [label.name for label in plan.dataset.labels]
     table = np.array(scores, dtype=np.float64)
     means = {name: _mean(table[:, column]) for column, name in enumerate(names)}

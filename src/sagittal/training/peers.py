@@ -1,0 +1,173 @@
+"""What the processes of a run tell each other besides sums: what one did for all, whether to stop, and why one failed.
+
+A process that fails leaves its message in the store through which the processes met; the others, whose exchange with it
+breaks, find it there and end with it, instead of with a broken connection or not at all.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import TypeVar
+from urllib.parse import urlsplit
+
+import torch
+from torch.distributed import Store, TCPStore  # type: ignore[attr-defined]
+
+from sagittal.errors import PlanError, SagittalError, TrainingError
+from sagittal.plan.plan import Plan
+from sagittal.training.distributed import ALONE, World, all_reduce, start
+from sagittal.training.signals import StopFlag, StopReason
+
+T = TypeVar("T")
+
+_FAILED = "sagittal/failed"
+_LOOK_EVERY_S = 0.1
+_LAST_WORDS_S = 3.0
+"""How long a process whose exchange broke waits for what the other one has to say."""
+_REASONS: tuple[StopReason, ...] = ("interrupted", "terminated")
+
+
+class Peers:
+    """The processes of a run while they are connected.
+
+    Attributes:
+        world: who they are.
+    """
+
+    def __init__(self, world: World, store: Store | None) -> None:
+        self.world = world
+        self._store = store
+        self._works = itertools.count()
+
+    def on_main(self, work: Callable[[], T]) -> T:
+        """Do something in the main process, however long it takes, and return its result in every process."""
+        if self.world.size == 1:
+            return work()
+        key = f"sagittal/done {next(self._works)}"
+        result = None
+        if self.world.main:
+            result = work()
+            if self._store is not None:
+                self._store.set(key, "")
+        else:
+            self._wait(key)
+        received: T = self.world.broadcast_object(result)  # type: ignore[assignment]
+        return received
+
+    def _wait(self, key: str) -> None:
+        # Not in an exchange, which has a time limit and can't be interrupted.
+        while self._store is not None and not self._store.check([key]):
+            failure = self.failure(wait_s=0)
+            if failure is not None:
+                raise failure
+            time.sleep(_LOOK_EVERY_S)
+
+    def tell_failure(self, error: BaseException) -> None:
+        """Leave word of the error that ends this process; the first one stays."""
+        if self._store is None:
+            return
+        word = {
+            "rank": self.world.rank,
+            "message": error.message if isinstance(error, SagittalError) else f"{type(error).__name__}: {error}",
+            "code": error.code if isinstance(error, SagittalError) else "bug",
+            "exit": error.code if isinstance(error, SystemExit) else None,
+        }
+        try:
+            if not self._store.check([_FAILED]):
+                self._store.set(_FAILED, json.dumps(word))
+        except RuntimeError:
+            pass  # The store is gone with the process that kept it, and this one has its own error to show.
+
+    def failure(self, *, wait_s: float = _LAST_WORDS_S) -> TrainingError | SystemExit | None:
+        """Return why another process ended, to end this one with; None where none has said anything."""
+        if self._store is None:
+            return None
+        until = time.monotonic() + wait_s
+        try:
+            while not self._store.check([_FAILED]):
+                if time.monotonic() >= until:
+                    return None
+                time.sleep(_LOOK_EVERY_S)
+            word = json.loads(self._store.get(_FAILED))
+        except RuntimeError:
+            return None
+        if word["exit"] is not None:
+            return SystemExit(word["exit"])
+        return TrainingError(
+            f"process {self.world.rank} of {self.world.size} ends, because process {word['rank']} did: "
+            f"{word['message']}",
+            code=word["code"],
+        )
+
+
+NO_PEERS = Peers(ALONE, None)
+
+
+@contextmanager
+def together(world: World, device: torch.device) -> Iterator[Peers]:
+    """Connect the processes for the length of a `with` block; an error in one of them ends all, with its message.
+
+    Raises:
+        TrainingError: they do not meet, or another one failed; else what the block raises.
+    """
+    if world.size == 1:
+        yield NO_PEERS
+        return
+    with start(world, device):
+        peers = Peers(world, _store_at(world))
+        try:
+            yield peers
+        except TrainingError as error:
+            failure = peers.failure() if error.code == "process_lost" else None
+            if failure is not None:
+                raise failure from error
+            peers.tell_failure(error)
+            raise
+        except BaseException as error:
+            peers.tell_failure(error)
+            raise
+
+
+def agree(stop: StopFlag, news: bool, world: World) -> bool:
+    """Raise the stop flag in every process if it is raised in one, and return whether any process has `news`.
+
+    One small exchange on the CPU, which does not wait for an accelerator.
+    """
+    if world.size == 1:
+        return news
+    raised = all_reduce(torch.tensor([*(stop.reason == reason for reason in _REASONS), news], dtype=torch.int32), world)
+    for reason, count in zip(_REASONS, raised.tolist(), strict=False):
+        if count:
+            stop.reason = reason
+    return bool(raised[-1] > 0)
+
+
+def require_enough_samples(plan: Plan, world: World) -> None:
+    """Make sure that every process has a sample in each part of a batch.
+
+    Raises:
+        PlanError: there are too many processes.
+    """
+    training = plan.training
+    if world.size * training.micro_batches > training.batch_size:
+        parts = f" in {training.micro_batches} parts" if training.micro_batches > 1 else ""
+        most = training.batch_size // training.micro_batches
+        raise PlanError(
+            f"training.batch_size is {training.batch_size}{parts}, for {world.size} processes: expected a sample for "
+            f"each of them{' in each part' if parts else ''}. Start {most} or fewer processes, or make the plan with "
+            f"--set training.batch_size={world.size * training.micro_batches}.",
+            code="batch_too_small",
+        )
+
+
+def _store_at(world: World) -> Store | None:
+    """Connect to the store where the processes met; None where that was a file."""
+    parts = urlsplit(world.address)
+    if parts.scheme != "tcp" or parts.hostname is None or parts.port is None:
+        return None
+    return TCPStore(parts.hostname, parts.port, is_master=False, wait_for_workers=False, timeout=timedelta(seconds=60))
