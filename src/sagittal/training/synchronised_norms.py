@@ -1,6 +1,7 @@
 """BatchNorm with the statistics of the batches of all processes, on any device (torch's refuses tensors on a CPU).
 
-A share may have any size, none included. Results are those of one process with the whole batch, up to rounding.
+A share may have any size, none included (`forward_of_share`). Results are those of one process with the whole batch,
+up to rounding.
 """
 
 from __future__ import annotations
@@ -27,13 +28,42 @@ def synchronise_batch_norm(network: nn.Module, world: World) -> None:
         if isinstance(module, _BatchNorm):
             # The same module with another forward pass: others may hold references to it.
             module.__class__ = SynchronisedBatchNorm
-            module.__dict__["world"] = world
+            module.__dict__.update(world=world, stand_in=False)
+
+
+def forward_of_share(network: nn.Module, images: Tensor) -> list[Tensor]:
+    """Run `network` in training on this process's share of a batch, (N, C, D, H, W), where N may be 0.
+
+    Networks refuse an empty batch, but a process must take part in what the norms exchange: it runs an image of zeros,
+    which counts for nothing in the statistics, and of whose outputs, (0, K, D, H, W), no gradient comes.
+
+    Returns:
+        The outputs, from fine to coarse.
+    """
+    if images.shape[0]:
+        result = network(images)
+        return list(result) if isinstance(result, (list, tuple)) else [result]
+    norms = [module for module in network.modules() if isinstance(module, SynchronisedBatchNorm)]
+    for norm in norms:
+        norm.stand_in = True
+    try:
+        result = network(images.new_zeros(1, *images.shape[1:]))
+    finally:
+        for norm in norms:
+            norm.stand_in = False
+    return [output[:0] for output in (result if isinstance(result, (list, tuple)) else [result])]
 
 
 class SynchronisedBatchNorm(_BatchNorm):
-    """A BatchNorm over all processes; `synchronise_batch_norm` makes it of another one."""
+    """A BatchNorm over all processes; `synchronise_batch_norm` makes it of another one.
+
+    Attributes:
+        world: the processes.
+        stand_in: whether the input stands for an empty share and counts for nothing.
+    """
 
     world: World
+    stand_in: bool
 
     def _check_input_dim(self, input: Tensor) -> None:
         pass
@@ -47,14 +77,14 @@ class SynchronisedBatchNorm(_BatchNorm):
         """
         if not self.training:
             return super().forward(input)
-        count, mean, var = _statistics(input, self.world)
+        count, mean, var = _statistics(input, self.world, empty=self.stand_in)
         if count <= 1 and self.running_mean is not None:
             return F.batch_norm(
                 input, self.running_mean, self.running_var, self.weight, self.bias, training=False, eps=self.eps
             )
         self._update(count, mean, var)
         result: Tensor = _Normalise.apply(  # type: ignore[no-untyped-call]
-            input, self.weight, self.bias, mean, torch.rsqrt(var + self.eps), count, self.world
+            input, self.weight, self.bias, mean, torch.rsqrt(var + self.eps), (count, self.stand_in), self.world
         )
         return result
 
@@ -70,7 +100,7 @@ class SynchronisedBatchNorm(_BatchNorm):
 
 
 @torch.no_grad()
-def _statistics(x: Tensor, world: World) -> tuple[int, Tensor, Tensor]:
+def _statistics(x: Tensor, world: World, *, empty: bool) -> tuple[int, Tensor, Tensor]:
     """Return the number of values for each channel, their mean and their variance (biased), (C,) float64, of all.
 
     Each process sends count, mean and sum of squared deviations, which add up without cancellation (Chan, Golub and
@@ -78,7 +108,7 @@ def _statistics(x: Tensor, world: World) -> tuple[int, Tensor, Tensor]:
     """
     channels = x.shape[1]
     own = torch.zeros(world.size, 2 * channels + 1, dtype=torch.float64, device=x.device)
-    count = x.numel() // channels
+    count = 0 if empty else x.numel() // channels
     if count:
         var, mean = torch.var_mean(_at_least_fp32(x), [0, *range(2, x.ndim)], correction=0)
         own[world.rank] = torch.cat([mean.double(), var.double() * count, mean.new_tensor([count]).double()])
@@ -103,10 +133,17 @@ class _Normalise(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, mean: Tensor, rstd: Tensor, count: int, world: World
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor | None,
+        bias: Tensor | None,
+        mean: Tensor,
+        rstd: Tensor,
+        counted: tuple[int, bool],
+        world: World,
     ) -> Tensor:
         ctx.save_for_backward(x, weight, mean, rstd)
-        ctx.count, ctx.world = count, world
+        (ctx.count, ctx.empty), ctx.world = counted, world
         wide = _at_least_fp32(x)
         scale = rstd if weight is None else rstd * weight.double()
         result = (wide - _shaped(mean, wide)) * _shaped(scale, wide)
@@ -128,4 +165,6 @@ class _Normalise(torch.autograd.Function):
         )
         of_weight = None if weight is None else (own[1] * rstd).to(weight.dtype)
         of_bias = None if weight is None else own[0].to(weight.dtype)
+        if ctx.empty:
+            result = torch.zeros_like(result)
         return result.to(x.dtype), of_weight, of_bias, None, None, None, None
