@@ -15,7 +15,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from sagittal.evaluation import ClassSet
 from sagittal.plan.base import TripleMm, write_atomically
 from sagittal.plan.dataset import Label
-from sagittal.report.pictures import CaseView, Plane, Side, Window, view_case
+from sagittal.report.pictures import UNKNOWN_SIDES, CaseView, Plane, Window, view_case
 
 Level = Literal["error", "warning", "fact"]
 
@@ -51,8 +51,6 @@ TITLES: Mapping[str, str] = {
     "unused_file": "Unused files",
 }
 """Headings by code; a code without one is shown as it is."""
-
-_UNKNOWN_SIDES: dict[Side, str] = {"left": "?", "right": "?", "top": "?", "bottom": "?"}
 
 
 @dataclass(frozen=True)
@@ -140,7 +138,7 @@ def draw_marks(
 
 
 def _described(plane: Plane, case: str, sides_known: bool) -> Plane:
-    layout = plane.layout if sides_known else replace(plane.layout, sides=_UNKNOWN_SIDES)
+    layout = plane.layout if sides_known else replace(plane.layout, sides=UNKNOWN_SIDES)
     drawn = list(dict.fromkeys(outline.class_name for outline in plane.outlines))
     sides = f"{layout.sides['left']} on the left and {layout.sides['right']} on the right" if sides_known else ""
     where = f"{case}, {layout.name} plane {plane.index + 1} of {plane.slices}, {sides or 'sides not known'}."

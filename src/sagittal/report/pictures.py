@@ -1,7 +1,7 @@
 """A case to look at: three orthogonal planes with the reference and the prediction outlined.
 
 Arrays come in RAS order (D to the head, H to the front, W to the right), so a plane is turned for the screen in one
-place: `_on_screen`. The scan is a small JPEG; outlines are vector paths in millimetres over it, sharp at any zoom.
+place: `on_screen`. The scan is a small JPEG; outlines are vector paths in millimetres over it, sharp at any zoom.
 """
 
 from __future__ import annotations
@@ -24,7 +24,8 @@ from sagittal.plan.base import Triple, TripleMm
 from sagittal.report.colours import PREDICTION_COLOUR, class_colour
 from sagittal.volumes.crop import Box, bounding_box
 
-PlaneName = Literal["axial", "coronal", "sagittal"]
+PlaneName = Literal["axial", "coronal", "sagittal", "across D", "across H", "across W"]
+"""The last three where nothing is known of the patient's sides."""
 Side = Literal["left", "right", "top", "bottom"]
 Window = tuple[float, float]
 """Intensities shown as black and as white."""
@@ -55,6 +56,10 @@ PLANES = (
     PlaneLayout("coronal", across=1, rows=0, columns=2, sides={"left": "R", "right": "L", "top": "S", "bottom": "I"}),
     PlaneLayout("sagittal", across=2, rows=0, columns=1, sides={"left": "A", "right": "P", "top": "S", "bottom": "I"}),
 )
+
+
+UNKNOWN_SIDES: dict[Side, str] = {"left": "?", "right": "?", "top": "?", "bottom": "?"}
+"""Marks of a plane of which nothing is known."""
 
 
 @dataclass(frozen=True)
@@ -118,7 +123,7 @@ def view_case(
     in_reference, in_prediction = np.isin(reference, values), np.isin(prediction, values)
     shown = in_reference if in_reference.any() else in_prediction
     field = _field_of_view(in_reference | in_prediction, spacing)
-    limits = None if image is None else window or _window(image[field.slices])
+    limits = None if image is None else window or intensity_window(image[field.slices])
     planes = []
     for layout in PLANES:
         index = _largest_section(shown, layout.across)
@@ -134,10 +139,10 @@ def view_case(
                 slices=reference.shape[layout.across],
                 width_mm=width_mm,
                 height_mm=height_mm,
-                image=None if scan is None or limits is None else _encode(scan, size, limits),
+                image=None if scan is None or limits is None else encode(scan, size, limits),
                 outlines=outlines,
-                scale_bar_mm=_round_length(width_mm / 4),
-                alt=_alt_text(case, layout, index, reference.shape[layout.across], outlines),
+                scale_bar_mm=round_length(width_mm / 4),
+                alt=alt_text(case, layout, index, reference.shape[layout.across], outlines),
             )
         )
     return CaseView(case=case, planes=tuple(planes))
@@ -148,10 +153,11 @@ def _cut(
 ) -> Shaped[np.ndarray, "rows columns"]:
     chosen: list[slice | int] = list(field.slices)
     chosen[layout.across] = index
-    return _on_screen(array[tuple(chosen)])
+    return on_screen(array[tuple(chosen)])
 
 
-def _on_screen(plane: Shaped[np.ndarray, "rows columns"]) -> Shaped[np.ndarray, "rows columns"]:
+def on_screen(plane: Shaped[np.ndarray, "rows columns"]) -> Shaped[np.ndarray, "rows columns"]:
+    """Return a plane of a volume in RAS order turned for the screen."""
     # Screens count down and to the right. Head and front belong to the top, so rows run backwards in every plane; the
     # patient's right (axial, coronal) and front (sagittal) belong to the left, so columns do too.
     return plane[::-1, ::-1]
@@ -185,7 +191,8 @@ def _triple(values: Sequence[int]) -> Triple:
     return values[0], values[1], values[2]
 
 
-def _window(image: Float[np.ndarray, "D H W"]) -> Window:
+def intensity_window(image: Float[np.ndarray, ...]) -> Window:
+    """Return the 1st and 99th percentile of the finite values."""
     finite = image[np.isfinite(image)]
     if not finite.size:
         return 0.0, 1.0
@@ -193,7 +200,8 @@ def _window(image: Float[np.ndarray, "D H W"]) -> Window:
     return (low, high) if high > low else (low, low + 1.0)
 
 
-def _encode(plane: Float[np.ndarray, "rows columns"], size_mm: tuple[float, float], window: Window) -> str:
+def encode(plane: Float[np.ndarray, "rows columns"], size_mm: tuple[float, float], window: Window) -> str:
+    """Return a plane, turned for the screen, as the data URI of a JPEG whose sides are in proportion to millimetres."""
     low, high = window
     grey = np.nan_to_num((plane.astype(np.float64) - low) / (high - low), nan=0.0, posinf=1.0, neginf=0.0)
     picture = Image.fromarray((np.clip(grey, 0.0, 1.0) * 255).round().astype(np.uint8))
@@ -248,14 +256,16 @@ def outline_path(mask: Bool[np.ndarray, "rows columns"], size_mm: tuple[float, f
     return "".join(parts)
 
 
-def _round_length(length: float) -> float:
+def round_length(length: float) -> float:
     """Return the largest of 1, 2 and 5 times a power of ten that is not longer than `length`."""
     power = 10.0 ** math.floor(math.log10(length))
     return max(step * power for step in (1.0, 2.0, 5.0) if step * power <= length)
 
 
-def _alt_text(case: str, layout: PlaneLayout, index: int, slices: int, outlines: Sequence[Outline]) -> str:
+def alt_text(case: str, layout: PlaneLayout, index: int, slices: int, outlines: Sequence[Outline]) -> str:
+    """Return in words what a picture shows, for those who can't see it."""
     drawn = {role: [line.class_name for line in outlines if line.role == role] for role in ("reference", "prediction")}
     told = "; ".join(f"{role}: {', '.join(names) if names else 'nothing here'}" for role, names in drawn.items())
     left, right = layout.sides["left"], layout.sides["right"]
-    return f"{case}, {layout.name} plane {index + 1} of {slices}, {left} on the left and {right} on the right. {told}."
+    sides = "sides not known" if layout.sides == UNKNOWN_SIDES else f"{left} on the left and {right} on the right"
+    return f"{case}, {layout.name} plane {index + 1} of {slices}, {sides}. {told}."

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -12,8 +13,11 @@ from sagittal.data.cache import Cache
 from sagittal.data.label_index import LabelIndex
 from sagittal.inference.sliding_window import predict_logits
 from sagittal.plan.plan import Plan
+from sagittal.report.cuts import CutCase
 from sagittal.training.distributed import ALONE, World
+from sagittal.training.masks import label_masks
 from sagittal.training.state import new_network
+from sagittal.training.worst_cases import WorstCases, by_label
 
 
 @dataclass(frozen=True)
@@ -22,6 +26,12 @@ class Score:
 
     dice: dict[str, float | None]
     mean_dice: float
+    present: Mapping[str, int] = field(default_factory=dict)
+    """In how many of the references each label is."""
+    by_case: Mapping[str, Mapping[str, float | None]] = field(default_factory=dict)
+    """Dice by case and label."""
+    worst: tuple[CutCase, ...] = ()
+    """Planes of the worst cases, the worst first."""
 
 
 def validate_on_cache(
@@ -32,29 +42,38 @@ def validate_on_cache(
     index: LabelIndex,
     *,
     world: World = ALONE,
+    pictures: int = 0,
 ) -> Score:
     """Predict cached cases whole, on the network's grid, without mirroring, and compare with their labels.
 
     A label absent from both reference and prediction of a case is left out of that label's mean; one that was missed or
     invented counts as 0. The network's mode is left as it was. Several processes share the cases, and all of them get
-    the score of all cases.
+    the score of all cases. Of the worst `pictures` cases, planes are kept.
     """
     was_training = network.training
     network.eval()
-    own = {}
+    own, worst = {}, WorstCases(pictures)
+    names = [label.name for label in plan.dataset.labels]
     for case in cases[world.rank :: world.size]:
         logits = _predict(network, cache, case, plan)
         reference = torch.from_numpy(np.asarray(cache.labels(case), dtype=np.int64)).to(logits.device)
-        own[case] = _dice_of_case(logits, reference, index)
+        own[case] = _scores_of_case(logits, reference, index)
+        dice = by_label(names, own[case][0])
+        worst.look(cache.case_ids[case], dice, cache.image(case), logits, reference, index)
     network.train(was_training)
-    known_cases = {case: dice for part in world.gather_objects(own) for case, dice in part.items()}
+    known_cases = {case: scores for part in world.gather_objects(own) for case, scores in part.items()}
     # In the order of the cases: a mean depends, in its last bits, on the order of what is added.
-    scores = [known_cases[case] for case in cases]
-    names = [label.name for label in plan.dataset.labels]
-    table = np.array(scores, dtype=np.float64)
+    table = np.array([known_cases[case][0] for case in cases], dtype=np.float64)
+    present = np.array([known_cases[case][1] for case in cases], dtype=np.int64).sum(axis=0)
     means = {name: _mean(table[:, column]) for column, name in enumerate(names)}
     known = [value for value in means.values() if value is not None]
-    return Score(dice=means, mean_dice=float(np.mean(known)) if known else 0.0)
+    return Score(
+        dice=means,
+        mean_dice=float(np.mean(known)) if known else 0.0,
+        present={name: int(count) for name, count in zip(names, present, strict=True)},
+        by_case={cache.case_ids[case]: by_label(names, known_cases[case][0]) for case in cases},
+        worst=worst.of_all(world) if pictures else (),
+    )
 
 
 def measure_case_s(plan: Plan, cache: Cache, case: int, device: torch.device) -> float:
@@ -80,19 +99,15 @@ def _predict(network: torch.nn.Module, cache: Cache, case: int, plan: Plan) -> t
     )
 
 
-def _dice_of_case(logits: torch.Tensor, reference: torch.Tensor, index: LabelIndex) -> list[float]:
-    valid = (
-        torch.ones_like(reference, dtype=torch.bool) if index.ignore_index is None else reference != index.ignore_index
-    )
-    membership = torch.from_numpy(index.membership).to(reference.device)
-    winner = None if index.spec.has_regions else logits.argmax(0)
-    scores = []
-    for output in range(0 if index.spec.has_regions else 1, logits.shape[0]):
-        wanted = membership[output][reference.where(valid, torch.zeros_like(reference))] & valid
-        predicted = (logits[output] > 0 if winner is None else winner == output) & valid
-        total = int(wanted.sum()) + int(predicted.sum())
+def _scores_of_case(logits: torch.Tensor, reference: torch.Tensor, index: LabelIndex) -> tuple[list[float], list[bool]]:
+    """Return each label's Dice, NaN where it is in neither, and whether the reference has it."""
+    scores, present = [], []
+    for wanted, predicted in label_masks(logits, reference, index):
+        size = int(wanted.sum())
+        total = size + int(predicted.sum())
         scores.append(2 * int((wanted & predicted).sum()) / total if total else float("nan"))
-    return scores
+        present.append(size > 0)
+    return scores, present
 
 
 def _mean(values: np.ndarray) -> float | None:
