@@ -11,6 +11,7 @@ Processes must call these functions in the same order, all of them, also one who
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -142,13 +143,18 @@ def _named_failures() -> Iterator[None]:
     except RuntimeError as error:  # torch's DistBackendError and DistNetworkError are such
         if not dist.is_initialized():
             raise
-        reason = str(error).strip().splitlines()[0][:300]
         raise TrainingError(
             f"process {dist.get_rank()} of {dist.get_world_size()}: another process ended or did not answer in time "
-            f"({reason}). Look at the messages of the process that ended first; then start the same command again, "
-            "which goes on from the last checkpoint.",
+            f"({_reason(error)}). Look at the messages of the process that ended first; then start the same command "
+            "again, which goes on from the last checkpoint.",
             code="process_lost",
         ) from error
+
+
+def _reason(error: Exception) -> str:
+    """Return torch's reason without the place in its source and the advice for its developers."""
+    first = next(iter(str(error).strip().splitlines()), type(error).__name__)
+    return re.sub(r"^\[\S+\.\w+:\d+\] ", "", first).split(". This is typically")[0][:300]
 
 
 def world_from_environment(environment: Mapping[str, str]) -> World:
@@ -219,11 +225,10 @@ def start(
             timeout=timedelta(seconds=timeout_s),
         )
     except (RuntimeError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0][:300]
         raise TrainingError(
             f"process {world.rank} of {world.size} did not meet the others at {world.address} within {timeout_s:g} s "
-            f"({reason}). Look whether all of them were started, with the same address, and whether a firewall lets "
-            "them through.",
+            f"({_reason(error)}). Look whether all of them were started, with the same address, and whether a firewall "
+            "lets them through.",
             code="processes_did_not_meet",
         ) from error
     try:

@@ -77,19 +77,21 @@ class SynchronisedBatchNorm(_BatchNorm):
         """
         if not self.training:
             return super().forward(input)
-        count, mean, var = _statistics(input, self.world, empty=self.stand_in)
-        if count <= 1 and self.running_mean is not None:
+        own = 0 if self.stand_in else input.numel() // input.shape[1]
+        count, mean, var = _statistics(input, own, self.world)
+        # Where this process alone has a variance there is one; so an accelerator is rarely waited for.
+        if own <= 1 and int(count) <= 1 and self.running_mean is not None:
             return F.batch_norm(
                 input, self.running_mean, self.running_var, self.weight, self.bias, training=False, eps=self.eps
             )
         self._update(count, mean, var)
         result: Tensor = _Normalise.apply(  # type: ignore[no-untyped-call]
-            input, self.weight, self.bias, mean, torch.rsqrt(var + self.eps), (count, self.stand_in), self.world
+            input, self.weight, self.bias, mean, torch.rsqrt(var + self.eps), count, (self.world, self.stand_in)
         )
         return result
 
     @torch.no_grad()
-    def _update(self, count: int, mean: Tensor, var: Tensor) -> None:
+    def _update(self, count: Tensor, mean: Tensor, var: Tensor) -> None:
         """Update the running statistics as torch does, with the unbiased variance."""
         if self.running_mean is None or self.running_var is None or self.num_batches_tracked is None:
             return
@@ -100,24 +102,25 @@ class SynchronisedBatchNorm(_BatchNorm):
 
 
 @torch.no_grad()
-def _statistics(x: Tensor, world: World, *, empty: bool) -> tuple[int, Tensor, Tensor]:
-    """Return the number of values for each channel, their mean and their variance (biased), (C,) float64, of all.
+def _statistics(x: Tensor, own: int, world: World) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the number of values for each channel, (), their mean and variance (biased), (C,), of all; float64.
 
     Each process sends count, mean and sum of squared deviations, which add up without cancellation (Chan, Golub and
-    LeVeque, 1983).
+    LeVeque, 1983). `own` is the count of this process; 0 where x stands for nothing.
     """
     channels = x.shape[1]
-    own = torch.zeros(world.size, 2 * channels + 1, dtype=torch.float64, device=x.device)
-    count = 0 if empty else x.numel() // channels
-    if count:
+    table = torch.zeros(world.size, 2 * channels + 1, dtype=torch.float64, device=x.device)
+    if own:
         var, mean = torch.var_mean(_at_least_fp32(x), [0, *range(2, x.ndim)], correction=0)
-        own[world.rank] = torch.cat([mean.double(), var.double() * count, mean.new_tensor([count]).double()])
-    everyone = all_reduce(own, world)
+        table[world.rank, :channels] = mean
+        table[world.rank, channels:-1] = var.double() * own
+        table[world.rank, -1] = own
+    everyone = all_reduce(table, world)
     counts, means = everyone[:, -1:], everyone[:, :channels]
     total = counts.sum()
     mean = (counts * means).sum(0) / total
     squares = everyone[:, channels:-1].sum(0) + (counts * (means - mean).square()).sum(0)
-    return int(total), mean, squares / total
+    return total, mean, squares / total
 
 
 def _at_least_fp32(x: Tensor) -> Tensor:
@@ -139,11 +142,11 @@ class _Normalise(torch.autograd.Function):
         bias: Tensor | None,
         mean: Tensor,
         rstd: Tensor,
-        counted: tuple[int, bool],
-        world: World,
+        count: Tensor,
+        place: tuple[World, bool],
     ) -> Tensor:
-        ctx.save_for_backward(x, weight, mean, rstd)
-        (ctx.count, ctx.empty), ctx.world = counted, world
+        ctx.save_for_backward(x, weight, mean, rstd, count)
+        ctx.world, ctx.stand_in = place
         wide = _at_least_fp32(x)
         scale = rstd if weight is None else rstd * weight.double()
         result = (wide - _shaped(mean, wide)) * _shaped(scale, wide)
@@ -153,18 +156,18 @@ class _Normalise(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        x, weight, mean, rstd = ctx.saved_tensors
+        x, weight, mean, rstd, count = ctx.saved_tensors
         wide, grad = _at_least_fp32(x), _at_least_fp32(grads[0])
         centred = wide - _shaped(mean, wide)
         axes = [0, *range(2, x.ndim)]
         own = torch.stack([grad.sum(axes), (grad * centred).sum(axes)]).double()
-        sums = all_reduce(own, ctx.world) / ctx.count
+        sums = all_reduce(own, ctx.world) / count
         scale = rstd if weight is None else rstd * weight.double()
         result = (grad - _shaped(sums[0], wide) - centred * _shaped(sums[1] * rstd.square(), wide)) * _shaped(
             scale, wide
         )
         of_weight = None if weight is None else (own[1] * rstd).to(weight.dtype)
         of_bias = None if weight is None else own[0].to(weight.dtype)
-        if ctx.empty:
+        if ctx.stand_in:
             result = torch.zeros_like(result)
         return result.to(x.dtype), of_weight, of_bias, None, None, None, None
