@@ -1,12 +1,17 @@
 """Checkpoints: one safetensors file with weights, optimiser state and progress; atomic, hashed, no pickle.
 
 A run folder holds `checkpoint_00000120.safetensors` and beside it `.sha256`, written in this order, so that a kill at
-any moment leaves either a checkpoint that verifies or one that is passed over. The last two are kept.
+any moment leaves either a checkpoint that verifies or one that is passed over. The last few are kept.
+
+Where the best weights may become the result, `best_00000090.safetensors` holds those of a validation. Its step is in
+its name, because a run that was killed goes on from before later validations: each checkpoint that is kept finds the
+weights that were the best when it was written.
 """
 
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -16,6 +21,7 @@ from safetensors.torch import save
 
 from sagittal.errors import TrainingError
 from sagittal.plan.base import Frozen, write_atomically
+from sagittal.training.generators import generator_states, restore_generators
 from sagittal.training.schedules import Shortening
 from sagittal.training.standing import Standing
 from sagittal.training.state import TrainState
@@ -35,8 +41,8 @@ class Progress(Frozen):
     standing: Standing = Standing()
 
 
-def save_checkpoint(folder: Path, state: TrainState, progress: Progress) -> Path:
-    """Write a checkpoint atomically and drop all but the last two.
+def save_checkpoint(folder: Path, state: TrainState, progress: Progress, *, keep: int = KEPT) -> Path:
+    """Write a checkpoint atomically and drop all but the last `keep`, and best weights that none of them speaks of.
 
     Raises:
         ResourceError: the disk is full or the folder is not writable; earlier checkpoints stay intact.
@@ -46,61 +52,122 @@ def save_checkpoint(folder: Path, state: TrainState, progress: Progress) -> Path
         tensors.update({f"average.{name}": value for name, value in state.average.network.state_dict().items()})
     for name, moments in _named_states(state.network, state.optimizer).items():
         tensors.update({f"optimizer.{key}.{name}": value for key, value in moments.items()})
-    tensors["rng.torch"] = torch.get_rng_state()
-    content = save(
-        {name: value.detach().cpu().contiguous() for name, value in tensors.items()},
-        metadata={"progress": progress.model_dump_json()},
-    )
-    path = write_atomically(folder / f"checkpoint_{progress.step:08d}.safetensors", content)
-    write_atomically(_hash_file(path), hashlib.sha256(content).hexdigest().encode())
-    for old in _checkpoints(folder)[KEPT:]:
-        _hash_file(old).unlink(missing_ok=True)
-        old.unlink(missing_ok=True)
+    if state.scaler is not None:
+        tensors.update({f"scaler.{name}": value for name, value in state.scaler.state().items()})
+    tensors.update({f"rng.{name}": value for name, value in generator_states(_device(state)).items()})
+    path = _write(folder / f"checkpoint_{progress.step:08d}.safetensors", tensors, progress=progress.model_dump_json())
+    kept = _checkpoints(folder)[: max(keep, 1)]
+    for old in set(_checkpoints(folder)) - set(kept):
+        _remove(old)
+    spoken_of = {_best_path(folder, step) for step in map(_best_step, kept) if step is not None}
+    for best in set(folder.glob("best_*.safetensors")) - spoken_of:
+        _remove(best)
     return path
+
+
+def save_best(folder: Path, network: torch.nn.Module, step: int, *, plan_sha256: str) -> Path:
+    """Write the weights of the best validation so far, made after `step` steps; the next checkpoint drops older ones.
+
+    Raises:
+        ResourceError: the disk is full or the folder is not writable; earlier files stay intact.
+    """
+    return _write(_best_path(folder, step), network.state_dict(), plan_sha256=plan_sha256)
+
+
+def load_best(folder: Path, network: torch.nn.Module, step: int, *, plan_sha256: str) -> bool:
+    """Put the weights that `save_best` wrote after `step` steps into a network; tell whether they are there and whole.
+
+    Where they are not, or belong to another plan, the network stays as it is.
+    """
+    path = _best_path(folder, step)
+    if not _is_whole(path):
+        return False
+    with safe_open(path, framework="pt") as file:
+        if (file.metadata() or {}).get("plan_sha256") != plan_sha256:
+            return False
+        network.load_state_dict({name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118 - no dict
+    return True
 
 
 def newest_checkpoint(folder: Path) -> tuple[Path, Progress] | None:
     """Return the newest checkpoint that verifies, and its progress; None where there is none."""
     for path in _checkpoints(folder):
         try:
-            wanted = _hash_file(path).read_text()
-            if hashlib.sha256(path.read_bytes()).hexdigest() != wanted:
-                continue
-            with safe_open(path, framework="pt") as file:
-                return path, Progress.model_validate_json((file.metadata() or {}).get("progress", ""))
+            if _is_whole(path):
+                return path, _read_progress(path)
         except (OSError, SafetensorError, ValidationError):
             continue
     return None
 
 
 def load_checkpoint(path: Path, state: TrainState, *, plan_sha256: str) -> None:
-    """Restore weights, their mean, optimiser state and the random generator, in place.
+    """Restore weights, their mean, the optimiser's state, the loss scale and the random generators, in place.
 
     Raises:
         TrainingError: the checkpoint belongs to another plan.
     """
+    if _read_progress(path).plan_sha256 != plan_sha256:
+        raise TrainingError(
+            f"{path}: belongs to another plan than the one given. Go on with the run's own plan.json, or remove "
+            f"{path.parent} to start afresh.",
+            code="checkpoint_mismatch",
+        )
     with safe_open(path, framework="pt") as file:
-        progress = Progress.model_validate_json((file.metadata() or {})["progress"])
-        if progress.plan_sha256 != plan_sha256:
-            raise TrainingError(
-                f"{path}: belongs to another plan than the one given. Go on with the run's own plan.json, or remove "
-                f"{path.parent} to start afresh.",
-                code="checkpoint_mismatch",
-            )
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - safe_open is no dict
     state.network.load_state_dict(_part(tensors, "network."))
     if state.average is not None:
         state.average.network.load_state_dict(_part(tensors, "average."))
+    if state.scaler is not None:
+        state.scaler.restore(_part(tensors, "scaler."))
     parameters = dict(state.network.named_parameters())
-    for name, value in tensors.items():
-        if not name.startswith("optimizer."):
-            continue
-        key, parameter = name.removeprefix("optimizer.").split(".", 1)
+    for name, value in _part(tensors, "optimizer.").items():
+        key, parameter = name.split(".", 1)
         target = parameters[parameter]
-        moments = state.optimizer.state[target]
-        # Adam keeps its step counter as a CPU scalar; moments take the memory format of their parameter.
-        moments[key] = value if value.ndim == 0 else torch.empty_like(target).copy_(value)
-    torch.set_rng_state(tensors["rng.torch"])
+        # Step counters lie on the parameter's device, as fused optimisers want them, and moments in its memory format.
+        state.optimizer.state[target][key] = (
+            value.to(target.device) if value.ndim == 0 else torch.empty_like(target).copy_(value)
+        )
+    restore_generators(_part(tensors, "rng."), _device(state))
+
+
+def _write(path: Path, tensors: Mapping[str, torch.Tensor], **metadata: str) -> Path:
+    content = save({name: value.detach().cpu().contiguous() for name, value in tensors.items()}, metadata=metadata)
+    write_atomically(path, content)
+    write_atomically(_hash_file(path), hashlib.sha256(content).hexdigest().encode())
+    return path
+
+
+def _is_whole(path: Path) -> bool:
+    """Tell whether a file is there with its hash, and as it was written."""
+    try:
+        return hashlib.sha256(path.read_bytes()).hexdigest() == _hash_file(path).read_text()
+    except OSError:
+        return False
+
+
+def _read_progress(path: Path) -> Progress:
+    with safe_open(path, framework="pt") as file:
+        return Progress.model_validate_json((file.metadata() or {}).get("progress", ""))
+
+
+def _best_step(checkpoint: Path) -> int | None:
+    try:
+        return _read_progress(checkpoint).standing.best_step
+    except (OSError, SafetensorError, ValidationError):
+        return None
+
+
+def _remove(path: Path) -> None:
+    _hash_file(path).unlink(missing_ok=True)
+    path.unlink(missing_ok=True)
+
+
+def _device(state: TrainState) -> torch.device:
+    return next(state.network.parameters()).device
+
+
+def _best_path(folder: Path, step: int) -> Path:
+    return folder / f"best_{step:08d}.safetensors"
 
 
 def _part(tensors: dict[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:

@@ -9,18 +9,29 @@ import torch
 from sagittal.errors import PlanError
 from sagittal.plan.plan import Plan
 
+MOST_SKIPPED = 20
+"""Steps in a row that fp16 may skip. The scale starts at 2^16, and halving it as often leaves 2^-4: no gradient
+overflows because of that."""
+
 
 def require_precision(plan: Plan, device: torch.device) -> None:
     """Refuse what a device can't compute in.
 
     Raises:
-        PlanError: the plan wants bf16 or fp16 and the device is the CPU.
+        PlanError: the plan wants fp16 or bf16 and the device is a CPU, or fp64 and the device has none.
     """
-    if plan.training.precision in ("bf16", "fp16") and device.type == "cpu":
+    precision = plan.training.precision
+    if device.type == "cpu" and precision in ("bf16", "fp16"):
         raise PlanError(
-            f"training.precision is {plan.training.precision}, which is for GPUs: on a CPU it is slower than fp32 and "
+            f"training.precision is {precision}, which is for GPUs: on a CPU it is slower than fp32 and "
             "its gradients can be wrong. Choose --device cuda, or make the plan with --set training.precision=fp32.",
             code="bf16_on_cpu",
+        )
+    if device.type == "mps" and precision == "fp64":
+        raise PlanError(
+            f"training.precision is fp64, which device {device} does not have. Choose --device cpu, or make the plan "
+            "with --set training.precision=fp32.",
+            code="fp64_on_mps",
         )
 
 
@@ -35,6 +46,58 @@ def autocast(precision: str, device: torch.device) -> AbstractContextManager[Non
             return nullcontext()
 
 
-def new_scaler(precision: str, device: torch.device) -> torch.amp.GradScaler | None:
+class LossScale:
+    """The factor that fp16's loss is multiplied by, so that small gradients do not vanish.
+
+    It is halved after each step whose gradients overflow, which is skipped, and doubled after 2000 others in a row.
+
+    Attributes:
+        skipped_in_a_row: steps skipped up to now without one that was not.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._scaler = torch.amp.GradScaler(device.type)
+        self.skipped_in_a_row = 0
+
+    @property
+    def value(self) -> float:
+        """The factor; reading it makes the processor wait for an accelerator."""
+        return float(self._scaler.get_scale())
+
+    def scaled(self, loss: torch.Tensor) -> torch.Tensor:
+        """Return the loss times the factor, for its backward pass."""
+        return self._scaler.scale(loss)
+
+    def unscale(self, optimizer: torch.optim.Optimizer) -> None:
+        """Divide the gradients by the factor, in place, and remember whether they overflowed."""
+        self._scaler.unscale_(optimizer)
+
+    def update(self, *, skipped: bool) -> None:
+        """Adapt the factor after a step; `skipped` where its gradients were not finite."""
+        self._scaler.update()
+        self.skipped_in_a_row = self.skipped_in_a_row + 1 if skipped else 0
+
+    def state(self) -> dict[str, torch.Tensor]:
+        """Return what an exact resume needs."""
+        held = self._scaler.state_dict()
+        return {
+            "scale": torch.tensor(held["scale"], dtype=torch.float64),
+            "growth_tracker": torch.tensor(held["_growth_tracker"]),
+            "skipped_in_a_row": torch.tensor(self.skipped_in_a_row),
+        }
+
+    def restore(self, state: dict[str, torch.Tensor]) -> None:
+        """Go on from what `state` returned."""
+        self._scaler.load_state_dict(
+            {
+                **self._scaler.state_dict(),
+                "scale": float(state["scale"]),
+                "_growth_tracker": int(state["growth_tracker"]),
+            }
+        )
+        self.skipped_in_a_row = int(state["skipped_in_a_row"])
+
+
+def new_scale(precision: str, device: torch.device) -> LossScale | None:
     """Return what scales the loss of fp16, None for other precisions."""
-    return torch.amp.GradScaler(device.type) if precision == "fp16" else None
+    return LossScale(device) if precision == "fp16" else None
