@@ -320,7 +320,7 @@ def test_a_budget_caps_the_frozen_steps_and_gives_the_reason(
         PlanChoice(),
         Budget(120.0, 100.0),
         folds=1,
-        say=lines.append,
+        options=RunOptions(say=lines.append),
     )
     start = fitted.training.initialization
     assert start is not None and 200 < start.freeze_encoder_steps == fitted.schedule.steps // 4

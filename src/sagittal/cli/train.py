@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 import signal
 import sys
@@ -61,12 +62,15 @@ def train(
     checkpoint_every: time between two checkpoints
     """
     from sagittal.errors import PlanError
+    from sagittal.training.distributed import world_from_environment
     from sagittal.training.run import train as train_bundle
     from sagittal.training.stages import RunOptions
 
     if plan is not None and network is not None:
         raise PlanError("--plan and --network exclude each other: a plan names its network. Give one of them.")
-    with _stoppable_before_training():
+    world = world_from_environment(os.environ)
+    _share_processors(int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+    with _stoppable_before_training(tell=world.main):
         result = train_bundle(
             dataset,
             out,
@@ -87,19 +91,22 @@ def train(
                 memory_gib=memory_gib,
                 splits=splits,
                 checkpoint_every_s=parse_duration_s(checkpoint_every, "--checkpoint-every"),
-                say=_say,
+                world=world,
+                say=_say if world.main else _say_nothing,
             ),
         )
     if result.ended in ("interrupted", "terminated"):
         again = [word for word in sys.argv[1:] if word != "--resume"]
-        _say(f"stopped; go on with: sagittal {shlex.join([*again, '--resume'])}")
+        if world.main:
+            _say(f"stopped; go on with: {_program(world.size)} {shlex.join([*again, '--resume'])}")
         return 130 if result.ended == "interrupted" else STOPPED
-    _say(f"bundle: {result.bundle}")
+    if world.main:
+        _say(f"bundle: {result.bundle}")
     return 0
 
 
 @contextmanager
-def _stoppable_before_training() -> Iterator[None]:
+def _stoppable_before_training(*, tell: bool) -> Iterator[None]:
     """Let SIGTERM unwind the check, the plan and the preprocessing, as Ctrl-C does; training handles both itself."""
 
     def end(number: int, frame: FrameType | None) -> None:
@@ -114,10 +121,30 @@ def _stoppable_before_training() -> Iterator[None]:
         yield
     except (KeyboardInterrupt, SystemExit):
         again = shlex.join(sys.argv[1:])
-        print(f"stopped; cases prepared so far are kept; begin again with: sagittal {again}", file=sys.stderr)
+        if tell:
+            print(f"stopped; cases prepared so far are kept; begin again with: sagittal {again}", file=sys.stderr)
         raise
     finally:
         signal.signal(signal.SIGTERM, previous)
+
+
+def _program(processes: int) -> str:
+    return "sagittal" if processes == 1 else f"torchrun (as before, {processes} processes) -m sagittal"
+
+
+def _share_processors(processes: int) -> None:
+    """Give each process that `torchrun` started on this machine its part of the processors, where the user gave none.
+
+    torchrun itself gives each of them a single thread, however many processors there are.
+    """
+    if processes > 1 and os.environ.get("OMP_NUM_THREADS", "1") == "1":
+        import torch
+
+        torch.set_num_threads(max(len(os.sched_getaffinity(0)) // processes, 1))
+
+
+def _say_nothing(line: str) -> None:
+    pass
 
 
 def _say(line: str) -> None:

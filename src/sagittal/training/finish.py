@@ -18,6 +18,7 @@ from sagittal.report.page import Page
 from sagittal.training.fold import COMPLETE, FoldJob, FoldRun
 from sagittal.training.initialization import may_have_seen_held_out, weights_for
 from sagittal.training.log import read_log
+from sagittal.training.peers import agree
 from sagittal.training.signals import StopFlag
 
 NOT_VALIDATED = {
@@ -52,11 +53,29 @@ def finish_fold(
     Returns:
         The metrics that the bundle holds.
     """
-    evaluation = None
+    done: tuple[str, ...] = ()
     why = "none" if not job.validation else "stopped"
+    agree(stop, False, job.world)
     if job.validation and run.complete and not stop:
-        evaluation = _validate(job, run, data, stop, validation_s, say)
+        done = _predict_held_out(job, run, data, stop, validation_s)
+        agree(stop, False, job.world)
         why = "stopped" if stop else "no_time"
+    return job.peers.on_main(lambda: _write(job, run, data, out, done=done, why=why, stopped=bool(stop), say=say))
+
+
+def _write(
+    job: FoldJob,
+    run: FoldRun,
+    data: Dataset,
+    out: Path,
+    *,
+    done: tuple[str, ...],
+    why: str,
+    stopped: bool,
+    say: Callable[[str], None],
+) -> dict[str, Any]:
+    """Score the predictions of the cases `done` and write report and bundle; return its metrics."""
+    evaluation = _evaluate(job, run, data, done, say) if done else None
     validated = 0 if evaluation is None else len(evaluation.cases)
     entry: dict[str, Any] = {
         "steps": run.progress.step,
@@ -69,7 +88,7 @@ def finish_fold(
         "training_cases": len(job.train),
         "held_out_cases": len(job.validation),
         "validation": NOT_VALIDATED[why] if evaluation is None else f"{validated} held-out cases",
-        "validation_stopped": run.complete and bool(stop) and validated < len(job.validation),
+        "validation_stopped": run.complete and stopped and validated < len(job.validation),
         "cases": {} if evaluation is None else _by_case(evaluation),
         **_started_from(job),
     }
@@ -138,29 +157,34 @@ def _unseen(folds: Mapping[str, Mapping[str, Any]]) -> str:
     return "never saw it"
 
 
-def _validate(
-    job: FoldJob,
-    run: FoldRun,
-    data: Dataset,
-    stop: StopFlag,
-    validation_s: float | None,
-    say: Callable[[str], None],
-) -> Evaluation | None:
+def _predict_held_out(
+    job: FoldJob, run: FoldRun, data: Dataset, stop: StopFlag, validation_s: float | None
+) -> tuple[str, ...]:
+    """Predict held-out scans, shared out to the processes, and return the cases that were done, in their order."""
     began = time.monotonic()
     done: list[str] = []
-    folder = job.folder / "validation"
     predictor = Predictor(job.plan, (run.network,), job.device)
-    for case in _held_out(job, data):
+    cases = _held_out(job, data)
+    for case in cases[job.world.rank :: job.world.size]:
         taken = time.monotonic() - began
         # The next case must fit as well as those before it did.
         if stop or (validation_s is not None and taken * (len(done) + 1) / max(len(done), 1) > validation_s):
             break
-        predictor.predict(case.images, mirror=False).write(folder / f"{case.id}{job.plan.dataset.file_ending}")
+        predictor.predict(case.images, mirror=False).write(_prediction(job, case.id))
         done.append(case.id)
-    if not done:
-        return None
+    everyone = {name for part in job.world.gather_objects(done) for name in part}
+    return tuple(case.id for case in cases if case.id in everyone)
+
+
+def _prediction(job: FoldJob, case: str) -> Path:
+    return job.folder / "validation" / f"{case}{job.plan.dataset.file_ending}"
+
+
+def _evaluate(
+    job: FoldJob, run: FoldRun, data: Dataset, done: tuple[str, ...], say: Callable[[str], None]
+) -> Evaluation:
     evaluation = evaluate(
-        folder,
+        job.folder / "validation",
         data.folder / "labelsTr",
         job.folder / "report",
         labels=ClassSet.of_spec(job.plan.dataset),

@@ -17,16 +17,23 @@ from sagittal.data.label_index import LabelIndex, label_index
 from sagittal.data.loader import TrainingBatches
 from sagittal.networks.encoder import set_encoder_frozen
 from sagittal.plan.plan import Plan
-from sagittal.training.checkpoint import Progress, load_checkpoint, newest_checkpoint, save_checkpoint
-from sagittal.training.distributed import ALONE, World, require_equal
+from sagittal.training.checkpoint import (
+    Progress,
+    load_best,
+    load_checkpoint,
+    newest_checkpoint,
+    save_best,
+    save_checkpoint,
+)
+from sagittal.training.distributed import World, require_equal
 from sagittal.training.initialization import describe_start, fill, frozen_steps, write_report
 from sagittal.training.monitor import Monitor, Say
-from sagittal.training.peers import agree
+from sagittal.training.peers import NO_PEERS, Peers, agree
 from sagittal.training.schedules import LAST_STEPS, Shortening, position, rate_factor, shorten, validation_steps
 from sagittal.training.signals import StopFlag
 from sagittal.training.standing import Standing
 from sagittal.training.state import TrainState, new_state
-from sagittal.training.step import train_on_batch
+from sagittal.training.step import StepResult, train_on_batch
 from sagittal.training.synchronised_norms import synchronise_batch_norm
 from sagittal.training.validation import validate_on_cache
 
@@ -47,7 +54,7 @@ class FoldJob:
         deadline: `time.monotonic()` at which training must end, or None.
         checkpoint_every_s: seconds between two checkpoints.
         source: the weights to start from, where the plan says so and there is no checkpoint.
-        world: the processes that train this fold together; only the main one writes.
+        peers: the processes that train this fold together; only the main one writes.
         keep_checkpoints: how many of them are kept, the last ones.
         loader_workers: threads that make batches; None for what the device needs.
         compile: whether the network is compiled; `auto` where that pays.
@@ -65,11 +72,16 @@ class FoldJob:
     deadline: float | None
     checkpoint_every_s: float
     source: Bundle | None = None
-    world: World = ALONE
+    peers: Peers = NO_PEERS
     keep_checkpoints: int = 2
     loader_workers: int | None = None
     compile: Literal["auto", "on", "off"] = "auto"
     trackers: tuple[str, ...] = ()
+
+    @property
+    def world(self) -> World:
+        """The processes that train this fold together."""
+        return self.peers.world
 
 
 @dataclass(frozen=True)
@@ -81,6 +93,8 @@ class FoldRun:
     ended: Ended
     waited_s: float
     """Time spent waiting for data in this attempt."""
+    weights_step: int
+    """Finished steps at which the network had these weights: the last ones, or those of the best validation."""
 
     @property
     def complete(self) -> bool:
@@ -104,7 +118,8 @@ def train_fold(job: FoldJob, stop: StopFlag, say: Say) -> FoldRun:
         ResourceError: the disk is full; the last checkpoint stays intact.
     """
     plan, index, world = job.plan, label_index(job.plan.dataset), job.world
-    state = new_state(plan, job.device)
+    # Processes that compile would all have to succeed or fail together.
+    state = new_state(plan, job.device, compile=job.compile if world.size == 1 else "off", say=say)
     progress = _begin(job, state, say)
     synchronise_batch_norm(state.network, world)
     require_equal(state.network.state_dict(), world)
@@ -116,7 +131,7 @@ def train_fold(job: FoldJob, stop: StopFlag, say: Say) -> FoldRun:
         elapsed_s = time.monotonic() - began
         now = progress.replace(step=step, elapsed_s=elapsed_s, shortening=clock.shortening, standing=standing)
         if world.main:
-            save_checkpoint(job.folder, state, now)
+            save_checkpoint(job.folder, state, now, keep=job.keep_checkpoints)
 
     with _monitor(job, step, say) as monitor, closing(_batches(job, step)) as batches:
         last_saved = start = time.monotonic()
@@ -126,7 +141,7 @@ def train_fold(job: FoldJob, stop: StopFlag, say: Say) -> FoldRun:
                 break
             freezing.obey(position(plan.schedule, step, clock.shortening), step)
             factor = rate_factor(plan.schedule, step, clock.shortening)
-            result = train_on_batch(state, batch, plan, rate_factor=factor, index=index)
+            result = train_on_batch(state, batch, plan, rate_factor=factor, index=index, world=world)
             step += 1
             if monitor is not None:
                 monitor.add_step(
@@ -137,6 +152,8 @@ def train_fold(job: FoldJob, stop: StopFlag, say: Say) -> FoldRun:
                     step_s=time.monotonic() - start,
                     elapsed_s=time.monotonic() - began,
                 )
+                if result.skipped:
+                    monitor.add_event("skipped", step, _skipped(step, result))
                 clock.look(step, monitor)
             if step in validation_steps(plan.schedule) and job.validation:
                 standing = _validate(job, state, index, step, standing, monitor)
@@ -146,15 +163,21 @@ def train_fold(job: FoldJob, stop: StopFlag, say: Say) -> FoldRun:
             start = time.monotonic()
         clock.agree(stop)
         save()
+        ended = world.broadcast_object(_how_it_ended(job, step, clock.end, standing, stop))
+        if plan.schedule.keep == "best" and ended in ("finished", "shortened") and job.validation:
+            # Not saved: a run that is resumed here does it again, and may count it only once.
+            standing = _validate(job, state, index, step, standing, monitor)
         waited_s = batches.waited_s
     require_equal(state.network.state_dict(), world)
+    network, weights_step = _resulting(job, state, step, standing, ended, say)
     return FoldRun(
-        network=state.result.eval(),
+        network=network,
         progress=progress.replace(
             step=step, elapsed_s=time.monotonic() - began, shortening=clock.shortening, standing=standing
         ),
-        ended=_how_it_ended(job, step, clock.end, standing, stop),
+        ended=ended,
         waited_s=waited_s,
+        weights_step=weights_step,
     )
 
 
@@ -192,7 +215,31 @@ def _validate(
     after = standing.after(step, score.mean_dice)
     if monitor is not None:
         monitor.add_validation(step, score, after, cases=len(cases), seconds=time.monotonic() - began)
+    may_be_result = job.plan.schedule.keep == "best" or job.plan.schedule.early_stop_validations > 0
+    if after.best_step == step and may_be_result and job.world.main:
+        save_best(job.folder, state.result, step, plan_sha256=job.plan_sha256)
     return after
+
+
+def _resulting(
+    job: FoldJob, state: TrainState, step: int, standing: Standing, ended: Ended, say: Say
+) -> tuple[torch.nn.Module, int]:
+    """Return the network that the fold ends with, in eval mode, and the step that its weights are from."""
+    network, best = state.result.eval(), standing.best_step
+    if standing.best_dice is None or best == step or not (job.plan.schedule.keep == "best" or ended == "stale"):
+        return network, step
+    if load_best(job.folder, network, best, plan_sha256=job.plan_sha256):
+        say(
+            f"fold {job.name}: ends with the weights of step {best}, the best validation, Dice {standing.best_dice:.3f}"
+        )
+        return network, best
+    say(f"fold {job.name}: the weights of step {best}, the best validation, are missing or damaged in {job.folder}")
+    say("  so it ends with those of the last step")
+    return network, step
+
+
+def _skipped(step: int, result: StepResult) -> str:
+    return f"step {step}: gradients overflowed in fp16, so it was skipped; loss scale now {result.loss_scale:g}"
 
 
 def _is_stale(plan: Plan, standing: Standing) -> bool:
@@ -209,6 +256,8 @@ def _begin(job: FoldJob, state: TrainState, say: Say) -> Progress:
             report = fill(state.network, job.plan, job.source, job.name)
             if job.world.main:
                 write_report(job.folder, job.plan, report, job.name)
+            if state.average is not None:
+                state.average.start_from(state.network)
             for line in describe_start(job.plan, report, job.name):
                 say(line)
         return Progress(step=0, plan_sha256=job.plan_sha256, elapsed_s=0.0)

@@ -8,17 +8,20 @@ from __future__ import annotations
 
 import itertools
 import json
+import platform
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
+from pathlib import Path
 from typing import TypeVar
 from urllib.parse import urlsplit
 
 import torch
 from torch.distributed import Store, TCPStore  # type: ignore[attr-defined]
 
-from sagittal.errors import PlanError, SagittalError, TrainingError
+from sagittal.errors import PlanError, ResourceError, SagittalError, TrainingError
+from sagittal.inference.device import resolve_device
 from sagittal.plan.plan import Plan
 from sagittal.training.distributed import ALONE, World, all_reduce, start
 from sagittal.training.signals import StopFlag, StopReason
@@ -147,22 +150,57 @@ def agree(stop: StopFlag, news: bool, world: World) -> bool:
     return bool(raised[-1] > 0)
 
 
+def process_device(name: str, world: World) -> torch.device:
+    """Return the device of this process: `cuda` becomes its own GPU.
+
+    Raises:
+        ResourceError: the machine lacks it, or several processes can't train on it.
+    """
+    device = resolve_device(name)
+    if world.size > 1 and device.type == "mps":
+        raise ResourceError(
+            f"device '{device}' is for one process, and {world.size} were started. Start one, or choose --device cpu.",
+            code="unknown_device",
+        )
+    return resolve_device(world.device(device))
+
+
+def enough_samples(plan: Plan, world: World) -> bool:
+    """Tell whether every process has a sample in each part of a batch."""
+    return world.size == 1 or world.size * plan.training.micro_batches <= plan.training.batch_size
+
+
 def require_enough_samples(plan: Plan, world: World) -> None:
     """Make sure that every process has a sample in each part of a batch.
 
     Raises:
         PlanError: there are too many processes.
     """
+    if enough_samples(plan, world):
+        return
     training = plan.training
-    if world.size * training.micro_batches > training.batch_size:
-        parts = f" in {training.micro_batches} parts" if training.micro_batches > 1 else ""
-        most = training.batch_size // training.micro_batches
-        raise PlanError(
-            f"training.batch_size is {training.batch_size}{parts}, for {world.size} processes: expected a sample for "
-            f"each of them{' in each part' if parts else ''}. Start {most} or fewer processes, or make the plan with "
-            f"--set training.batch_size={world.size * training.micro_batches}.",
-            code="batch_too_small",
-        )
+    parts = f" in {training.micro_batches} parts" if training.micro_batches > 1 else ""
+    raise PlanError(
+        f"training.batch_size is {training.batch_size}{parts}, for {world.size} processes: expected a sample for each "
+        f"of them{' in each part' if parts else ''}. Start {training.batch_size // training.micro_batches} processes "
+        f"or fewer, or make the plan with --set training.batch_size={world.size * training.micro_batches}.",
+        code="batch_too_small",
+    )
+
+
+def require_shared(folder: Path, cache: Path, world: World) -> None:
+    """Make sure that this process sees the folders that the main one wrote.
+
+    Raises:
+        ResourceError: it does not: several machines need a file system that they share.
+    """
+    for path in () if world.main else (folder, cache):
+        if not path.is_dir():
+            raise ResourceError(
+                f"process {world.rank} on {platform.node()} does not see {path}, where the first process wrote. Give "
+                "--out and --cache (and the data set) on a file system that all machines share, by the same paths.",
+                code="not_shared",
+            )
 
 
 def _store_at(world: World) -> Store | None:

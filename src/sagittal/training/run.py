@@ -7,7 +7,8 @@ import os
 import platform
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,7 +21,6 @@ from sagittal.data.known import known_digests
 from sagittal.data.split_files import SPLITS_NAME, write_splits
 from sagittal.data.splits import Fold
 from sagittal.errors import DataError, PlanError, TrainingError
-from sagittal.inference.predictor import resolve_device
 from sagittal.kernels import keep_freed_memory
 from sagittal.plan.base import write_atomically
 from sagittal.plan.plan import Configuration, Plan
@@ -29,6 +29,7 @@ from sagittal.training.choice import PlanChoice
 from sagittal.training.finish import bundle_at, finish_fold, weights_name
 from sagittal.training.fold import COMPLETE, Ended, FoldJob, train_fold
 from sagittal.training.initialization import StartFrom, try_fill
+from sagittal.training.peers import Peers, agree, process_device, require_enough_samples, require_shared, together
 from sagittal.training.precision import require_precision
 from sagittal.training.signals import StopFlag, graceful_stop
 from sagittal.training.split import SplitSources, folds_of
@@ -113,29 +114,75 @@ def train(
     budget = None if budget_s is None else Budget(budget_s, time.monotonic() + budget_s - FINISH_S)
     out = _bundle_folder(Path(out))
     folder = out.with_name(out.name + ".run")
-    device = resolve_device(options.device)
+    device = process_device(options.device, options.world)
     keep_freed_memory()
+    choice = PlanChoice(network, plan, settings or {}, start, configuration, preset)
+    if not options.world.main:
+        options = replace(options, say=lambda line: None)
+    with together(options.world, device) as peers:
+        ready = peers.on_main(lambda: _prepare(Path(dataset), out, folder, fold, choice, device, options))
+        require_shared(folder, ready.cache.folder, peers.world)
+        the_plan, validation_s = ready.plan, None
+        if budget is not None and ready.is_new:
+            cases = _cases(ready.cache, ready.folds, ready.names[0])
+            the_plan, validation_s = fit_budget(
+                the_plan, ready.cache, cases, device, choice, budget, folds=len(ready.names), options=options
+            )
+        peers.on_main(lambda: the_plan.write(folder / "plan.json"))
+        source = None if start is None else start.bundle
+        run = _Run(
+            the_plan,
+            ready.data,
+            ready.cache,
+            ready.folds,
+            out,
+            folder,
+            device,
+            options,
+            budget,
+            validation_s,
+            source,
+            peers,
+        )
+        metrics, ended = _train_folds(run, ready.names)
+    return TrainResult(bundle=out, plan=the_plan, metrics=metrics, ended=ended)
+
+
+@dataclass(frozen=True)
+class _Ready:
+    """What is there before training begins; one process sees to it, and all receive it."""
+
+    plan: Plan
+    is_new: bool
+    data: Dataset
+    cache: Cache
+    folds: tuple[Fold, ...]
+    names: tuple[str, ...]
+
+
+def _prepare(
+    dataset: Path,
+    out: Path,
+    folder: Path,
+    fold: FoldName,
+    choice: PlanChoice,
+    device: torch.device,
+    options: RunOptions,
+) -> _Ready:
+    """Check the data set, find or make the plan, fill the cache and split."""
     stored = _stored_plan(out, folder, fold, options)
     data = read_dataset(dataset)
     check(data, options)
-    choice = PlanChoice(network, plan, settings or {}, start, configuration, preset)
-    the_plan, is_new = find_plan(data, stored, choice, options)
-    require_precision(the_plan, device)
-    names = _fold_names(fold, the_plan)
-    _require_source(the_plan, start, names, out, folder)
+    plan, is_new = find_plan(data, stored, choice, options)
+    require_precision(plan, device)
+    require_enough_samples(plan, options.world)
+    names = _fold_names(fold, plan)
+    _require_source(plan, choice.start, names, out, folder)
     digests = known_digests(data, options.known, workers=options.workers)
-    _remember_data(data, content_hash(data, digests), folder, started=stored is not None)
-    cache = preprocess(data, digests, the_plan, options.cache or folder / "cache", device, options)
-    folds = () if fold == "none" else _split(data, the_plan, options, folder, started=stored is not None)
-    validation_s = None
-    if budget is not None and is_new:
-        cases, say = _cases(cache, folds, names[0]), options.say
-        the_plan, validation_s = fit_budget(the_plan, cache, cases, device, choice, budget, folds=len(names), say=say)
-    the_plan.write(folder / "plan.json")
-    source = None if start is None else start.bundle
-    run = _Run(the_plan, data, cache, folds, out, folder, device, options, budget, validation_s, source)
-    metrics, ended = _train_folds(run, names)
-    return TrainResult(bundle=out, plan=the_plan, metrics=metrics, ended=ended)
+    _remember_data(data, content_hash(data, digests), folder, started=stored is not None, processes=options.world.size)
+    cache = preprocess(data, digests, plan, options.cache or folder / "cache", device, options)
+    folds = () if fold == "none" else _split(data, plan, options, folder, started=stored is not None)
+    return _Ready(plan, is_new, data, cache, folds, names)
 
 
 def _bundle_folder(out: Path) -> Path:
@@ -165,6 +212,7 @@ class _Run:
     budget: Budget | None
     validation_s: float | None
     source: Bundle | None
+    peers: Peers
 
 
 def _train_folds(run: _Run, names: tuple[str, ...]) -> tuple[Mapping[str, Any], Ended]:
@@ -173,11 +221,12 @@ def _train_folds(run: _Run, names: tuple[str, ...]) -> tuple[Mapping[str, Any], 
     ended: Ended = "finished"
     with graceful_stop() as stop:
         for position, name in enumerate(names):
-            finished = _finished_before(run.out, run.plan, name)
+            finished = run.peers.on_main(partial(_finished_before, run.out, run.plan, name))
             if finished is not None:
                 metrics = finished
                 run.options.say(f"train: fold {name} is finished already")
                 continue
+            agree(stop, False, run.peers.world)
             if stop.reason is not None:
                 return metrics, stop.reason
             share_s = None if run.budget is None else run.budget.share_s(len(names) - position)
@@ -203,6 +252,7 @@ def _train_one(run: _Run, name: str, share_s: float | None, stop: StopFlag) -> t
         deadline=_deadline(share_s, held_out, run.validation_s),
         checkpoint_every_s=run.options.checkpoint_every_s,
         source=run.source,
+        peers=run.peers,
         keep_checkpoints=run.options.keep_checkpoints,
         loader_workers=run.options.loader_workers,
         compile=run.options.compile,
@@ -326,7 +376,7 @@ def _fold_names(fold: FoldName, plan: Plan) -> tuple[str, ...]:
     return names if fold == "all" else (fold,)
 
 
-def _remember_data(data: Dataset, content: str, run_folder: Path, *, started: bool) -> None:
+def _remember_data(data: Dataset, content: str, run_folder: Path, *, started: bool, processes: int) -> None:
     """Write down what the run is made of; refuse to go on where the data set changed.
 
     Raises:
@@ -344,6 +394,7 @@ def _remember_data(data: Dataset, content: str, run_folder: Path, *, started: bo
         "python": platform.python_version(),
         "torch": torch.__version__,
         "threads": torch.get_num_threads(),
+        "processes": processes,
         "platform": platform.platform(),
     }
     write_atomically(path, (json.dumps(facts, indent=2) + "\n").encode())

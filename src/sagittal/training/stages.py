@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 import time
 from collections.abc import Callable, Mapping
@@ -13,6 +14,7 @@ from typing import Literal
 import torch
 
 from sagittal.data.cache import Cache, build_cache
+from sagittal.data.case_weights import WEIGHTS_NAME, CaseWeights, read_case_weights
 from sagittal.data.dataset import Dataset, Digest
 from sagittal.data.doctor import diagnose
 from sagittal.data.known import known_fingerprint
@@ -24,7 +26,9 @@ from sagittal.planning.budget import Timing, final_validation_s, fit_schedule, s
 from sagittal.planning.explain import warnings_of
 from sagittal.planning.wishes import SET_BY_USER
 from sagittal.training.choice import PlanChoice, refuse_other_plan
+from sagittal.training.distributed import ALONE, World
 from sagittal.training.initialization import frozen_steps, with_frozen_steps, without_freezing
+from sagittal.training.peers import enough_samples
 from sagittal.training.split import SplitSources
 from sagittal.training.step import measure_step_s
 from sagittal.training.validation import measure_case_s
@@ -47,6 +51,7 @@ class RunOptions:
         loader_workers: threads that make training batches; None for what the device needs.
         compile: whether the network is compiled; `auto` where that pays.
         trackers: what else receives the log: `tensorboard`, `mlflow`.
+        world: the processes that train together, of which this is one; `python -m torch.distributed.run` starts them.
         devices: where folds are trained side by side, one at a time on each; empty for one after the other on `device`.
         say: receives lines for a person to read.
     """
@@ -63,6 +68,7 @@ class RunOptions:
     loader_workers: int | None = None
     compile: Literal["auto", "on", "off"] = "auto"
     trackers: tuple[str, ...] = ()
+    world: World = ALONE
     devices: tuple[str, ...] = ()
     say: Callable[[str], None] = lambda line: None
 
@@ -120,6 +126,8 @@ def find_plan(dataset: Dataset, stored: Path | None, choice: PlanChoice, options
     elif (given := choice.given_plan()) is not None:
         plan = choice.applied_to(given, sources)
         options.say(f"plan: as given, {describe(plan)}")
+        if plan.training.case_weights_sha256 is None and read_weights(dataset) is not None:
+            options.say(f"  the plan says nothing of weights of cases, so {WEIGHTS_NAME} is not used")
         is_new = True
     else:
         began = time.monotonic()
@@ -127,6 +135,7 @@ def find_plan(dataset: Dataset, stored: Path | None, choice: PlanChoice, options
             dataset, options.known, workers=options.workers, orientation=choice.orientation()
         )
         plan = choice.applied_to(choice.make(fingerprint, dataset.spec, memory_gib=options.memory_gib), sources)
+        plan = _with_weights(plan, dataset, choice, options)
         measured = "from the fingerprint of before, for no file changed" if known else "every case measured"
         options.say(f"plan: made in {time.monotonic() - began:.0f} s, {measured}; {describe(plan)}")
         for warning in warnings_of(plan):
@@ -141,6 +150,26 @@ def find_plan(dataset: Dataset, stored: Path | None, choice: PlanChoice, options
             code="plan_mismatch",
         )
     return plan, is_new
+
+
+def read_weights(dataset: Dataset) -> CaseWeights | None:
+    """Return the weights of cases that lie beside a data set, None where there are none.
+
+    Raises:
+        DataError: the file makes no sense for these cases.
+    """
+    return read_case_weights(dataset.folder, [case.id for case in dataset.cases])
+
+
+def _with_weights(plan: Plan, dataset: Dataset, choice: PlanChoice, options: RunOptions) -> Plan:
+    """Write into a plan made here that it takes up the weights of cases, where there are some."""
+    name, weights = "training.case_weights_sha256", read_weights(dataset)
+    if weights is None or name in choice.settings:
+        return plan
+    reason = f"{WEIGHTS_NAME} in the data set's folder: some cases are drawn more often"
+    options.say(f"weights: {reason}")
+    training = plan.training.replace(case_weights_sha256=weights.sha256)
+    return plan.replace(training=training, reasons={**plan.reasons, name: reason})
 
 
 def describe(plan: Plan) -> str:
@@ -187,7 +216,7 @@ def fit_budget(
     budget: Budget,
     *,
     folds: int,
-    say: Callable[[str], None],
+    options: RunOptions,
 ) -> tuple[Plan, float]:
     """Measure a step and a whole-case prediction, and return the plan whose schedule fits the time left.
 
@@ -200,30 +229,40 @@ def fit_budget(
             so that enough steps fit, where the user set neither them nor a plan.
         budget: the time that the user stated.
         folds: number of folds that share it.
-        say: receives the outcome.
+        options: who takes part in the measurement, and who is told the outcome.
 
     Returns:
         The plan, and the seconds to keep for the validation at the end.
     """
     train_cases, held_out = job
 
+    world = options.world
+    compiled = options.compile if world.size == 1 else "off"
+
     def measure(plan: Plan) -> float:
-        return measure_step_s(plan, cache, train_cases, device, limit_s=0.02 * budget.total_s)
+        limit_s = 0.02 * budget.total_s
+        return measure_step_s(plan, cache, train_cases, device, limit_s=limit_s, compile=compiled, world=world)
+
+    def left_s() -> float:
+        return world.broadcast_object(budget.share_s(folds))
 
     frozen = frozen_steps(plan)
     plan = without_freezing(plan)
     fitted, step_s = plan, measure(plan)
     if choice.plan is None and not {"patch.size", "training.batch_size"} & choice.decided:
         for rule in (shrink_batch, shrink_patch):
-            shrunk = rule(fitted, step_s=step_s, left_s=budget.share_s(folds), budget_s=budget.total_s)
-            if shrunk != fitted:
+            shrunk = rule(fitted, step_s=step_s, left_s=left_s(), budget_s=budget.total_s)
+            if shrunk != fitted and enough_samples(shrunk, world):
                 fitted, step_s = shrunk, measure(shrunk)
     case_s = measure_case_s(fitted, cache, held_out[0], device) if held_out else 0.0
-    timing = Timing(left_s=budget.share_s(folds), step_s=step_s, case_s=case_s, validation_cases=len(held_out))
+    # Processes predict their cases side by side.
+    case_s = world.broadcast_object(case_s) * math.ceil(len(held_out) / world.size) / max(len(held_out), 1)
+    timing = Timing(left_s=left_s(), step_s=step_s, case_s=case_s, validation_cases=len(held_out))
     asked = {name: value for name, value in choice.settings.items() if name.startswith("schedule.")}
     fitted = override(fit_schedule(fitted, timing, budget_s=budget.total_s), asked, origin=SET_BY_USER)
     fitted = with_frozen_steps(fitted, frozen, budget_s=budget.total_s)
     batch = fitted.training.batch_size
+    say = options.say
     say(f"budget: {fitted.reasons['schedule.steps']}; {fitted.schedule.steps} steps of batch {batch}")
     if frozen_steps(fitted) != frozen:
         say(f"budget: the encoder is frozen for {frozen_steps(fitted)} steps, not {frozen}: a quarter of all at most")

@@ -20,6 +20,7 @@ from sagittal.training.losses import segmentation_loss
 from sagittal.training.optimizers import set_rate
 from sagittal.training.precision import MOST_SKIPPED, autocast
 from sagittal.training.state import TrainState, new_state
+from sagittal.training.synchronised_norms import synchronise_batch_norm
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,8 +96,8 @@ def _gradients(
     state.optimizer.zero_grad(set_to_none=True)
     forward = state.compiled or state.network
     total = torch.zeros((), device=images.device)
-    parts = zip(images.tensor_split(training.micro_batches), targets.tensor_split(training.micro_batches), strict=True)
-    for image, target in parts:
+    for part in _parts(training.micro_batches, world.share(training.batch_size).start):
+        image, target = images[part], targets[part]
         with autocast(training.precision, images.device):
             output = forward(image)
         loss = segmentation_loss(
@@ -112,6 +113,14 @@ def _gradients(
         scaled.backward()  # type: ignore[no-untyped-call]
         total = total + loss.detach()
     return total
+
+
+def _parts(count: int, first: int) -> list[slice]:
+    """Return which of a process's samples, of which `first` is the number in the whole batch, are in each part.
+
+    Every `count`-th sample of the batch: so a part has the same samples however many processes share it.
+    """
+    return [slice((part - first) % count, None, count) for part in range(count)]
 
 
 def _require_scale(state: TrainState, batch: Batch, loss: float, norm: float) -> None:
@@ -155,6 +164,7 @@ def measure_step_s(
         world: the processes that share each batch; each of them must call this. The slowest one's time counts.
     """
     state = new_state(plan, device, compile=compile)
+    synchronise_batch_norm(state.network, world)
     index = label_index(plan.dataset)
     seconds: list[float] = []
     began = time.monotonic()
