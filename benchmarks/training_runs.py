@@ -1,0 +1,98 @@
+"""Training runs of equal time for the benchmarks: fitted on a quiet machine, made on any.
+
+A run with a budget measures its step, fits its schedule to the time and writes the plan; there it is stopped. Trained
+by that plan to its end, whatever the machine does meanwhile, it takes the same steps and gets, bit for bit on a CPU, the
+weights that the quiet machine would have got in the time.
+"""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import asdict, dataclass
+from itertools import pairwise
+from pathlib import Path
+
+SETTLED_STEPS = 20
+"""Steps after which a run is stopped once its plan is fitted: they show what a step takes."""
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """What a budget came to on the quiet machine."""
+
+    plan: str
+    minutes: float
+    steps: int
+    started_s: float
+    """From the start of the command to its first step."""
+    step_s: float
+    """The fastest step."""
+
+
+def command(dataset: Path, out: Path, *options: str) -> list[str]:
+    """Return the command line of a training run."""
+    start = [sys.executable, "-m", "sagittal", "train", str(dataset), "--out", str(out), "--fold", "0"]
+    return [*start, "--device", "cpu", "--cache", str(out.parent / "cache"), *options]
+
+
+def fit_plan(dataset: Path, out: Path, name: str, minutes: float, options: tuple[str, ...]) -> None:
+    """Let a run with a budget and these options fit its plan, then stop it; OUT/NAME.fitted.json tells what came."""
+    target = out / f"{name}.fitted.json"
+    if target.exists():
+        return
+    bundle = out / f"fit-{name}"
+    log = bundle.with_name(bundle.name + ".run") / "fold_0" / "log.jsonl"
+    began = time.monotonic()
+    process = subprocess.Popen(command(dataset, bundle, "--budget", f"{minutes * 60:.0f}s", *options))
+    while process.poll() is None and len(_steps_of(log)) < SETTLED_STEPS:
+        time.sleep(0.5)
+    steps = _steps_of(log)
+    started_s = time.monotonic() - began - steps[-1]["seconds"]
+    process.send_signal(signal.SIGTERM)
+    process.wait()
+    plan = log.parent.parent / "plan.json"
+    fitted = Fitted(
+        plan=str(plan),
+        minutes=minutes,
+        steps=json.loads(plan.read_text())["schedule"]["steps"],
+        started_s=round(started_s, 1),
+        step_s=round(min(after["seconds"] - before["seconds"] for before, after in pairwise(steps)), 4),
+    )
+    target.write_text(json.dumps(asdict(fitted), indent=2) + "\n")
+
+
+def facts_of(path: Path) -> Fitted:
+    """Return what `fit_plan` wrote."""
+    return Fitted(**json.loads(path.read_text()))
+
+
+def train(dataset: Path, out: Path, name: str, seed: int, options: tuple[str, ...] = ()) -> Path:
+    """Train by the fitted plan to its end, going on where an earlier attempt stopped; return the bundle."""
+    bundle = out / f"{name}-seed{seed}"
+    if not (bundle / "plan.json").exists() or mean_dice(bundle) is None:
+        plan = facts_of(out / f"{name}.fitted.json").plan
+        more = ("--plan", plan, "--set", f"training.seed={seed}", "--resume", "--checkpoint-every", "5m", *options)
+        subprocess.run(command(dataset, bundle, *more), check=True)
+    return bundle
+
+
+def metrics_of(bundle: Path) -> dict:
+    """Return the metrics in a bundle."""
+    return json.loads((bundle / "metrics.json").read_text())
+
+
+def mean_dice(bundle: Path) -> float | None:
+    """Return the mean over labels of the Dice of the held-out cases."""
+    return metrics_of(bundle)["mean_dice"]
+
+
+def _steps_of(log: Path) -> list[dict]:
+    if not log.exists():
+        return []
+    lines = log.read_text().splitlines(keepends=True)
+    records = [json.loads(line) for line in lines if line.endswith("\n")]
+    return [record for record in records if record["kind"] == "step"]
