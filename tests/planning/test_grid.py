@@ -4,7 +4,7 @@ import pytest
 from fingerprints import fingerprint_of
 
 from sagittal.errors import PlanError
-from sagittal.planning.grid import grid_of, low_resolution
+from sagittal.planning.grid import finer_resolution, grid_of, low_resolution
 
 LARGE = fingerprint_of(*[(300, 400, 380)] * 3)
 
@@ -58,3 +58,30 @@ def test_no_coarser_configuration_that_saves_less_than_half():
     with pytest.raises(PlanError, match=r"covers 16\.3% .* only a factor of 1\.56 in voxels, less than 2") as caught:
         low_resolution(full, size, LARGE, lambda grid: size)
     assert caught.value.code == "no_3d_low"
+
+
+SMALL = fingerprint_of(*[(36, 50, 35)] * 3)
+
+
+def test_a_network_of_coarse_cells_gets_half_the_spacing_where_a_patch_still_holds_the_median_case():
+    full = grid_of(SMALL, (1.0, 1.0, 1.0))
+    found = finer_resolution(full, 4, SMALL, lambda grid: (72, 100, 72))
+    assert found is not None
+    grid, reason = found
+    assert grid.spacing_mm == (0.5, 0.5, 0.5)
+    assert grid.median_shape == (72, 100, 70)
+    assert "cells of 4^3 voxels" in reason
+
+
+@pytest.mark.parametrize(
+    ("fingerprint", "stride", "patch", "keeps_slices"),
+    [
+        (SMALL, 1, (72, 100, 72), False),  # decides on every voxel
+        (SMALL, 4, (64, 64, 64), False),  # the memory holds a part of the case
+        (SMALL, 4, (72, 100, 72), True),
+        (LARGE, 4, (600, 800, 760), False),  # it would take too long
+    ],
+)
+def test_else_the_spacing_stays(fingerprint, stride, patch, keeps_slices):
+    full = grid_of(fingerprint, (1.0, 1.0, 1.0), keeps_slices=keeps_slices)
+    assert finer_resolution(full, stride, fingerprint, lambda grid: patch) is None

@@ -24,6 +24,11 @@ class NetworkBase(Frozen):
         """Spatial axes of an image: 3, or 2 where the network sees slices."""
         return 3
 
+    @property
+    def output_stride_vox(self) -> int:
+        """Edge of the cells that the network decides on, in voxels; what it gives is interpolated between them."""
+        return 1
+
     def for_slices(self) -> Self | None:
         """Return the same network for images of two axes, None where it has no such form."""
         return None

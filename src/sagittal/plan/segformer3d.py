@@ -34,6 +34,11 @@ class SegFormer3DConfig(NetworkBase):
         """Spatial axes of an image."""
         return self.spatial_dims
 
+    @property
+    def output_stride_vox(self) -> int:
+        """Edge of a token of the finest stage, in voxels."""
+        return 4
+
     def for_slices(self) -> Self | None:
         """Return the same network for images of two axes."""
         return self.replace(spatial_dims=2)

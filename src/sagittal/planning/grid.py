@@ -15,6 +15,8 @@ COVERAGE = 0.25
 """A coarser configuration is made where the patch covers a smaller share of the median case than this."""
 COARSENING = 1.03
 """By how much the spacing grows at a time until the patch covers that share."""
+FINER_VOXELS = 128**3
+"""A finer grid is not made where the median case has more voxels on it than this (the patch of SegFormer3D's paper)."""
 SAVING = 2.0
 """A coarser configuration is not made where it saves less than this factor in voxels."""
 
@@ -104,6 +106,32 @@ def low_resolution(
         f"3d-low, nnU-Net's rule: {COARSENING:g} times the spacing of 3d again and again, fine axes first, until the "
         f"patch covers {COVERAGE:.0%} of the median case; there its {_shown(patch_size)} voxels cover {covers:.1%}, "
         f"here the median case has {saved:.3g} times fewer voxels"
+    )
+
+
+def finer_resolution(
+    full: Grid, stride_vox: int, fingerprint: Fingerprint, patch_on: Callable[[Grid], Triple]
+) -> tuple[Grid, str] | None:
+    """Return a grid of half the spacing for a network that decides on cells of several voxels, and why; else None.
+
+    Structures that are a few voxels thick fall between its cells, and a finer grid makes its cells smaller. It is
+    taken only where it costs little: the whole median case must fit into a patch on it, of at most `FINER_VOXELS`.
+
+    Args:
+        full: the grid as it follows from the cases' spacings.
+        stride_vox: edge of the network's cells.
+        fingerprint: what `full` was made from.
+        patch_on: finds the patch on a finer grid.
+    """
+    if stride_vox == 1 or full.keeps_slices:
+        return None
+    d, h, w = full.spacing_mm
+    grid = grid_of(fingerprint, (d / 2, h / 2, w / 2), transpose=full.transpose)
+    if prod(grid.median_shape) > FINER_VOXELS or grid.coverage(patch_on(grid)) < 1:
+        return None
+    return grid, (
+        f"half of what follows: the network decides on cells of {stride_vox}^3 voxels, and on this grid, where the "
+        f"median case has {_shown(grid.median_shape)} voxels, a patch still holds all of it"
     )
 
 
