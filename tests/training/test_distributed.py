@@ -18,6 +18,7 @@ from sagittal.errors import TrainingError
 from sagittal.networks.build import build_network
 from sagittal.plan.dataset import DatasetSpec, Label
 from sagittal.plan.loss import Loss
+from sagittal.plan.mednext import MedNeXtConfig
 from sagittal.plan.segformer3d import SegFormer3DConfig
 from sagittal.training import distributed
 from sagittal.training.distributed import (
@@ -103,6 +104,11 @@ def _check_loss(world: World, count: int, index: LabelIndex, loss: Loss, name: s
     assert len(set(world.gather_objects(loss_here.item()))) == 1
     for here, there in zip(torch.autograd.grad(loss_here, outputs), wanted, strict=True):
         torch.testing.assert_close(world.sum(here), there, rtol=1e-10, atol=1e-15, msg=lambda text: f"{name}: {text}")
+    if not config.batch_dice:
+        micro = (slice(part.start, min(part.start + 1, part.stop)), slice(min(part.start + 1, part.stop), part.stop))
+        keywords = {"spacing_mm": spacing_mm, "whole": targets[part], "world": world}
+        parts = [segmentation_loss([o[m] for o in outputs], targets[m], index, config, **keywords) for m in micro]
+        torch.testing.assert_close(sum(parts), expected, rtol=1e-12, atol=0, msg=lambda text: f"{name}: {text}")
 
 
 def _check_networks(world: World) -> None:
@@ -219,6 +225,16 @@ def test_one_process_needs_no_others() -> None:
     with start(ALONE, CPU):
         ALONE.barrier()
     assert ALONE.device(torch.device("cuda")) == torch.device("cuda")
+
+
+def test_an_empty_share_has_empty_outputs_and_gradients_of_zero() -> None:
+    config = MedNeXtConfig(channels=4, block_counts=(1,) * 9)
+    network = build_network(config, 1, 3)
+    outputs = forward_of_share(network, torch.empty(0, 1, 16, 32, 16))
+    assert [tuple(output.shape[2:]) for output in outputs] == [(16 >> s, 32 >> s, 16 >> s) for s in range(5)]
+    assert all(len(output) == 0 for output in outputs)
+    sum(output.sum() for output in outputs).backward()
+    assert all(p.grad is not None and not p.grad.any() for p in network.parameters())
 
 
 def test_shares_are_even_and_complete() -> None:

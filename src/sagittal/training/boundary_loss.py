@@ -47,12 +47,12 @@ def _distance_to(seeds: Tensor, spacing_mm: Sequence[float], reach_mm: float, dt
     squared = torch.full(seeds.shape, limit, dtype=dtype, device=seeds.device).masked_fill_(seeds, 0)
     for axis, step_mm in enumerate(spacing_mm, start=1):
         size = seeds.shape[axis]
-        before = squared.clone()
+        before, moved = squared.clone(), torch.empty_like(squared)
         for offset in range(1, size):
             added = (offset * step_mm) ** 2
             if added >= limit:
                 break
-            moved = before + added
+            torch.add(before, added, out=moved)
             rest = size - offset
             for source, target in ((0, offset), (offset, 0)):
                 part = squared.narrow(axis, target, rest)
