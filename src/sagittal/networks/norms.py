@@ -61,7 +61,8 @@ def normalise(norm: nn.Module, x: Tensor) -> Tensor:
     if isinstance(norm, nn.GroupNorm):
         return torch.group_norm(x, norm.num_groups, norm.weight, norm.bias, norm.eps)
     assert isinstance(norm, _BatchNorm)
-    if norm.training and x.numel() == x.shape[1]:
+    # A subclass that adds up statistics over processes must not be passed by: the others wait for it.
+    if norm.training and x.numel() == x.shape[1] and type(norm) in (nn.BatchNorm2d, nn.BatchNorm3d):
         return nn.functional.batch_norm(
             x, norm.running_mean, norm.running_var, norm.weight, norm.bias, training=False, eps=norm.eps
         )
