@@ -96,6 +96,52 @@ def test_mirroring_averages_every_combination() -> None:
     torch.testing.assert_close(got, expected)
 
 
+def test_outputs_that_a_mirror_swaps_are_swapped_back() -> None:
+    image = image_of((4, 5, 6), channels=4)
+    ramp = torch.arange(120, dtype=torch.float32).reshape(4, 5, 6)
+    got = predict(Recorder(lambda x: x * ramp), image, (4, 5, 6), mirror_axes=(0, 2), mirror_swaps={2: (0, 2, 1, 3)})
+    expected = torch.zeros_like(image)
+    for flips in [(), (1,), (3,), (1, 3)]:
+        output = (image.flip(flips) * ramp).flip(flips)
+        expected += (output[[0, 2, 1, 3]] if 3 in flips else output) / 4
+    torch.testing.assert_close(got, expected)
+
+
+@given(
+    shape=st.tuples(*[st.integers(5, 12)] * 3),
+    mirror=st.sets(st.sampled_from([0, 1, 2])),
+    axis=st.integers(0, 2),
+    batch=st.integers(1, 3),
+)
+@settings(max_examples=40, deadline=None, derandomize=True)
+def test_a_network_that_knows_its_sides_gives_the_same_labels_mirrored_or_not(
+    shape: Triple, mirror: set[int], axis: int, batch: int
+) -> None:
+    # It knows left from right by what lies on either side of a voxel, so a mirrored scan shows it the other side.
+    def sided(x: Tensor) -> Tensor:
+        slope = torch.gradient(x[:, 0], dim=axis + 1)[0]
+        organ = (x[:, 0] - 0.3).abs()
+        return torch.stack([0.2 - organ, slope, -slope, organ - 1], dim=1)
+
+    image = image_of(shape, channels=1)
+    options: dict[str, Any] = {"num_outputs": 4, "window_batch": batch}
+    plain = predict(Recorder(sided), image, (5, 6, 7), **options)
+    options |= {"mirror_axes": tuple(mirror), "mirror_swaps": {axis: (0, 2, 1, 3)}}
+    mirrored = predict(Recorder(sided), image, (5, 6, 7), **options)
+    torch.testing.assert_close(mirrored, plain, rtol=1e-5, atol=1e-5)
+    assert (mirrored.argmax(0) == plain.argmax(0)).float().mean() > 0.999
+
+
+def test_without_swaps_a_network_that_knows_its_sides_is_confused_by_a_mirror() -> None:
+    image = image_of((6, 6, 8), channels=1)
+    sided = Recorder(
+        lambda x: torch.cat([x.diff(dim=4, prepend=x[..., :1]), -x.diff(dim=4, prepend=x[..., :1])], dim=1)
+    )
+    plain = predict(sided, image, (6, 6, 8), num_outputs=2)
+    confused = predict(sided, image, (6, 6, 8), num_outputs=2, mirror_axes=(2,))
+    assert (confused.argmax(0) != plain.argmax(0)).float().mean() > 0.1
+
+
 @pytest.mark.parametrize(("axes", "calls"), [((), 1), ((1,), 2), ((0, 1, 2), 8), ((0, 0), 2)])
 def test_number_of_mirrored_calls(axes: tuple[int, ...], calls: int) -> None:
     recorder = Recorder()

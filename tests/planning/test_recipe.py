@@ -78,43 +78,30 @@ def test_without_deep_supervision_there_is_one_weight():
     assert recipe.loss(MedNeXtConfig(deep_supervision=False))[0].deep_supervision_weights == (1.0,)
 
 
-@pytest.mark.parametrize(
-    ("names", "pair"),
-    [
-        (("left_kidney", "right_kidney"), ("left_kidney", "right_kidney")),
-        (("liver", "kidney right", "Kidney Left"), ("Kidney Left", "kidney right")),
-        (("LeftLung", "RightLung"), ("LeftLung", "RightLung")),
-        (("hippocampus_L", "hippocampus_R"), ("hippocampus_L", "hippocampus_R")),
-        (("lung_upper_lobe_left", "lung_lower_lobe_right"), None),
-        (("left_atrium", "aorta"), None),
-        (("left_1", "right_2"), None),
-        (("Anterior", "Posterior"), None),
-    ],
-)
-def test_labels_that_differ_by_side_only_are_found(names, pair):
-    assert recipe.opposite_pair(names, 2) == pair
-
-
-def test_left_and_right_are_not_mirrored_where_labels_tell_them_apart():
+def test_left_and_right_are_mirrored_with_their_labels_swapped():
     augmentation, reasons = recipe.augmentation(spec_of("left_kidney", "right_kidney"), (48, 64, 48))
-    assert augmentation.mirror_axes == (0, 1)
+    assert augmentation.mirror_axes == (0, 1, 2)
+    assert augmentation.swapped_labels == ((2, 1, 2),)
     assert "'left_kidney' and 'right_kidney'" in reasons["mirror_axes"]
-    assert recipe.augmentation(spec_of("kidney"), (48, 64, 48))[0].mirror_axes == (0, 1, 2)
+    assert "mirror images" in reasons["swapped_labels"]
+    augmentation, reasons = recipe.augmentation(spec_of("kidney"), (48, 64, 48))
+    assert (augmentation.mirror_axes, augmentation.swapped_labels) == ((0, 1, 2), ())
+    assert reasons["swapped_labels"].startswith("no two labels")
 
 
-@pytest.mark.parametrize(
-    ("names", "axes"),
-    [
-        (("Anterior", "Posterior"), (0, 2)),
-        (("lung upper", "lung lower"), (1, 2)),
-        (("lung_upper_left", "lung_lower_left", "lung_upper_right"), (1,)),
-        (("anterior horn", "posterior"), (0, 1, 2)),
-    ],
-)
-def test_no_axis_is_mirrored_along_which_two_labels_differ_only(names, axes):
-    found, reason = recipe.mirror_axes(spec_of(*names))
-    assert found == axes
-    assert ("mirrored, one would look like the other" in reason) == (axes != (0, 1, 2))
+def test_slices_swap_only_what_is_mirrored_in_their_plane():
+    spec = spec_of("left_kidney", "right_kidney")
+    sagittal, reasons = recipe.augmentation(spec, (1, 64, 48), transpose=(2, 0, 1), sees_slices=True)
+    assert (sagittal.mirror_axes, sagittal.swapped_labels) == ((1, 2), ())
+    assert reasons["swapped_labels"].startswith("no two labels")
+    coronal, _ = recipe.augmentation(spec, (1, 64, 48), transpose=(1, 0, 2), sees_slices=True)
+    assert coronal.swapped_labels == ((2, 1, 2),)
+
+
+def test_every_reason_is_of_a_field():
+    augmentation, reasons = recipe.augmentation(spec_of("left_kidney", "right_kidney"), (48, 64, 48))
+    assert set(reasons) <= set(type(augmentation).model_fields)
+    assert augmentation.elastic_probability == 0 and "off" in reasons["elastic_probability"]
 
 
 @pytest.mark.parametrize(("patch", "degrees"), [((48, 64, 48), 30.0), ((32, 96, 96), 30.0), ((16, 64, 64), 180.0)])

@@ -1,8 +1,8 @@
-"""Rotation, scaling and mirroring of a training patch as ONE affine map, so that voxels are interpolated at most once.
+"""How a training patch is rotated, scaled, bent and mirrored, all in one map, and how much of the case that needs.
 
-A patch is cut from a *box*: the region of the case that the rotated and scaled patch covers, with the same centre.
-The draw comes first and tells the size of the box (`box_size`), so a sample that is not turned reads its patch and no
-voxel more, and its voxels come out exact: a crop and flips, no interpolation.
+A patch is cut (data/cutting.py) from a *box*: the region of the case that the turned patch covers, with the same
+centre. The draw comes first and tells the size of the box (`box_size`), so a sample that is not turned reads its patch
+and no voxel more.
 """
 
 from __future__ import annotations
@@ -13,11 +13,10 @@ from typing import cast
 
 import numpy as np
 import torch
-from jaxtyping import Float, Float64, Num
-from torch import Tensor
-from torch.nn import functional
+from jaxtyping import Float64
 
-from sagittal.data.draws import happens, uniform
+from sagittal.data.draws import happens, new_seed, uniform
+from sagittal.data.elastic import Elastic
 from sagittal.plan.augmentation import Augmentation
 from sagittal.plan.base import Triple, TripleMm
 
@@ -29,18 +28,24 @@ _ROUNDING_VOX = 1e-6
 
 @dataclass(frozen=True, slots=True)
 class SpatialDraw:
-    """How one patch is turned, scaled and mirrored; all in axis order D, H, W."""
+    """How one patch is turned, scaled, bent and mirrored; all in axis order D, H, W."""
 
     rotation_rad: tuple[float, float, float] = (0.0, 0.0, 0.0)
     """Angle about each axis."""
     extent_factor: tuple[float, float, float] = (1.0, 1.0, 1.0)
     """How much more of the case the patch covers along each of its axes; below 1 enlarges what is seen."""
     mirrored: tuple[bool, bool, bool] = (False, False, False)
+    elastic: Elastic | None = None
 
     @property
     def is_exact(self) -> bool:
         """Whether voxels are only moved, never interpolated."""
-        return not any(self.rotation_rad) and self.extent_factor == (1.0, 1.0, 1.0)
+        return not any(self.rotation_rad) and self.extent_factor == (1.0, 1.0, 1.0) and self.elastic is None
+
+    @property
+    def mirrored_axes(self) -> tuple[int, ...]:
+        """The mirrored ones of the axes 0, 1, 2."""
+        return tuple(axis for axis in range(3) if self.mirrored[axis])
 
 
 def through_plane_axis(patch_size: Triple) -> int | None:
@@ -50,7 +55,7 @@ def through_plane_axis(patch_size: Triple) -> int | None:
 
 
 def draw_spatial(generator: torch.Generator, config: Augmentation, patch_size: Triple) -> SpatialDraw:
-    """Draw rotation, scale and mirroring with the probabilities and ranges of `config` (nnU-Net's rules)."""
+    """Draw rotation, scale, mirroring and bending as `config` says (nnU-Net's rules)."""
     thin = through_plane_axis(patch_size)
     rotation, factors, mirrored = [0.0, 0.0, 0.0], [1.0, 1.0, 1.0], [False, False, False]
     if happens(generator, config.rotation_probability):
@@ -66,7 +71,19 @@ def draw_spatial(generator: torch.Generator, config: Augmentation, patch_size: T
         rotation_rad=cast(tuple[float, float, float], tuple(rotation)),
         extent_factor=cast(tuple[float, float, float], tuple(factors)),
         mirrored=cast(tuple[bool, bool, bool], tuple(mirrored)),
+        elastic=_draw_elastic(generator, config, patch_size),
     )
+
+
+def _draw_elastic(generator: torch.Generator, config: Augmentation, patch_size: Triple) -> Elastic | None:
+    # Nothing is drawn where it is off, so that switching it on later leaves other plans' samples as they were.
+    if not config.elastic_probability or not happens(generator, config.elastic_probability):
+        return None
+    thin = through_plane_axis(patch_size)
+    sigma = uniform(generator, *config.elastic_sigma)
+    shares = [uniform(generator, *config.elastic_magnitude) for _ in range(3)]
+    d, h, w = (0.0 if axis == thin else share * patch_size[axis] for axis, share in enumerate(shares))
+    return Elastic(sigma=sigma, reach_vox=(d, h, w), seed=new_seed(generator))
 
 
 def source_matrix(draw: SpatialDraw, spacing_mm: TripleMm) -> Float64[np.ndarray, "3 3"]:
@@ -95,41 +112,7 @@ def box_size(draw: SpatialDraw, patch_size: Triple, spacing_mm: TripleMm) -> Tri
     if draw.is_exact:
         return patch_size
     half = (np.asarray(patch_size, dtype=np.float64) - 1) / 2
-    reach = np.abs(source_matrix(draw, spacing_mm)) @ half
+    moved = np.zeros(3) if draw.elastic is None else np.asarray(draw.elastic.reach_vox)
+    reach = np.abs(source_matrix(draw, spacing_mm)) @ (half + moved)
     d, h, w = (size + 2 * math.ceil(reach[axis] - half[axis] - _ROUNDING_VOX) for axis, size in enumerate(patch_size))
     return max(d, 1), max(h, 1), max(w, 1)
-
-
-def cut_patch(
-    image: Float[Tensor, "C d h w"],
-    labels: Num[Tensor, "d h w"],
-    draw: SpatialDraw,
-    patch_size: Triple,
-    spacing_mm: TripleMm,
-) -> tuple[Float[Tensor, "C D H W"], Num[Tensor, "D H W"]]:
-    """Cut the drawn patch out of a box around its centre: image trilinear, labels nearest; new tensors, inputs kept.
-
-    The box may be larger than `box_size`; what lies beyond it counts as 0 in the image and background in the labels.
-    """
-    if draw.is_exact:
-        return _cropped(image, draw, patch_size), _cropped(labels, draw, patch_size)
-    box = image.shape[1:]
-    matrix = source_matrix(draw, spacing_mm) * np.asarray(patch_size)[np.newaxis, :] / np.asarray(box)[:, np.newaxis]
-    # grid_sample counts axes from fast to slow, and both its cubes run from -1 to 1.
-    theta = torch.zeros(1, 3, 4, dtype=torch.float32)
-    theta[0, :, :3] = torch.from_numpy(matrix[::-1, ::-1].copy())
-    grid = functional.affine_grid(theta.to(image.device), [1, 1, *patch_size], align_corners=False)
-    sampled = functional.grid_sample(image[None], grid, mode="bilinear", padding_mode="zeros", align_corners=False)
-    nearest = functional.grid_sample(
-        labels[None, None].to(torch.float32), grid, mode="nearest", padding_mode="zeros", align_corners=False
-    )
-    return sampled[0], nearest[0, 0].to(labels.dtype)
-
-
-def _cropped(array: Tensor, draw: SpatialDraw, patch_size: Triple) -> Tensor:
-    box = array.shape[-3:]
-    assert all(have >= want for have, want in zip(box, patch_size, strict=True)), f"a box of {box} for {patch_size}"
-    for axis, (have, want) in enumerate(zip(box, patch_size, strict=True)):
-        array = array.narrow(axis - 3, (have - want) // 2, want)
-    axes = [axis - 3 for axis in range(3) if draw.mirrored[axis]]
-    return array.flip(axes) if axes else array.clone(memory_format=torch.contiguous_format)

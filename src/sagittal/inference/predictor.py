@@ -16,6 +16,7 @@ from torch import nn
 
 from sagittal.bundle import Bundle, read_bundle
 from sagittal.data.label_index import LabelIndex, label_index
+from sagittal.data.mirroring import output_swaps
 from sagittal.data.preprocessing import Prepared, prepare
 from sagittal.errors import BundleError, DataError, ResourceError
 from sagittal.inference.device import resolve_device
@@ -105,6 +106,7 @@ class Predictor:
                 overlap=self.plan.inference.overlap,
                 mirror_axes=self.plan.inference.mirror_axes if mirror else (),
                 num_outputs=self.plan.dataset.num_outputs,
+                mirror_swaps=output_swaps(self.plan.dataset, self.plan.training.augmentation),
                 window_batch=choice.window_batch,
                 on_window=on_window,
             )

@@ -1,19 +1,21 @@
 """Predict a volume of any size through a window of fixed size.
 
 Windows overlap, their logits are averaged with weights that fall from a window's middle to its border, and each window
-may be seen mirrored along any combination of axes.
+may be seen mirrored along any combination of axes; labels that a mirror makes of each other are changed back.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from itertools import combinations, product
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from jaxtyping import Float, Float32
 from torch import Tensor, nn
 
+from sagittal.data.mirroring import Swaps, composed
 from sagittal.errors import DataError
 from sagittal.inference.windows import Tiling, gaussian, summed_weights, tile
 from sagittal.plan.base import Triple
@@ -28,6 +30,7 @@ def predict_logits(
     overlap: float,
     mirror_axes: Sequence[int],
     num_outputs: int,
+    mirror_swaps: Swaps | None = None,
     window_batch: int = 1,
     on_window: Callable[[int, int], None] | None = None,
 ) -> Float32[Tensor, "K D H W"]:
@@ -41,6 +44,7 @@ def predict_logits(
         overlap: share of the window's edge that neighbours have in common, 0 up to 1.
         mirror_axes: axes of D, H, W; the mean is taken over all their 2^n combinations, the empty one included.
         num_outputs: K.
+        mirror_swaps: which outputs change places where an axis is mirrored (data/mirroring.py); they are changed back.
         window_batch: windows per call of the network; it changes speed and memory, results only by rounding.
         on_window: called with the number of windows done and in all.
 
@@ -54,12 +58,13 @@ def predict_logits(
         # torch's order of sides: last axis first.
         sides = [side for axis in (2, 1, 0) for side in (tiling.before[axis], tiling.after[axis])]
         image = nn.functional.pad(image, sides)
+    mirrors = _mirrors(mirror_axes, mirror_swaps or {}, next(network.parameters(), image).device)
     report = on_window or (lambda done, total: None)
     if tiling.num_windows == 1:
-        logits = _mirrored_mean(network, image[None], mirror_axes, num_outputs)[0]
+        logits = _mirrored_mean(network, image[None], mirrors, num_outputs)[0]
         report(1, 1)
     else:
-        logits = _blend(network, image, tiling, mirror_axes, window_batch, num_outputs, report)
+        logits = _blend(network, image, tiling, mirrors, window_batch, num_outputs, report)
     _require_finite(logits)
     d, h, w = tiling.before
     return logits[:, d : d + depth, h : h + height, w : w + width].contiguous()
@@ -69,7 +74,7 @@ def _blend(
     network: nn.Module,
     image: Tensor,
     tiling: Tiling,
-    mirror_axes: Sequence[int],
+    mirrors: Sequence[_Mirror],
     window_batch: int,
     num_outputs: int,
     report: Callable[[int, int], None],
@@ -81,7 +86,7 @@ def _blend(
     done = 0
     for places in _batches(tiling, window_batch):
         windows = torch.stack([image[:, *place] for place in places])
-        outputs = _mirrored_mean(network, windows, mirror_axes, num_outputs).mul_(weight)
+        outputs = _mirrored_mean(network, windows, mirrors, num_outputs).mul_(weight)
         for place, output in zip(places, outputs, strict=True):
             logits[:, *place] += output
         done += len(places)
@@ -99,18 +104,36 @@ def _batches(tiling: Tiling, size: int) -> Iterator[list[tuple[slice, slice, sli
         yield places[start : start + size]
 
 
-def _mirrored_mean(network: nn.Module, windows: Tensor, mirror_axes: Sequence[int], num_outputs: int) -> Tensor:
+class _Mirror(NamedTuple):
+    """One combination of mirrored axes of (N, C, D, H, W), and where each output is found in it; None for its place."""
+
+    axes: tuple[int, ...]
+    outputs: Tensor | None
+
+
+def _mirrors(axes: Sequence[int], swaps: Swaps, device: torch.device) -> list[_Mirror]:
+    """Return all combinations of `axes` (of D, H, W), the empty one included."""
+    distinct = sorted(set(axes))
+    mirrors = []
+    for count in range(len(distinct) + 1):
+        for combination in combinations(distinct, count):
+            table = composed(swaps, combination)
+            outputs = None if table is None else torch.tensor(table, device=device)
+            mirrors.append(_Mirror(tuple(axis + 2 for axis in combination), outputs))
+    return mirrors
+
+
+def _mirrored_mean(network: nn.Module, windows: Tensor, mirrors: Sequence[_Mirror], num_outputs: int) -> Tensor:
     """Return the mean logits (N, K, D, H, W) over all combinations of mirrored axes, on the windows' device."""
     first = next(network.parameters(), windows)
     given = windows.to(first.device)
-    axes = [axis + 2 for axis in sorted(set(mirror_axes))]
-    flips = [combination for count in range(len(axes) + 1) for combination in combinations(axes, count)]
     total = torch.zeros((len(windows), num_outputs, *windows.shape[2:]), dtype=torch.float32, device=given.device)
-    for flip in flips:
-        output = network(given.flip(flip) if flip else given)
+    for mirror in mirrors:
+        output = network(given.flip(mirror.axes) if mirror.axes else given)
         assert output.shape == total.shape, f"the network gave {tuple(output.shape)}, expected {tuple(total.shape)}"
-        total += output.flip(flip) if flip else output
-    return total.div_(len(flips)).to(windows.device)
+        output = output.flip(mirror.axes) if mirror.axes else output
+        total += output if mirror.outputs is None else output.index_select(1, mirror.outputs)
+    return total.div_(len(mirrors)).to(windows.device)
 
 
 def _require_finite(logits: Tensor) -> None:

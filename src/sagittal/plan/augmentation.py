@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from sagittal.plan.base import Frozen
 from sagittal.plan.quantities import Count, NonNegative, Positive, Probability
@@ -36,10 +36,10 @@ class Augmentation(Frozen):
     elastic_sigma: tuple[Positive, Positive] = (0.1, 0.2)
     """How smooth the random displacements are: standard deviation of their blur, as a share of the patch's size."""
     elastic_magnitude: tuple[NonNegative, NonNegative] = (0.0, 0.05)
-    """How far they reach at most, as a share of the patch's size."""
+    """How far they reach at most along each axis, as a share of the patch's size along it."""
     swapped_labels: tuple[tuple[Literal[0, 1, 2], Count, Count], ...] = ()
     """(axis, label value, label value): two labels that change places where this axis of the network's arrays is
-    mirrored, such as left and right kidney."""
+    mirrored, such as left and right kidney. Prediction changes them back (`inference.mirror_axes`)."""
 
     later_fields: ClassVar[tuple[str, ...]] = (
         "elastic_probability",
@@ -47,3 +47,16 @@ class Augmentation(Frozen):
         "elastic_magnitude",
         "swapped_labels",
     )
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        for name in ("elastic_sigma", "elastic_magnitude"):
+            lower, upper = getattr(self, name)
+            if lower > upper:
+                raise ValueError(f"{name} must ascend, got {[lower, upper]}")
+        places = [(axis, value) for axis, *pair in self.swapped_labels for value in pair]
+        twice = sorted({place for place in places if places.count(place) > 1})
+        if twice:
+            axis, value = twice[0]
+            raise ValueError(f"swapped_labels: value {value} must be in one pair of axis {axis}, of two values")
+        return self

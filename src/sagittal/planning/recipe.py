@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Sequence
 from typing import Literal, assert_never
 
 from sagittal.plan import DatasetSpec
@@ -27,19 +25,12 @@ from sagittal.plan.overrides import deep_supervision_weights
 from sagittal.plan.plan import Configuration
 from sagittal.plan.schedule import Schedule
 from sagittal.planning.grid import COVERAGE, SAVING
+from sagittal.planning.sides import Mirroring, mirroring
 
 EPOCHS = 1000
 STEPS_PER_EPOCH = 250
 _ANISOTROPIC_PATCH = 3
 _LONG_SLICE = 1.5
-_OPPOSITES: dict[Literal[0, 1, 2], dict[str, str]] = {
-    0: {"superior": "inferior", "upper": "lower", "cranial": "caudal", "top": "bottom"},
-    1: {"anterior": "posterior", "ventral": "dorsal", "front": "back"},
-    2: {"left": "right", "l": "r", "lt": "rt", "lh": "rh", "sin": "dex", "sinistra": "dextra"},
-}
-_ALONG = {0: "up and down", 1: "front to back", 2: "left to right"}
-
-Axes = tuple[Literal[0, 1, 2], ...]
 
 
 def optimizer(network: NetworkConfig) -> tuple[Optimizer, dict[str, str]]:
@@ -200,53 +191,21 @@ def augmentation(
     sees_slices: bool = False,
 ) -> tuple[Augmentation, dict[str, str]]:
     """Return nnU-Net's augmentation, fitted to the labels' sides and the patch's shape, and the reasons."""
-    axes, why_axes = mirror_axes(spec, orientation, transpose)
+    mirrored = mirroring(spec, orientation, transpose)
+    axes, why_axes = mirrored.axes, mirrored.why
     degrees, why_degrees = rotation_degrees(patch_size)
     if sees_slices:
         axes, why_axes = tuple(axis for axis in axes if axis > 0), f"{why_axes}; of those, the axes of a slice"
         degrees, why_degrees = slice_rotation_degrees(patch_size)
-    return Augmentation(mirror_axes=axes, rotation_degrees=degrees), {
+    swapped = tuple(pair for pair in mirrored.swapped_labels if pair[0] in axes)
+    return Augmentation(mirror_axes=axes, rotation_degrees=degrees, swapped_labels=swapped), {
         "mirror_axes": why_axes,
         "rotation_degrees": why_degrees,
+        "elastic_probability": "off, as nnU-Net's",
+        "elastic_sigma": "where elastic deformation is turned on: bends the size of organs, ours",
+        "elastic_magnitude": "where elastic deformation is turned on: far less than nnU-Net's, ours",
+        "swapped_labels": mirrored.why_swapped if swapped else Mirroring((), "").why_swapped,
     }
-
-
-def mirror_axes(
-    spec: DatasetSpec, orientation: Literal["RAS", "stored"] = "RAS", transpose: Triple = (0, 1, 2)
-) -> tuple[Axes, str]:
-    """Return the axes of the network's arrays that are mirrored, and why.
-
-    An axis is left out where two labels differ only by a direction along it: mirrored, one would look like the other.
-    In stored order nothing says which axis that is, so then none is mirrored.
-    """
-    pairs = {axis: pair for axis in _OPPOSITES if (pair := opposite_pair([label.name for label in spec.labels], axis))}
-    if not pairs:
-        return tuple(_OPPOSITES), "nnU-Net's default, all axes; no two labels differ by a direction only"
-    if orientation == "stored":
-        one, other = next(iter(pairs.values()))
-        return (), f"none: '{one}' and '{other}' differ by a direction only, and the files' axes have no known one"
-    axes = tuple(place for place in _OPPOSITES if transpose[place] not in pairs)
-    told = "; ".join(f"not {_ALONG[axis]}, because of '{one}' and '{other}'" for axis, (one, other) in pairs.items())
-    return axes, f"{told}: mirrored, one would look like the other"
-
-
-def opposite_pair(names: Sequence[str], axis: Literal[0, 1, 2]) -> tuple[str, str] | None:
-    """Return the first two names that differ only by a direction along an axis: for W, kidney_left and kidney_right.
-
-    Args:
-        names: of labels.
-        axis: 0, 1 or 2 for D, H or W in RAS order.
-    """
-    opposites = _OPPOSITES[axis]
-    by_words = {tuple(sorted(_words(name))): name for name in names}
-    for name in names:
-        words = _words(name)
-        for position, word in enumerate(words):
-            if word in opposites:
-                other = sorted([*words[:position], opposites[word], *words[position + 1 :]])
-                if tuple(other) in by_words:
-                    return name, by_words[tuple(other)]
-    return None
 
 
 def rotation_degrees(patch_size: Triple) -> tuple[float, str]:
@@ -266,8 +225,3 @@ def slice_rotation_degrees(patch_size: Triple) -> tuple[float, str]:
     if ratio > _LONG_SLICE:
         return 15.0, f"nnU-Net's for a slice that is {ratio:.3g} > {_LONG_SLICE:g} times longer than wide"
     return 180.0, f"nnU-Net's for slices: any angle in the plane; at most {_LONG_SLICE:g} times longer than wide"
-
-
-def _words(name: str) -> list[str]:
-    """Split snake_case, CamelCase and spaced names into lower-case words."""
-    return [word.lower() for word in re.findall(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])|\d+", name)]
