@@ -65,7 +65,7 @@ class Peers:
     def _wait(self, key: str) -> None:
         # Not in an exchange, which has a time limit and can't be interrupted.
         while self._store is not None and not self._store.check([key]):
-            failure = self.failure(wait_s=0)
+            failure = self.failure()
             if failure is not None:
                 raise failure
             time.sleep(_LOOK_EVERY_S)
@@ -86,16 +86,26 @@ class Peers:
         except RuntimeError:
             pass  # The store is gone with the process that kept it, and this one has its own error to show.
 
-    def failure(self, *, wait_s: float = _LAST_WORDS_S) -> TrainingError | SystemExit | None:
+    def last_words(self) -> TrainingError | SystemExit | None:
+        """Return why another process ended, once it has said so; None where it does not."""
+        until = time.monotonic() + _LAST_WORDS_S
+        try:
+            while self._store is not None and time.monotonic() < until:
+                failure = self.failure()
+                if failure is not None:
+                    return failure
+                time.sleep(_LOOK_EVERY_S)
+        except SystemExit:
+            pass  # `torchrun` ends the others as soon as one has ended; what ended it is the news, not that.
+        return None
+
+    def failure(self) -> TrainingError | SystemExit | None:
         """Return why another process ended, to end this one with; None where none has said anything."""
         if self._store is None:
             return None
-        until = time.monotonic() + wait_s
         try:
-            while not self._store.check([_FAILED]):
-                if time.monotonic() >= until:
-                    return None
-                time.sleep(_LOOK_EVERY_S)
+            if not self._store.check([_FAILED]):
+                return None
             word = json.loads(self._store.get(_FAILED))
         except RuntimeError:
             return None
@@ -126,7 +136,7 @@ def together(world: World, device: torch.device) -> Iterator[Peers]:
         try:
             yield peers
         except TrainingError as error:
-            failure = peers.failure() if error.code == "process_lost" else None
+            failure = peers.last_words() if error.code == "process_lost" else None
             if failure is not None:
                 raise failure from error
             peers.tell_failure(error)
