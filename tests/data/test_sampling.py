@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sagittal.data.augmentation import augment, spatial_draw
-from sagittal.data.cache import Cache
+from sagittal.data.cache import Cache, foreground_locations, locations_path
 from sagittal.data.case_weights import CaseWeights
 from sagittal.data.sampling import (
     case_pool,
@@ -23,7 +23,7 @@ from sagittal.data.sampling import (
     samples_of,
 )
 from sagittal.data.spatial import SpatialDraw, box_size, source_matrix
-from sagittal.errors import DataError, PlanError
+from sagittal.errors import DataError, PlanError, ResourceError
 from sagittal.plan import Plan
 from sagittal.plan.augmentation import Augmentation
 
@@ -276,3 +276,21 @@ def test_a_single_voxel_in_a_corner_is_seen_in_every_augmented_patch(tmp_path: P
                 box[None, None].float(), box[None], config, plan.patch.size, [draw.seed], spacing_mm=(2.0, 1.0, 1.0)
             )
             assert seen.any()
+
+
+def test_the_cache_tells_classes_and_voxels_without_reading_the_others(cache: Cache, tmp_path: Path) -> None:
+    labels = np.zeros((60, 60, 40), dtype=np.uint8)
+    labels[0, 0, 0], labels[10:50, 10:50, 5:35] = 12, 3
+    written = write_cache(tmp_path / "cases", {"one": (labels[np.newaxis], labels)})
+    path = locations_path(written.folder, written.entries[0])
+    np.savez(path, **{str(index): voxels for index, voxels in foreground_locations(labels, 14).items()})
+    everything = written.locations(0)
+    assert len(everything) == 13
+    assert written.classes(0) == (3, 12) == tuple(index for index, voxels in everything.items() if len(voxels))
+    for index in (3, 12):
+        assert np.array_equal(written.voxels(0, index), everything[index])
+    with pytest.raises(ResourceError, match="can't be read"):
+        written.voxels(0, 99)
+    path.write_bytes(path.read_bytes()[:50])
+    with pytest.raises(ResourceError, match="can't be read"):
+        written.classes(0)

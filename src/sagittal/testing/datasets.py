@@ -27,6 +27,11 @@ TINY_SETTINGS: Mapping[str, Any] = {
 """Overrides of a MedNeXt's plan under which a step takes milliseconds."""
 
 
+LESION_SHAPE = (128, 128, 128)
+_LESION_RADIUS_VOX = 1.95
+"""A ball of about thirty voxels."""
+
+
 def write_tiny_case(folder: Path, name: str, seed: int, *, part: str = "Tr") -> None:
     """Write one case, (D, H, W) = (18, 22, 20) at 2 x 1.2 x 1 mm: noise, a bright box (1) and a dark box (2).
 
@@ -63,17 +68,11 @@ def write_tiny_dataset(folder: Path, *, cases: int = 6) -> Path:
     return folder
 
 
-LESION_SHAPE = (128, 128, 128)
-_LESION_RADIUS_VOX = 1.95
-"""A ball of about thirty voxels."""
-
-
 def write_lesion_case(folder: Path, name: str, seed: int, *, shape: Triple = LESION_SHAPE) -> None:
     """Write one case at 1 mm: an organ (1) of some 100 000 voxels and a lesion (2) of about 30, in or beside it.
 
     The noise is half fine, half coarse and has a standard deviation of about 14; the organ is 40 brighter than what
-    surrounds it, the lesion 60 brighter still, wherever it lies. Rods of the lesion's brightness and width run through
-    the picture, so that brightness alone does not tell it.
+    surrounds it, the lesion 60 brighter still, wherever it lies: beside the organ it is hardly brighter than that.
 
     Args:
         folder: data set.
@@ -88,14 +87,8 @@ def write_lesion_case(folder: Path, name: str, seed: int, *, shape: Triple = LES
     radii, centre = rng.uniform(24, 34, 3), [float(rng.uniform(0.35, 0.65) * size) for size in shape]
     organ = _ellipsoid(places, centre, radii)
     labels = organ.astype(np.uint8)
-    bright = np.zeros(shape, dtype=bool)
-    for _ in range(6):
-        axis = int(rng.integers(3))
-        across = [other for other in range(3) if other != axis]
-        at = [float(rng.uniform(8, shape[other] - 8)) for other in across]
-        bright |= sum((places[other] - middle) ** 2 for other, middle in zip(across, at, strict=True)) <= 3.0
     lesion = _ellipsoid(places, [float(rng.uniform(12, size - 12)) for size in shape], [_LESION_RADIUS_VOX] * 3)
-    image += 40.0 * organ + 60.0 * (bright | lesion)
+    image += 40.0 * organ + 60.0 * lesion
     labels[lesion] = 2
     Volume(image[None], np.eye(4)).write(folder / "imagesTr" / f"{name}_0000.nii")
     Volume(labels[None], np.eye(4)).write(folder / "labelsTr" / f"{name}.nii")
