@@ -12,7 +12,7 @@ setup(
         Extension(
             "sagittal.kernels._cpu",
             sources=[f"{FOLDER}/_cpu.c"],
-            depends=[f"{FOLDER}/_cpu_{part}.h" for part in ("jobs", "vector", "depthwise", "pointwise", "undef")],
+            depends=[f"{FOLDER}/_cpu_{part}.h" for part in ("jobs", "vector", "depthwise", "pointwise", "amx", "undef")],
             extra_compile_args=[
                 "-O3",
                 "-std=gnu11",

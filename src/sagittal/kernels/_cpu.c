@@ -4,6 +4,15 @@
  * run time. Threads come from the OpenMP runtime that PyTorch has already loaded (two pools would fight for the cores); without it,
  * from threads made for the call. Which thread runs a task never changes a result.
  */
+#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
+#define HAS_X86
+#if __GNUC__ >= 11 && defined(__linux__)
+#define HAS_AMX
+#include <immintrin.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
+#endif
 #include <math.h>
 #include <pthread.h>
 #include <stdatomic.h>
@@ -40,8 +49,7 @@ struct kernels {
 static const struct kernels portable = KERNELS;
 #include "_cpu_undef.h"
 
-#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
-#define HAS_X86
+#ifdef HAS_X86
 #pragma GCC push_options
 #pragma GCC target("avx2,fma")
 #define ISA(name) name##_avx2
@@ -64,6 +72,13 @@ static const struct kernels avx2 = KERNELS;
 #include "_cpu_pointwise.h"
 static const struct kernels avx512 = KERNELS;
 #include "_cpu_undef.h"
+#pragma GCC pop_options
+#endif
+
+#ifdef HAS_AMX
+#pragma GCC push_options
+#pragma GCC target("avx512f,avx512dq,avx512bw,avx512vl,avx512bf16,fma,amx-tile,amx-bf16")
+#include "_cpu_amx.h"
 #pragma GCC pop_options
 #endif
 
@@ -91,6 +106,20 @@ EXPORT int sagittal_start(void *gomp_parallel, int limit) {
     (void)limit;
 #endif
     return level;
+}
+
+/* Return 1 where the processor multiplies bfloat16 on AMX tiles and the system lets this process do so; it must be asked once. */
+EXPORT int sagittal_start_amx(void) {
+#ifdef HAS_AMX
+    enum { ASK_FOR_STATE = 0x1023, TILE_DATA = 18 };
+    __builtin_cpu_init();
+    return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512bw") &&
+           __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("avx512bf16") &&
+           __builtin_cpu_supports("amx-tile") && __builtin_cpu_supports("amx-bf16") &&
+           syscall(SYS_arch_prctl, ASK_FOR_STATE, TILE_DATA) == 0;
+#else
+    return 0;
+#endif
 }
 
 struct call {
@@ -223,10 +252,12 @@ EXPORT void sagittal_moments(const float *x, float *partial, float *mean, float 
         }
 }
 
-/* shape: N, voxels, C, hidden, outputs */
+/* shape: N, voxels, C, hidden, outputs, and whether the products are in bfloat16 */
 static struct tail tail_job(const int64_t *shape) {
     struct tail job = {0};
     const int64_t rows = 32768 / shape[3] / 12 * 12;
+    job.forward = chosen->tail_forward;
+    job.backward = chosen->tail_backward;
     job.voxels = shape[1];
     job.channels = shape[2];
     job.hidden = shape[3];
@@ -235,6 +266,16 @@ static struct tail tail_job(const int64_t *shape) {
     job.partial_size = job.channels * job.hidden + job.hidden * job.outputs + job.hidden + job.outputs;
     job.scratch_size = job.chunk * (job.channels + 2 * job.hidden);
     job.parts = at_most(TAIL_PARTS, TAIL_PARTIAL_FLOATS / job.partial_size) / shape[0];
+#ifdef HAS_AMX
+    if (shape[5]) {
+        job.forward = tail_forward_task_amx;
+        job.backward = tail_backward_task_amx;
+        job.chunk = job.hidden <= 256 ? 128 : 64;
+        job.scratch_size = amx_scratch_size(job.chunk, job.channels, job.hidden, job.outputs);
+        /* Fewer voxels are multiplied sooner than their sums are added up. */
+        job.parts = at_most(job.parts, job.voxels / 512);
+    }
+#endif
     job.parts = at_most(job.parts < 1 ? 1 : job.parts, divide_up(job.voxels, job.chunk));
     return job;
 }
@@ -249,7 +290,7 @@ EXPORT void sagittal_tail_space(const int64_t *shape, int64_t *sizes) {
 }
 
 /* y = residual + contract(gelu(expand((h - mean) * scale))); in: h, mean, scale, expand_t (C, R), its bias, contract_t (R, O), its bias,
- * residual or NULL. */
+ * residual or NULL. In bfloat16 expand_t and contract_t are pairs. */
 EXPORT void sagittal_tail_forward(const float *const *in, float *y, float *scratch, const int64_t *shape, int threads) {
     struct tail job = tail_job(shape);
     job.h = in[0];
@@ -262,12 +303,13 @@ EXPORT void sagittal_tail_forward(const float *const *in, float *y, float *scrat
     job.residual = in[7];
     job.y = y;
     job.scratch = scratch;
-    job.parts = divide_up(job.voxels, job.chunk);
-    run_tasks(chosen->tail_forward, &job, shape[0] * job.parts, threads);
+    job.parts = at_most(divide_up(job.voxels, job.chunk), TAIL_PARTS);
+    run_tasks(job.forward, &job, shape[0] * job.parts, threads);
 }
 
 /* in: h, mean, scale, expand_t (C, R), its bias, expand (R, C) without the norm's scale, contract (O, R), grad_y. grad_a (N, voxels, C);
- * totals (N, partial size): each sample's sums over its voxels. */
+ * totals (N, partial size): each sample's sums over its voxels. In bfloat16 expand_t, expand and contract are pairs, and the sums of contract
+ * are (O, R). */
 EXPORT void sagittal_tail_backward(const float *const *in, float *grad_a, float *totals, float *partial, float *scratch,
                                    const int64_t *shape, int threads) {
     struct tail job = tail_job(shape);
@@ -282,9 +324,19 @@ EXPORT void sagittal_tail_backward(const float *const *in, float *grad_a, float 
     job.grad_a = grad_a;
     job.partial = partial;
     job.scratch = scratch;
-    run_tasks(chosen->tail_backward, &job, shape[0] * job.parts, threads);
+    run_tasks(job.backward, &job, shape[0] * job.parts, threads);
     for (int64_t n = 0; n < shape[0]; n++)
         reduce(partial + n * job.parts * job.partial_size, totals + n * job.partial_size, job.parts, job.partial_size, threads);
+}
+
+/* pairs (depth rounded up to a multiple of 32, halved, columns) = weight (depth, columns) in bfloat16, as the products take it. */
+EXPORT void sagittal_pack_pairs(const float *weight, uint32_t *pairs, int64_t depth, int64_t columns, int threads) {
+#ifdef HAS_AMX
+    struct amx_weight job = {weight, pairs, depth, columns};
+    run_tasks(amx_pack_task, &job, amx_padded(depth) / 2, threads);
+#else
+    (void)weight, (void)pairs, (void)depth, (void)columns, (void)threads;
+#endif
 }
 
 /* grad = scale_a grad + scale_h (h - mean) + shift in place, each coefficient (N, C). */

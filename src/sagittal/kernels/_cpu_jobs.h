@@ -25,6 +25,7 @@ struct tail {
     const float *h, *mean, *scale, *expand, *expand_t, *expand_bias, *contract, *contract_t, *contract_bias, *residual, *grad_y;
     float *y, *grad_a, *partial, *scratch;
     int64_t voxels, channels, hidden, outputs, chunk, parts, partial_size, scratch_size;
+    task_fn forward, backward;
 };
 
 struct norm_backward {
@@ -36,6 +37,21 @@ struct norm_backward {
 static int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 static int64_t at_most(int64_t a, int64_t limit) { return a < limit ? a : limit; }
+
+/* What the next chunk of a task will read and write, fetched from the memory while this one computes. */
+struct ahead {
+    const float *from[3];
+    int64_t lines[3], step;
+};
+
+static int64_t lines_of(int64_t rows, int64_t columns) { return divide_up(rows * columns, 16); }
+
+static void fetch(const struct ahead *next, int64_t i) {
+    for (int k = 0; k < 3; k++) {
+        const int64_t stop = at_most((i + 1) * next->step, next->lines[k]);
+        for (int64_t line = i * next->step; line < stop; line++) __builtin_prefetch(next->from[k] + 16 * line, 0, 2);
+    }
+}
 
 static int64_t channel_blocks(const struct depthwise *job) { return divide_up(job->channels, BOX_CHANNELS); }
 
@@ -78,4 +94,20 @@ static void tail_rows_of_task(const struct tail *job, int64_t task, int64_t *n, 
     *n = task / job->parts;
     *start = at_most(part * rows, job->voxels);
     *stop = at_most(*start + rows, job->voxels);
+}
+
+/* Of the chunk after the one at `start`: h, a tensor as wide as the output, and one that is written, as wide as the output (forward) or as h
+ * (backward). */
+static struct ahead tail_ahead(const struct tail *job, int64_t n, int64_t start, int64_t stop, const float *read, const float *written) {
+    const int64_t C = job->channels, O = job->outputs, at = start + job->chunk, wide = written == job->y ? O : C;
+    const int64_t rows = at < stop ? at_most(stop - at, job->chunk) : 0, from = n * job->voxels + at;
+    struct ahead next = {0};
+    next.from[0] = job->h + from * C;
+    next.from[1] = read ? read + from * O : NULL;
+    next.from[2] = written + from * wide;
+    next.lines[0] = lines_of(rows, C);
+    next.lines[1] = read ? lines_of(rows, O) : 0;
+    next.lines[2] = lines_of(rows, wide);
+    next.step = divide_up(C > O ? C : O, 16);
+    return next;
 }

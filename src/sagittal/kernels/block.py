@@ -5,7 +5,8 @@ The expanded activation (R times the channels) is what fills the memory in train
 it. Here a few hundred voxels at a time go through the whole chain while they lie in the cache; the forward pass keeps
 only the block's input and the convolution's output, and the backward pass computes the rest again. The per-channel
 norm needs no pass of its own: its scale and shift are folded into the expansion, and its gradient's two sums per
-channel follow from the expansion's weight gradient.
+channel follow from the expansion's weight gradient. Under autocast on the CPU the products run in bfloat16, where the
+processor can (`kernels.bf16`).
 
 Letters: N batch, C channels, R expanded channels, O output channels, L = D*H*W voxels.
 """
@@ -20,6 +21,7 @@ from torch.nn import functional as F
 
 from sagittal.errors import DataError
 from sagittal.kernels import depthwise, native
+from sagittal.kernels.bf16 import autocasting, outside_autocast, products_in_bf16
 from sagittal.kernels.channel_norm import normalise_channels
 from sagittal.kernels.pointwise_conv import pointwise
 
@@ -52,11 +54,19 @@ def expand_contract(h: Tensor, weights: TailWeights, *, residual: Tensor | None 
         DataError: the shapes do not fit.
     """
     _check(h, weights, residual)
+    if not autocasting(h):
+        return _expand_contract(h, weights, residual, eps, bf16=False)
+    bf16 = products_in_bf16(h)
+    with outside_autocast():
+        return _expand_contract(h.float(), weights, None if residual is None else residual.float(), eps, bf16=bf16)
+
+
+def _expand_contract(h: Tensor, weights: TailWeights, residual: Tensor | None, eps: float, *, bf16: bool) -> Tensor:
     if _usable(h, weights, residual):
-        y: Tensor = _Tail.apply(h, residual, eps, *weights)  # type: ignore[no-untyped-call]
+        y: Tensor = _Tail.apply(h, residual, eps, bf16, *weights)  # type: ignore[no-untyped-call]
         return y
     if _fit(weights) and depthwise.usable_in_graph(h, residual, *weights):
-        y, _, _ = _tail(h, residual, eps, weights)
+        y, _, _ = _tail(h, residual, eps, bf16, weights)
         return y
     return _plain_tail(h, weights, residual, eps)
 
@@ -84,12 +94,29 @@ def mednext_block(
         DataError: the shapes do not fit.
     """
     _check(x, weights, x if residual else None)
+    if not autocasting(x):
+        return _block(x, kernel, kernel_bias, weights, residual=residual, eps=eps, bf16=False)
+    bf16 = products_in_bf16(x)
+    with outside_autocast():
+        return _block(x.float(), kernel, kernel_bias, weights, residual=residual, eps=eps, bf16=bf16)
+
+
+def _block(
+    x: Tensor,
+    kernel: Tensor,
+    kernel_bias: Tensor | None,
+    weights: TailWeights,
+    *,
+    residual: bool,
+    eps: float,
+    bf16: bool,
+) -> Tensor:
     if x.ndim == 5 and kernel.ndim == 5 and _usable(x, weights) and native.usable(kernel, kernel_bias):
         depthwise.check(x, kernel, kernel_bias, 1)
-        y: Tensor = _Block.apply(x, kernel, kernel_bias, residual, eps, *weights)  # type: ignore[no-untyped-call]
+        y: Tensor = _Block.apply(x, kernel, kernel_bias, residual, eps, bf16, *weights)  # type: ignore[no-untyped-call]
         return y
     h = depthwise.depthwise_conv(x, kernel, kernel_bias)
-    return expand_contract(h, weights, residual=x if residual else None, eps=eps)
+    return _expand_contract(h, weights, x if residual else None, eps, bf16=bf16)
 
 
 def _plain_tail(h: Tensor, weights: TailWeights, residual: Tensor | None, eps: float) -> Tensor:
@@ -111,14 +138,18 @@ class _Saved(NamedTuple):
     contract: Tensor
 
 
-def _tail_forward(h: Tensor, residual: Tensor | None, eps: float, weights: TailWeights) -> tuple[Tensor, _Saved]:
+def _tail_forward(
+    h: Tensor, residual: Tensor | None, eps: float, weights: TailWeights, bf16: bool
+) -> tuple[Tensor, _Saved]:
     """h (N, L, C) and residual (N, L, O) dense; returns y (N, L, O)."""
     expand, contract = weights.expand.flatten(1).contiguous(), weights.contract.flatten(1).contiguous()
     mean, scale = native.moments(h, eps)
     saved = _Saved(mean, scale, weights.norm_weight, weights.norm_bias, expand, weights.expand_bias, contract)
-    contract_t, contract_bias = contract.t().contiguous(), weights.contract_bias.contiguous()
-    y = native.tail_forward([h, mean, scale, *_folded(saved), contract_t, contract_bias, residual])
-    return y, saved
+    (expand_t, expand_bias), contract_t = _folded(saved), contract.t().contiguous()
+    if bf16:
+        expand_t, contract_t = native.pairs(expand_t), native.pairs(contract_t)
+    inputs = [h, mean, scale, expand_t, expand_bias, contract_t, weights.contract_bias.contiguous(), residual]
+    return native.tail_forward(inputs, bf16=bf16), saved
 
 
 def _folded(saved: _Saved) -> tuple[Tensor, Tensor]:
@@ -129,11 +160,16 @@ def _folded(saved: _Saved) -> tuple[Tensor, Tensor]:
     )
 
 
-def _tail_backward(h: Tensor, grad_y: Tensor, saved: _Saved) -> tuple[Tensor, TailWeights]:
+def _tail_backward(h: Tensor, grad_y: Tensor, saved: _Saved, bf16: bool) -> tuple[Tensor, TailWeights]:
     """Return the gradient at h (N, L, C) and at the weights as matrices, given dense grad_y (N, L, O)."""
-    grad_h, sums = native.tail_backward(
-        [h, saved.mean, saved.scale, *_folded(saved), saved.expand, saved.contract, grad_y]
-    )
+    if autocasting(h):
+        with outside_autocast():
+            return _tail_backward(h, grad_y, saved, bf16)
+    (expand_t, expand_bias), expand, contract = _folded(saved), saved.expand, saved.contract
+    if bf16:
+        expand_t, expand, contract = native.pairs(expand_t), native.pairs(expand), native.pairs(contract)
+    inputs = [h, saved.mean, saved.scale, expand_t, expand_bias, expand, contract, grad_y]
+    grad_h, sums = native.tail_backward(inputs, bf16=bf16)
     by_normed, contract_sum, hidden_sum, output_sum = sums
     # The norm's gradient, before its weight, summed over space: times the normed value, and alone, (N, C) each.
     along = (by_normed * saved.expand.t()).sum(2)
@@ -170,9 +206,10 @@ def _volume(rows: Tensor, size: torch.Size) -> Tensor:
 
 class _Tail(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, h: Tensor, residual: Tensor | None, eps: float, *weights: Tensor) -> Tensor:
+    def forward(ctx: Any, h: Tensor, residual: Tensor | None, eps: float, bf16: bool, *weights: Tensor) -> Tensor:
         rows = _rows(h)
-        y, saved = _tail_forward(rows, None if residual is None else _rows(residual), eps, TailWeights(*weights))
+        y, saved = _tail_forward(rows, None if residual is None else _rows(residual), eps, TailWeights(*weights), bf16)
+        ctx.bf16 = bf16
         ctx.size = h.shape[2:]
         ctx.weight_shapes = [weight.shape for weight in weights]
         ctx.save_for_backward(rows, *saved)
@@ -182,19 +219,26 @@ class _Tail(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         rows, *saved = ctx.saved_tensors
-        grad_h, grads = _tail_backward(rows, _rows(grad), _Saved(*saved))
-        return _volume(grad_h, ctx.size), grad if ctx.needs_input_grad[1] else None, None, *_shaped(grads, ctx)
+        grad_h, grads = _tail_backward(rows, _rows(grad), _Saved(*saved), ctx.bf16)
+        return _volume(grad_h, ctx.size), grad if ctx.needs_input_grad[1] else None, None, None, *_shaped(grads, ctx)
 
 
 class _Block(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, kernel: Tensor, kernel_bias: Tensor | None, residual: bool, eps: float, *weights: Tensor
+        ctx: Any,
+        x: Tensor,
+        kernel: Tensor,
+        kernel_bias: Tensor | None,
+        residual: bool,
+        eps: float,
+        bf16: bool,
+        *weights: Tensor,
     ) -> Tensor:
         dense = native.channels_last(x)
         h = depthwise.forward(dense, kernel, kernel_bias, 1).flatten(1, 3)
-        y, saved = _tail_forward(h, dense.flatten(1, 3) if residual else None, eps, TailWeights(*weights))
-        ctx.residual = residual
+        y, saved = _tail_forward(h, dense.flatten(1, 3) if residual else None, eps, TailWeights(*weights), bf16)
+        ctx.residual, ctx.bf16 = residual, bf16
         ctx.weight_shapes = [weight.shape for weight in weights]
         ctx.save_for_backward(dense, kernel, h, *saved)
         return _volume(y, x.shape[2:])
@@ -204,7 +248,7 @@ class _Block(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         dense, kernel, h, *saved = ctx.saved_tensors
         grad_y = native.channels_last(grad)
-        grad_rows, grads = _tail_backward(h, grad_y.flatten(1, 3), _Saved(*saved))
+        grad_rows, grads = _tail_backward(h, grad_y.flatten(1, 3), _Saved(*saved), ctx.bf16)
         grad_h = grad_rows.view(dense.shape)
         grad_x = grad_kernel = grad_bias = None
         if ctx.needs_input_grad[0]:
@@ -214,24 +258,27 @@ class _Block(torch.autograd.Function):
             )
         if ctx.needs_input_grad[1] or ctx.needs_input_grad[2]:
             grad_kernel, grad_bias = depthwise.weight_grad(dense, grad_h, kernel, 1)
-        return grad_x, grad_kernel, grad_bias if ctx.needs_input_grad[2] else None, None, None, *_shaped(grads, ctx)
+        grad_bias = grad_bias if ctx.needs_input_grad[2] else None
+        return grad_x, grad_kernel, grad_bias, None, None, None, *_shaped(grads, ctx)
 
 
 @torch.library.custom_op("sagittal::expand_contract", mutates_args=(), device_types="cpu")
-def _tail(h: Tensor, residual: Tensor | None, eps: float, weights: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+def _tail(
+    h: Tensor, residual: Tensor | None, eps: float, bf16: bool, weights: Sequence[Tensor]
+) -> tuple[Tensor, Tensor, Tensor]:
     """Return y, and each case's and channel's mean and 1 / deviation."""
-    y, saved = _tail_forward(_rows(h), None if residual is None else _rows(residual), eps, TailWeights(*weights))
+    y, saved = _tail_forward(_rows(h), None if residual is None else _rows(residual), eps, TailWeights(*weights), bf16)
     return _volume(y, h.shape[2:]), saved.mean, saved.scale
 
 
 @torch.library.custom_op("sagittal::expand_contract_backward", mutates_args=(), device_types="cpu")
 def _tail_grad(
-    h: Tensor, grad: Tensor, mean: Tensor, scale: Tensor, weights: Sequence[Tensor]
+    h: Tensor, grad: Tensor, mean: Tensor, scale: Tensor, bf16: bool, weights: Sequence[Tensor]
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Return the gradients at h and at the six weights."""
     norm_weight, norm_bias, expand, expand_bias, contract, _ = weights
     matrices = expand.flatten(1).contiguous(), expand_bias, contract.flatten(1).contiguous()
-    grad_h, grads = _tail_backward(_rows(h), _rows(grad), _Saved(mean, scale, norm_weight, norm_bias, *matrices))
+    grad_h, grads = _tail_backward(_rows(h), _rows(grad), _Saved(mean, scale, norm_weight, norm_bias, *matrices), bf16)
     # An operator's results may not share memory, and lie in memory as the fake form below says.
     a, b, c, d, e, f = (
         part.reshape(weight.shape).clone(memory_format=torch.contiguous_format)
@@ -241,28 +288,32 @@ def _tail_grad(
 
 
 @_tail.register_fake
-def _(h: Tensor, residual: Tensor | None, eps: float, weights: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+def _(
+    h: Tensor, residual: Tensor | None, eps: float, bf16: bool, weights: Sequence[Tensor]
+) -> tuple[Tensor, Tensor, Tensor]:
     y = h.new_empty((h.shape[0], *h.shape[2:], weights[4].shape[0])).movedim(-1, 1)
     return y, h.new_empty(h.shape[:2]), h.new_empty(h.shape[:2])
 
 
 @_tail_grad.register_fake
-def _(h: Tensor, grad: Tensor, mean: Tensor, scale: Tensor, weights: Sequence[Tensor]) -> tuple[Tensor, ...]:
+def _(
+    h: Tensor, grad: Tensor, mean: Tensor, scale: Tensor, bf16: bool, weights: Sequence[Tensor]
+) -> tuple[Tensor, ...]:
     grad_h = h.new_empty((h.shape[0], *h.shape[2:], h.shape[1])).movedim(-1, 1)
     return grad_h, *(weight.new_empty(weight.shape) for weight in weights)
 
 
 def _save(
-    ctx: Any, inputs: tuple[Tensor, Tensor | None, float, Sequence[Tensor]], output: tuple[Tensor, Tensor, Tensor]
+    ctx: Any, inputs: tuple[Tensor, Tensor | None, float, bool, Sequence[Tensor]], output: tuple[Tensor, Tensor, Tensor]
 ) -> None:
-    h, _, _, weights = inputs
+    h, _, _, ctx.bf16, weights = inputs
     ctx.save_for_backward(h, *output[1:], *weights)
 
 
 def _backward(ctx: Any, grad: Tensor, *_: Tensor) -> tuple[Tensor | list[Tensor] | None, ...]:
     h, mean, scale, *weights = ctx.saved_tensors
-    grad_h, *grads = _tail_grad(h, grad, mean, scale, weights)
-    return grad_h, grad if ctx.needs_input_grad[1] else None, None, grads
+    grad_h, *grads = _tail_grad(h, grad, mean, scale, ctx.bf16, weights)
+    return grad_h, grad if ctx.needs_input_grad[1] else None, None, None, grads
 
 
 _tail.register_autograd(_backward, setup_context=_save)

@@ -21,6 +21,7 @@ from torch.nn import functional as F
 
 from sagittal.errors import DataError
 from sagittal.kernels import native
+from sagittal.kernels.bf16 import autocasting, outside_autocast
 
 
 def depthwise_conv(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, stride: int = 1) -> Tensor:
@@ -36,11 +37,13 @@ def depthwise_conv(x: Tensor, weight: Tensor, bias: Tensor | None = None, *, str
         DataError: the shapes do not fit, or an even kernel.
     """
     check(x, weight, bias, stride)
+    if autocasting(x):
+        with outside_autocast():
+            return depthwise_conv(x.float(), weight, bias, stride=stride)
     y = _compiled(x, weight, bias, stride)
     if y is not None:
         return y
-    convolve = F.conv3d if x.ndim == 5 else F.conv2d
-    return convolve(x, weight, bias, stride=stride, padding=weight.shape[-1] // 2, groups=x.shape[1])
+    return plain_conv(x, weight, bias, (stride,) * (x.ndim - 2))
 
 
 def depthwise_conv_transpose(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -49,14 +52,30 @@ def depthwise_conv_transpose(x: Tensor, weight: Tensor, bias: Tensor | None = No
     Arguments and errors as in `depthwise_conv`.
     """
     check(x, weight, bias, 2)
+    if autocasting(x):
+        with outside_autocast():
+            return depthwise_conv_transpose(x.float(), weight, bias)
     compiled = _compiled(x, weight, bias, native.TRANSPOSED)
     if compiled is not None:
         return compiled
     return plain_transpose(x, weight, bias, (2,) * (x.ndim - 2))
 
 
+def plain_conv(x: Tensor, weight: Tensor, bias: Tensor | None, strides: Sequence[int]) -> Tensor:
+    """Convolve each channel, padding k // 2, by PyTorch's operators; strides and kernel per axis."""
+    if autocasting(x):
+        with outside_autocast():
+            return plain_conv(x.float(), weight, bias, strides)
+    convolve = F.conv3d if x.ndim == 5 else F.conv2d
+    padding = [size // 2 for size in weight.shape[2:]]
+    return convolve(x, weight, bias, stride=strides, padding=padding, groups=x.shape[1])
+
+
 def plain_transpose(x: Tensor, weight: Tensor, bias: Tensor | None, strides: Sequence[int]) -> Tensor:
     """Convolve each channel, transposed, padding k // 2, by PyTorch's operators; strides and kernel per axis."""
+    if autocasting(x):
+        with outside_autocast():
+            return plain_transpose(x.float(), weight, bias, strides)
     convolve = partial(
         F.conv_transpose3d if x.ndim == 5 else F.conv_transpose2d,
         stride=strides,

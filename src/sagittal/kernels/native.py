@@ -24,6 +24,8 @@ _POINTER, _LONG, _INT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int
 _LONGS = ctypes.POINTER(ctypes.c_int64)
 _SIGNATURES: Final = {
     "sagittal_start": (_INT, [_POINTER, _INT]),
+    "sagittal_start_amx": (_INT, []),
+    "sagittal_pack_pairs": (None, [_POINTER, _POINTER, _LONG, _LONG, _INT]),
     "sagittal_depthwise": (None, [_POINTER] * 5 + [_LONGS, _INT, _INT]),
     "sagittal_depthwise_weight_space": (_LONG, [_LONGS]),
     "sagittal_depthwise_weight": (None, [_POINTER] * 4 + [_LONGS, _INT, _INT]),
@@ -75,6 +77,7 @@ def _load() -> ctypes.CDLL | None:
 
 
 _library: ctypes.CDLL | None = _load()
+_tiles: bool = _library is not None and bool(_library.sagittal_start_amx())
 
 
 def cpu_available() -> bool:
@@ -85,6 +88,11 @@ def cpu_available() -> bool:
 def limit_instruction_set(level: int) -> int:
     """Use at most this instruction set (0 portable, 1 AVX2, 2 AVX-512); return the one used, -1 for none."""
     return -1 if _library is None else int(_library.sagittal_start(_openmp_entry(), level))
+
+
+def has_tiles() -> bool:
+    """Return whether matrix products can run in bfloat16, on AMX tiles."""
+    return _library is not None and _tiles
 
 
 def usable(*tensors: Tensor | None) -> bool:
@@ -223,28 +231,43 @@ def _tail_space(shape: ctypes.Array[ctypes.c_int64]) -> list[int]:
     return list(sizes)
 
 
-def tail_forward(inputs: Sequence[Tensor | None]) -> Tensor:
-    """Return (N, voxels, O); inputs: h, mean, scale, expand_t (C, R), its bias, contract_t (R, O), bias, residual."""
+def pairs(weight: Tensor) -> Tensor:
+    """Return weight (depth, columns) rounded to bfloat16, two rows to a word: int32 (depth / 2, columns).
+
+    The depth is padded with zeros to a multiple of 32. So lie the right operands of products on AMX tiles.
+    """
+    depth, columns = weight.shape
+    packed = weight.new_empty(((depth + 31) // 32 * 16, columns), dtype=torch.int32)
+    _call().sagittal_pack_pairs(_pointer(weight), _pointer(packed), depth, columns, torch.get_num_threads())
+    return packed
+
+
+def tail_forward(inputs: Sequence[Tensor | None], *, bf16: bool = False) -> Tensor:
+    """Return (N, voxels, O); inputs: h, mean, scale, expand_t (C, R), its bias, contract_t (R, O), bias, residual.
+
+    With `bf16` expand_t and contract_t are `pairs` of what they are else.
+    """
     h, expand_t, contract_t = inputs[0], inputs[3], inputs[5]
     assert h is not None and expand_t is not None and contract_t is not None
     samples, voxels, channels = h.shape
     outputs, threads = contract_t.shape[1], torch.get_num_threads()
-    shape = _longs((samples, voxels, channels, expand_t.shape[1], outputs))
+    shape = _longs((samples, voxels, channels, expand_t.shape[1], outputs, bf16))
     y, scratch = h.new_empty((samples, voxels, outputs)), h.new_empty(threads * _tail_space(shape)[0])
     _call().sagittal_tail_forward(_pointers(inputs), _pointer(y), _pointer(scratch), shape, threads)
     return y
 
 
-def tail_backward(inputs: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
+def tail_backward(inputs: Sequence[Tensor], *, bf16: bool = False) -> tuple[Tensor, list[Tensor]]:
     """Return the gradient at the affine norm's output (N, voxels, C), and each sample's sums over its voxels.
 
     The sums: normed x hidden gradient (N, C, R), hidden x output gradient (N, R, O), hidden gradient (N, R), output
-    gradient (N, O). Inputs: h, mean, scale, expand_t (C, R), its bias, expand (R, C), contract (O, R), grad_y.
+    gradient (N, O). Inputs: h, mean, scale, expand_t (C, R), its bias, expand (R, C), contract (O, R), grad_y; with
+    `bf16` the three matrices are `pairs` of what they are else.
     """
-    h, contract = inputs[0], inputs[6]
-    (samples, voxels, channels), (outputs, hidden) = h.shape, contract.shape
+    h, expand_t, grad_y = inputs[0], inputs[3], inputs[7]
+    (samples, voxels, channels), hidden, outputs = h.shape, expand_t.shape[1], grad_y.shape[2]
     threads = torch.get_num_threads()
-    shape = _longs((samples, voxels, channels, hidden, outputs))
+    shape = _longs((samples, voxels, channels, hidden, outputs, bf16))
     scratch_size, partial_size, part_size, _ = _tail_space(shape)
     grad_a, scratch = torch.empty_like(h), h.new_empty(threads * scratch_size)
     totals, partial = h.new_empty((samples, part_size)), h.new_empty(partial_size)
@@ -252,13 +275,12 @@ def tail_backward(inputs: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
         _pointers(inputs), _pointer(grad_a), _pointer(totals), _pointer(partial), _pointer(scratch), shape, threads
     )
     sizes = [channels * hidden, hidden * outputs, hidden, outputs]
-    expand, contract_sum, hidden_sum, output_sum = torch.split(totals, sizes, dim=1)
-    return grad_a, [
-        expand.view(samples, channels, hidden),
-        contract_sum.view(samples, hidden, outputs),
-        hidden_sum,
-        output_sum,
-    ]
+    expand, contract, hidden_sum, output_sum = torch.split(totals, sizes, dim=1)
+    if bf16:
+        contract_sum = contract.view(samples, outputs, hidden).transpose(1, 2)
+    else:
+        contract_sum = contract.view(samples, hidden, outputs)
+    return grad_a, [expand.view(samples, channels, hidden), contract_sum, hidden_sum, output_sum]
 
 
 def norm_backward_(grad: Tensor, h: Tensor, coefficients: Sequence[Tensor]) -> Tensor:

@@ -6,6 +6,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from sagittal.kernels.bf16 import autocasting, outside_autocast
+
 
 def prefers_channels_last(x: Tensor) -> bool:
     """Tell whether channels_last suits `x`: on the CPU, but not in an exported graph, whose runtime lays out itself."""
@@ -20,6 +22,10 @@ def pointwise(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         weight: (out, C), with or without the trailing axes of size 1 that a convolution's has.
         bias: (out,) or None.
     """
+    if autocasting(x):
+        # With one channel or a few classes on a side the memory sets the time, and bfloat16 would add two conversions.
+        with outside_autocast():
+            return pointwise(x.float(), weight, bias)
     if prefers_channels_last(x):
         return F.linear(x.movedim(1, -1), weight.flatten(1), bias).movedim(-1, 1)
     convolve = F.conv3d if x.ndim == 5 else F.conv2d

@@ -10,11 +10,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from torch import Tensor
-from torch.nn import functional as F
 
 from sagittal.errors import PlanError
 from sagittal.kernels import depthwise_conv, depthwise_conv_transpose, prefers_channels_last
-from sagittal.kernels.depthwise import plain_transpose
+from sagittal.kernels.depthwise import plain_conv, plain_transpose
 
 PerAxis = int | Sequence[int]
 """One number for all spatial axes, or one for each, D, H, W."""
@@ -51,8 +50,7 @@ def depthwise(x: Tensor, weight: Tensor, bias: Tensor | None, strides: tuple[int
         return depthwise_conv(x, weight, bias, stride=strides[0])
     if _is_stack(x, sizes, strides):
         return _by_plane(x, lambda planes: depthwise(planes, weight.squeeze(2), bias, strides[1:]))
-    convolve = F.conv3d if x.ndim == 5 else F.conv2d
-    return convolve(x, weight, bias, stride=strides, padding=[size // 2 for size in sizes], groups=x.shape[1])
+    return plain_conv(x, weight, bias, strides)
 
 
 def depthwise_transpose(x: Tensor, weight: Tensor, bias: Tensor | None, strides: tuple[int, ...]) -> Tensor:

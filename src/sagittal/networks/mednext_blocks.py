@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Literal, TypedDict, Unpack
 
 import torch
@@ -18,6 +19,7 @@ from torch.utils.checkpoint import checkpoint
 
 from sagittal.errors import PlanError
 from sagittal.kernels import TailWeights, expand_contract, mednext_block, pointwise
+from sagittal.kernels.bf16 import autocasting, outside_autocast
 from sagittal.kernels.depthwise import usable, usable_in_graph
 from sagittal.kernels.native import LANES
 from sagittal.networks.depthwise_axes import PerAxis, depthwise, depthwise_transpose, per_axis, strided
@@ -132,7 +134,9 @@ class _Block(nn.Module, ABC):
         if not self._fusible() or self.conv2.out_channels % LANES or self.out_channels % LANES:
             return True
         weights = self._tail_weights()
-        return not (usable(x, *weights) or usable_in_graph(x, *weights))
+        # Under autocast the kernels run all the same, and leave it for that.
+        with outside_autocast() if autocasting(x) else nullcontext():
+            return not (usable(x, *weights) or usable_in_graph(x, *weights))
 
     def _fusible(self) -> bool:
         return isinstance(self.norm, ChannelGroupNorm) and not self.grn

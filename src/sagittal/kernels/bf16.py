@@ -1,0 +1,38 @@
+"""bfloat16 on the CPU: whether the processor has it, and what autocast asks of the kernels.
+
+Where `torch.autocast("cpu")` is active, the fused kernels run the matrix products of a MedNeXt block in bfloat16 with
+float32 sums, and everything else in float32: depthwise convolutions, norms and activations, whose time the memory sets
+and whose digits training needs. PyTorch's own depthwise convolutions in bfloat16 are never used: the gradient of their
+weight on grids of one or two voxels holds memory that nobody wrote (PyTorch 2.13).
+"""
+
+import torch
+from torch import Tensor
+
+from sagittal.kernels import native
+
+
+def cpu_bf16_reason() -> str | None:
+    """Return why bfloat16 is of no use on this machine's CPU, or None where it makes MedNeXt faster."""
+    if native.has_tiles():
+        return None
+    if not native.cpu_available():
+        return "the compiled CPU kernels are not installed, and only they compute in bfloat16"
+    if not torch.cpu._is_amx_tile_supported():
+        return "the processor has no matrix unit for bfloat16 (AMX-BF16, in Intel Xeons since 2023)"
+    return "the compiled CPU kernels were built without AMX, or the system does not let this process use it"
+
+
+def autocasting(x: Tensor) -> bool:
+    """Return whether `torch.autocast("cpu")` is active and `x` lies on the CPU."""
+    return x.device.type == "cpu" and torch.is_autocast_enabled("cpu")
+
+
+def products_in_bf16(x: Tensor) -> bool:
+    """Return whether autocast asks for matrix products in bfloat16, and the kernels can give them."""
+    return autocasting(x) and torch.get_autocast_dtype("cpu") == torch.bfloat16 and native.has_tiles()
+
+
+def outside_autocast() -> torch.autocast:
+    """Return a context in which nothing on the CPU is converted."""
+    return torch.autocast("cpu", enabled=False)
