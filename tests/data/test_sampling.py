@@ -259,7 +259,9 @@ def test_a_single_voxel_in_a_corner_is_seen_in_every_augmented_patch(tmp_path: P
     labels = np.zeros((26, 30, 28), dtype=np.uint8)
     labels[:3, :3, :3] = 1
     image = labels[np.newaxis].astype(np.float32)
-    config = Augmentation(rotation_probability=1.0, scaling_probability=1.0)
+    config = Augmentation(
+        rotation_probability=1.0, scaling_probability=1.0, elastic_probability=0.5, elastic_magnitude=(0.0, 0.15)
+    )
     plan = make_plan((16, 20, 18), augmentation=config, share=1.0)
     cache = write_cache(tmp_path / "cases", {"corner": (image, labels)})
     pool = case_pool(cache, [0], plan)

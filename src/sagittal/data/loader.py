@@ -24,6 +24,7 @@ from torch import Tensor
 from sagittal.data.augmentation import augment, masked_channels, spatial_draw
 from sagittal.data.cache import Cache
 from sagittal.data.case_weights import CaseWeights
+from sagittal.data.mirroring import label_swaps
 from sagittal.data.sampling import CasePool, PatchDraw, case_pool, draw_patches, samples_of
 from sagittal.data.spatial import box_size
 from sagittal.errors import ResourceError, SagittalError
@@ -69,8 +70,8 @@ def make_batch(
     for draw in draws:
         size = box_size(spatial_draw(draw.seed, training.augmentation, patch_size), patch_size, spacing_mm)
         image, label = _read_box(pool.cache, draw, patch_size, size)
-        images.append(_on_device(image, where).to(torch.float32))
-        labels.append(_on_device(label, where).to(torch.int16))
+        images.append(_on_device(image, where))
+        labels.append(_on_device(label, where))
     patches, targets = augment(
         images,
         labels,
@@ -79,6 +80,7 @@ def make_batch(
         [draw.seed for draw in draws],
         spacing_mm=spacing_mm,
         masked_channels=masked_channels(plan.preprocessing),
+        swaps=label_swaps(plan.dataset, training.augmentation),
     )
     return Batch(step, patches, targets, tuple(pool.cache.case_ids[draw.case] for draw in draws))
 

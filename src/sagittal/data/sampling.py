@@ -206,12 +206,13 @@ def kept_in_view(start: Triple, voxel: Triple, turn: SpatialDraw, patch_size: Tr
     if turn.is_exact:
         return start
     half = (np.asarray(patch_size, dtype=np.float64) - 1) / 2
+    bent = np.zeros(3) if turn.elastic is None else np.asarray(turn.elastic.reach_vox)
     to_patch = np.linalg.inv(source_matrix(turn, spacing_mm))
     offset = np.asarray(voxel) - start - half
     for left in range(_STEPS_TO_CENTRE, -1, -1):
         moved = np.rint(np.asarray(voxel) - half - offset * (left / _STEPS_TO_CENTRE))
         seen = np.abs(to_patch @ (np.asarray(voxel) - moved - half))
-        if np.all(seen <= half):
+        if np.all(seen <= half - bent):
             break
     return _triple(moved)
 
