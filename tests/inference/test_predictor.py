@@ -184,6 +184,28 @@ def test_mirroring_can_be_left_out() -> None:
     assert Count.calls == 1 + 4
 
 
+def test_mirroring_keeps_the_sides_of_a_network_that_knows_them() -> None:
+    # A structure is left or right by what lies to its right, so a mirrored scan shows it as the other one.
+    class Sided(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            slope = torch.gradient(x[:, 0], dim=3)[0]
+            return torch.stack([0.05 - slope.abs(), slope, -slope], dim=1)
+
+    sides = (Label(name="kidney left", values=(4,)), Label(name="kidney right", values=(9,)))
+    plan = tiny_plan(untrained_spec(3).replace(labels=sides))
+    every = plan.inference.replace(mirror_axes=(0, 1, 2))
+    paired = plan.training.augmentation.replace(mirror_axes=(0, 1, 2), swapped_labels=((2, 4, 9),))
+    plan = plan.replace(inference=every, training=plan.training.replace(augmentation=paired))
+    predictor = Predictor(plan, (Sided().eval(),), "cpu")
+    scan = scan_of((9, 11, 19))
+    straight, mirrored = (predictor.predict(scan, mirror=mirror).array for mirror in (False, True))
+    assert set(np.unique(straight)) == {0, 4, 9}
+    assert (straight == mirrored).mean() > 0.999
+    without = paired.replace(swapped_labels=())
+    confused = Predictor(plan.replace(training=plan.training.replace(augmentation=without)), (Sided().eval(),), "cpu")
+    assert (straight == confused.predict(scan).array).mean() < 0.9
+
+
 def test_memory_that_does_not_suffice_is_known_before(monkeypatch: pytest.MonkeyPatch) -> None:
     plan = tiny_plan()
     network = build_network(plan.network, 1, 3).eval()
