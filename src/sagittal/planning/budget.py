@@ -7,6 +7,7 @@ from sagittal.plan.base import Frozen
 from sagittal.plan.plan import Patch, Plan, as_triple
 from sagittal.planning.patch import patch_rule
 from sagittal.planning.topology import patch_multiples
+from sagittal.planning.validations import validations_within
 
 SAFETY = 0.97
 """Share of the time that is planned for; the rest absorbs a machine that slows down. The clock takes care of more."""
@@ -40,8 +41,13 @@ def fit_schedule(plan: Plan, timing: Timing, *, budget_s: float) -> Plan:
     Raises:
         PlanError: not even ten steps fit.
     """
-    rounds = _validation_rounds(timing)
-    rounds_s = rounds * min(timing.validation_cases, plan.schedule.validation_cases) * timing.case_s
+    rounds, cases = validations_within(
+        timing.left_s,
+        case_s=timing.case_s,
+        held_out=timing.validation_cases,
+        wanted_cases=plan.schedule.validation_cases,
+    )
+    rounds_s = rounds * min(timing.validation_cases, cases) * timing.case_s
     validation_s = rounds_s + final_validation_s(timing)
     steps = int((timing.left_s * SAFETY - validation_s) / timing.step_s)
     if steps < 10:
@@ -53,6 +59,7 @@ def fit_schedule(plan: Plan, timing: Timing, *, budget_s: float) -> Plan:
     schedule = plan.schedule.replace(
         steps=steps,
         validations=rounds + 1 if timing.validation_cases else 0,
+        validation_cases=cases,
     )
     reason = (
         f"--budget {budget_s:.0f} s: {timing.left_s:.0f} s were left, a step takes {timing.step_s:.3f} s at best "
@@ -69,11 +76,6 @@ def final_validation_s(timing: Timing) -> float:
     """
     whole = FINAL_CASE_FACTOR * timing.validation_cases * timing.case_s
     return min(whole, max(timing.left_s * VALIDATION_SHARE, FINAL_CASE_FACTOR * timing.case_s))
-
-
-def _validation_rounds(timing: Timing) -> int:
-    """Return the number of validations before the last: one per five minutes, at most nineteen."""
-    return min(int(timing.left_s / 300), 19) if timing.validation_cases else 0
 
 
 def shrink_batch(plan: Plan, *, step_s: float, left_s: float, budget_s: float) -> Plan:

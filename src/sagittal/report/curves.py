@@ -11,10 +11,14 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+from jaxtyping import Float
+
 from sagittal.report.axes import Axis, linear_axis
 from sagittal.report.colours import class_colour
 
 MAX_POINTS = 120
+_UNITS = (("s", 1), ("min", 60), ("h", 3600))
 
 Record = Mapping[str, Any]
 """A line of a run's log: `kind` "step" (step, loss, learning_rate) or "validation" (step, dice by class, mean_dice)."""
@@ -73,12 +77,70 @@ def training_panels(records: Iterable[Record]) -> tuple[Panel, ...]:
     return tuple(panel for panel in panels if panel is not None)
 
 
+def progress_panels(
+    series: Mapping[str, Float[np.ndarray, " n"]], validations: Sequence[Record], *, end: int
+) -> tuple[Panel, ...]:
+    """Return the panels of a run that is going on: Dice over steps and over time, loss, rate, step time, waiting.
+
+    Args:
+        series: of every step, in order: `step`, `loss`, `learning_rate`, `seconds` (training time so far), `step_s` and
+            `waited_s`; NaN where a number is not known.
+        validations: records of kind "validation", with `elapsed_s` besides.
+        end: the last step, so that the curves show how far the run is.
+    """
+    x = Axis(0.0, float(max(end, 1)), tuple(tick for tick in linear_axis(0.0, float(max(end, 1))).ticks if tick <= end))
+    steps, checked = series["step"], _last_of_each(validations, "validation")
+    loss, rate = (list(zip(steps.tolist(), series[name].tolist(), strict=True)) for name in ("loss", "learning_rate"))
+    panels = (
+        _dice_panel(checked, x),
+        _dice_over_time(checked, series["seconds"]),
+        _loss_panel([point for point in loss if math.isfinite(point[1])], x),
+        _rate_panel([point for point in rate if math.isfinite(point[1])], x),
+        *_time_panels(series, x),
+    )
+    return tuple(panel for panel in panels if panel is not None)
+
+
+def _dice_over_time(validations: Mapping[int, Record], seconds: Float[np.ndarray, " n"]) -> Panel | None:
+    timed = [record for record in validations.values() if "elapsed_s" in record]
+    if not timed:
+        return None
+    last_s = max([float(timed[-1]["elapsed_s"]), *seconds[-1:].tolist()])
+    unit, length = next((name, size) for name, size in _UNITS if last_s <= 180 * size or name == "h")
+    last = last_s / length
+    x = Axis(0.0, last, tuple(tick for tick in linear_axis(0.0, last).ticks if tick <= last))
+    by_time = {record["elapsed_s"] / length: record for record in timed}
+    return _dice_panel(by_time, x, title=f"Validation Dice over time ({unit})")
+
+
+def _time_panels(series: Mapping[str, Float[np.ndarray, " n"]], x: Axis) -> Iterable[Panel]:
+    known = np.isfinite(series["step_s"]) & np.isfinite(series["waited_s"])
+    steps, step_s, waited_s = (series[name][known] for name in ("step", "step_s", "waited_s"))
+    if not steps.size:
+        return
+    size = math.ceil(len(steps) / MAX_POINTS)
+    starts = np.arange(0, len(steps), size)
+    counts = np.diff(np.append(starts, len(steps)))
+    middle, took, waited = (np.add.reduceat(values, starts) / counts for values in (steps, step_s, waited_s))
+    # The first step allocates and compiles: it would press all others against zero.
+    usual = took[1:] if len(took) > 1 else took
+    y = linear_axis(0.0, float(usual.max()))
+    points = list(zip(middle.tolist(), took.tolist(), strict=True))
+    alt = f"Seconds per step, {np.median(step_s):.3g} in the median."
+    yield Panel("Seconds per step", x, y, (Line("Seconds per step", None, _place(points, x, y)),), alt)
+    share = 100 * waited / np.maximum(took, 1e-9)
+    y = linear_axis(0.0, max(1.0, float(share.max())))
+    alt = f"Share of the time spent waiting for data: {100 * waited_s.sum() / max(step_s.sum(), 1e-9):.1f} % in all."
+    points = list(zip(middle.tolist(), share.tolist(), strict=True))
+    yield Panel("Waiting for data (% of the time)", x, y, (Line("Waiting", None, _place(points, x, y)),), alt)
+
+
 def _last_of_each(records: Iterable[Record], kind: str) -> dict[int, Record]:
     found = {int(record["step"]): record for record in records if record.get("kind") == kind and "step" in record}
     return dict(sorted(found.items()))
 
 
-def _series(records: Mapping[int, Record], value: Callable[[Record], Any]) -> list[Point]:
+def _series(records: Mapping[Any, Record], value: Callable[[Record], Any]) -> list[Point]:
     points = []
     for step, record in records.items():
         given = value(record)
@@ -107,7 +169,7 @@ def _rate_panel(points: Sequence[Point], x: Axis) -> Panel | None:
     return Panel("Learning rate", x, y, (Line("Learning rate", None, _place(binned, x, y)),), alt)
 
 
-def _dice_panel(validations: Mapping[int, Record], x: Axis) -> Panel | None:
+def _dice_panel(validations: Mapping[Any, Record], x: Axis, title: str = "Validation Dice") -> Panel | None:
     mean = _series(validations, lambda record: record.get("mean_dice"))
     if not mean:
         return None
@@ -118,9 +180,10 @@ def _dice_panel(validations: Mapping[int, Record], x: Axis) -> Panel | None:
         points = _series(validations, lambda record, name=name: record.get("dice", {}).get(name))  # type: ignore[misc]
         lines.append(Line(name, class_colour(number), _place(points, x, y)))
     lines.append(Line("Mean", None, _place(mean, x, y), marked=True))
-    best_step, best = max(mean, key=lambda point: point[1])
-    alt = f"Validation Dice at {len(mean)} checks: {mean[-1][1]:.3f} at last, best {best:.3f} at step {best_step:.0f}."
-    return Panel("Validation Dice", x, y, tuple(lines), alt)
+    best_at, best = max(mean, key=lambda point: point[1])
+    best_step = next(record["step"] for at, record in validations.items() if float(at) == best_at)
+    alt = f"{title} at {len(mean)} checks: {mean[-1][1]:.3f} at last, best {best:.3f} at step {best_step}."
+    return Panel(title, x, y, tuple(lines), alt)
 
 
 def _binned(points: Sequence[Point]) -> tuple[list[Point], list[Point], list[Point]]:

@@ -82,7 +82,7 @@ def _plane(
     if not sides_known:
         layout = replace(layout, name=_ACROSS[cut.axis], sides=UNKNOWN_SIDES)
     size = spacing_mm[layout.rows], spacing_mm[layout.columns]
-    shown = _field(np.concatenate([cut.reference, cut.prediction]).any(axis=0), size)
+    shown = _field(np.asarray(np.concatenate([cut.reference, cut.prediction]).any(axis=0)), size)
     outlines = _outlines(cut, names, shown, layout, size)
     image = on_screen(cut.image[shown])
     height_mm, width_mm = (length * step for length, step in zip(image.shape, size, strict=True))

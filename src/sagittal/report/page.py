@@ -95,7 +95,7 @@ def render_report(
     names = evaluation.classes.names
     rows = _rows(evaluation)
     return (
-        _environment()
+        environment()
         .get_template("report.html.j2")
         .render(
             page=page,
@@ -175,7 +175,8 @@ def _millilitres(value: float) -> str:
     return f"{value:.4f}" if 0 < value < 0.1 else f"{value:.2f}"
 
 
-def _environment() -> Environment:
+def environment() -> Environment:
+    """Return the environment of the templates, which escapes everything and knows no undefined names."""
     environment = Environment(
         loader=PackageLoader("sagittal.report"),
         autoescape=True,

@@ -13,6 +13,7 @@ import torch
 
 from sagittal.bundle import Bundle
 from sagittal.data.cache import Cache
+from sagittal.data.case_weights import CaseWeights
 from sagittal.data.label_index import LabelIndex, label_index
 from sagittal.data.loader import TrainingBatches
 from sagittal.networks.encoder import set_encoder_frozen
@@ -27,8 +28,10 @@ from sagittal.training.checkpoint import (
 )
 from sagittal.training.distributed import World, require_equal
 from sagittal.training.initialization import describe_start, fill, frozen_steps, write_report
-from sagittal.training.monitor import Monitor, Say
+from sagittal.training.monitor import PICTURES, Monitor, Say
+from sagittal.training.pace import Pace, new_pace
 from sagittal.training.peers import NO_PEERS, Peers, agree
+from sagittal.training.progress_page import Watched
 from sagittal.training.schedules import LAST_STEPS, Shortening, position, rate_factor, shorten, validation_steps
 from sagittal.training.signals import StopFlag
 from sagittal.training.standing import Standing
@@ -59,6 +62,8 @@ class FoldJob:
         loader_workers: threads that make batches; None for what the device needs.
         compile: whether the network is compiled; `auto` where that pays.
         trackers: what else receives the log: `tensorboard`, `mlflow`.
+        live: whether a terminal shows a table in place.
+        case_weights: how often each case is drawn; None for equally often.
     """
 
     plan: Plan
@@ -77,6 +82,8 @@ class FoldJob:
     loader_workers: int | None = None
     compile: Literal["auto", "on", "off"] = "auto"
     trackers: tuple[str, ...] = ()
+    live: bool = False
+    case_weights: CaseWeights | None = None
 
     @property
     def world(self) -> World:
@@ -124,7 +131,7 @@ def train_fold(job: FoldJob, stop: StopFlag, say: Say) -> FoldRun:
     synchronise_batch_norm(state.network, world)
     require_equal(state.network.state_dict(), world)
     clock, freezing = _Clock(job, progress.shortening), _Freezing(state.network, frozen_steps(plan), say)
-    began = time.monotonic() - progress.elapsed_s
+    began, pace = time.monotonic() - progress.elapsed_s, _pace(job, progress.step)
     step, standing = progress.step, progress.standing
 
     def save() -> None:
@@ -151,12 +158,17 @@ def train_fold(job: FoldJob, stop: StopFlag, say: Say) -> FoldRun:
                     rate=factor * plan.training.optimizer.learning_rate,
                     step_s=time.monotonic() - start,
                     elapsed_s=time.monotonic() - began,
+                    waited_s=batches.last_wait_s,
                 )
                 if result.skipped:
                     monitor.add_event("skipped", step, _skipped(step, result))
                 clock.look(step, monitor)
             if step in validation_steps(plan.schedule) and job.validation:
-                standing = _validate(job, state, index, step, standing, monitor)
+                cases = pace.due(step, clock.end, time.monotonic() - began, monitor)
+                if cases:
+                    start = time.monotonic()
+                    standing = _validate(job, state, index, step, standing, monitor, cases)
+                    pace.took(step, time.monotonic() - start)
             if time.monotonic() - last_saved > job.checkpoint_every_s:
                 save()
                 last_saved = time.monotonic()
@@ -166,7 +178,9 @@ def train_fold(job: FoldJob, stop: StopFlag, say: Say) -> FoldRun:
         ended = world.broadcast_object(_how_it_ended(job, step, clock.end, standing, stop))
         if plan.schedule.keep == "best" and ended in ("finished", "shortened") and job.validation:
             # Not saved: a run that is resumed here does it again, and may count it only once.
-            standing = _validate(job, state, index, step, standing, monitor)
+            standing = _validate(job, state, index, step, standing, monitor, pace.last())
+        if monitor is not None:
+            monitor.finish(ended)
         waited_s = batches.waited_s
     require_equal(state.network.state_dict(), world)
     network, weights_step = _resulting(job, state, step, standing, ended, say)
@@ -182,7 +196,17 @@ def train_fold(job: FoldJob, stop: StopFlag, say: Say) -> FoldRun:
 
 
 def _monitor(job: FoldJob, step: int, say: Say) -> AbstractContextManager[Monitor | None]:
-    return Monitor(job.folder, step=step, say=say) if job.world.main else nullcontext()
+    if not job.world.main:
+        return nullcontext()
+    watched = Watched(
+        job.plan, job.name, job.device, len(job.train), len(job.validation), trackers=job.trackers, live=job.live
+    )
+    return Monitor(job.folder, watched, step=step, say=say)
+
+
+def _pace(job: FoldJob, step: int) -> Pace:
+    path = job.folder / "validations.json"
+    return new_pace(job.plan, job.cache, job.validation, job.world, path=path, plan_sha256=job.plan_sha256, step=step)
 
 
 def _batches(job: FoldJob, step: int) -> TrainingBatches:
@@ -193,6 +217,7 @@ def _batches(job: FoldJob, step: int) -> TrainingBatches:
         start_step=step,
         workers=job.loader_workers,
         device=job.device,
+        weights=job.case_weights,
         rank=job.world.rank,
         world=job.world.size,
     )
@@ -207,11 +232,16 @@ def _how_it_ended(job: FoldJob, step: int, end: int, standing: Standing, stop: S
 
 
 def _validate(
-    job: FoldJob, state: TrainState, index: LabelIndex, step: int, standing: Standing, monitor: Monitor | None
+    job: FoldJob,
+    state: TrainState,
+    index: LabelIndex,
+    step: int,
+    standing: Standing,
+    monitor: Monitor | None,
+    cases: tuple[int, ...],
 ) -> Standing:
     began = time.monotonic()
-    cases = _some(job.validation, job.plan.schedule.validation_cases)
-    score = validate_on_cache(state.result, job.cache, cases, job.plan, index, world=job.world)
+    score = validate_on_cache(state.result, job.cache, cases, job.plan, index, world=job.world, pictures=PICTURES)
     after = standing.after(step, score.mean_dice)
     if monitor is not None:
         monitor.add_validation(step, score, after, cases=len(cases), seconds=time.monotonic() - began)
@@ -265,13 +295,6 @@ def _begin(job: FoldJob, state: TrainState, say: Say) -> Progress:
     load_checkpoint(path, state, plan_sha256=job.plan_sha256)
     say(f"fold {job.name}: goes on after step {progress.step} of {job.plan.schedule.steps}")
     return progress
-
-
-def _some(cases: tuple[int, ...], count: int) -> tuple[int, ...]:
-    """Return `count` of the cases, evenly spread and always the same."""
-    if len(cases) <= count:
-        return cases
-    return tuple(cases[int(position)] for position in np.linspace(0, len(cases) - 1, count))
 
 
 class _Clock:

@@ -1,4 +1,19 @@
-"""The run's log: one JSON object per line, flushed as it is written."""
+"""The run's log: one JSON object per line, flushed as it is written.
+
+Every record has `kind` and `step` (finished steps). Kinds:
+
+    step                loss, learning_rate, gradient_norm, seconds (training time so far), step_s, waited_s (for data,
+                        within step_s); on a GPU memory_mib (peak so far); in fp16 loss_scale
+    validation          dice (by label; null where no case has it), mean_dice, cases, seconds (that it took), elapsed_s,
+                        present (references that have a label), by_case (Dice by case and label), best_dice, best_step,
+                        stale (validations since the best)
+    validation_skipped  reason: no time was left for it
+    shortening          reason, end: the clock gave the schedule another end
+    alarm               label, alarm (never_found, lost), reason, advice: a class has collapsed
+    alarm_over          label: it is found again
+
+Case ids stay in the run folder: no bundle holds the log.
+"""
 
 from __future__ import annotations
 
@@ -19,21 +34,25 @@ class JsonlLog:
         self.path = path
         kept = [record for record in read_log(path) if int(record["step"]) <= keep_to_step]
         write_atomically(path, "".join(json.dumps(record) + "\n" for record in kept).encode())
+        self.kept = tuple(kept)
+        """The records that were there before, up to the checkpoint."""
         self._file = path.open("a", encoding="utf-8")
 
-    def write(self, kind: str, step: int, **fields: Any) -> None:
-        """Append one record.
+    def write(self, kind: str, step: int, **fields: Any) -> dict[str, Any]:
+        """Append one record and return it.
 
         Raises:
             ResourceError: the disk is full.
         """
+        record = {"kind": kind, "step": step, **fields}
         try:
-            self._file.write(json.dumps({"kind": kind, "step": step, **fields}) + "\n")
+            self._file.write(json.dumps(record) + "\n")
             self._file.flush()
         except OSError as error:
             raise ResourceError(
                 f"{self.path}: can't be written ({error.strerror}). Free space, then go on with --resume."
             ) from None
+        return record
 
     def __enter__(self) -> Self:
         return self
