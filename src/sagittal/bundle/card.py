@@ -14,7 +14,9 @@ def model_card(plan: Plan, metrics: Mapping[str, Any], *, parameters: int, data_
     Args:
         plan: the bundle's plan.
         metrics: the bundle's metrics; of these the card shows, where present, `dice` (label name -> number or None),
-            `mean_dice`, `validation` (a sentence: on which cases, seen or unseen) and `training_cases` (a number).
+            `mean_dice`, `validation` (a sentence: on which cases, seen or unseen), `training_cases` (a number),
+            `out_of_fold` (scores with intervals over the held-out cases of all folds, see `training.joining`),
+            `missing_folds`, `failed_folds`, and of a fold's entry `made_with`.
         parameters: number of trainable values of one network.
         data_license: licence of the data set, None where unknown.
     """
@@ -53,7 +55,14 @@ def model_card(plan: Plan, metrics: Mapping[str, Any], *, parameters: int, data_
 def _training(plan: Plan, metrics: Mapping[str, Any]) -> dict[str, str]:
     if "imported" in metrics:
         return {"Training": "elsewhere; the weights were imported"}
-    return {"Planned training steps": f"{plan.schedule.steps:,} of batch {plan.training.batch_size}"}
+    steps = {"Planned training steps": f"{plan.schedule.steps:,} of batch {plan.training.batch_size}"}
+    folds = metrics.get("folds")
+    made = [entry["made_with"] for entry in folds.values() if "made_with" in entry] if folds else []
+    told = [
+        f"sagittal {one['sagittal']}, torch {one['torch']}, Python {one['python']}, {', '.join(one['device_names'])}"
+        for one in made
+    ]
+    return {**steps, **({"Trained with": "; ".join(dict.fromkeys(told))} if told else {})}
 
 
 def _dice_table(plan: Plan, metrics: Mapping[str, Any]) -> str:
@@ -61,13 +70,41 @@ def _dice_table(plan: Plan, metrics: Mapping[str, Any]) -> str:
     dice = dice if isinstance(dice, Mapping) else {}
     written = plan.dataset.regions_class_order or tuple(label.values[0] for label in plan.dataset.labels)
     originals = dict(plan.dataset.label_map)
-    rows = ["| class | value in the label map | Dice |", "|---|---|---|"]
+    together = metrics.get("out_of_fold")
+    intervals = _intervals(together) if isinstance(together, Mapping) and together.get("cases") else None
+    more = ("", "") if intervals is None else (" 95 % interval | cases |", "---|---|")
+    rows = [f"| class | value in the label map | Dice |{more[0]}", f"|---|---|---|{more[1]}"]
     for label, value in zip(plan.dataset.labels, written, strict=True):
-        rows.append(f"| {_line(label.name)} | {originals.get(value, value)} | {_score(dice.get(label.name))} |")
-    rows.append(f"| mean | | {_score(metrics.get('mean_dice'))} |")
+        row = f"| {_line(label.name)} | {originals.get(value, value)} | {_score(dice.get(label.name))} |"
+        rows.append(row + ("" if intervals is None else intervals[label.name]))
+    rows.append(f"| mean | | {_score(metrics.get('mean_dice'))} |" + ("" if intervals is None else intervals[""]))
     how = metrics.get("validation")
     how = _line(str(how)) if how else "These weights have not been validated."
-    return "\n".join(rows) + f"\n\nHow it was measured: {how}"
+    told = [f"How it was measured: {how}", *_folds(plan, metrics)]
+    if intervals is not None and together is not None:
+        told.append(f"Interval: where the mean would lie for other cases of the same kind; {together['interval']}.")
+    return "\n".join(rows) + "\n\n" + "\n\n".join(told)
+
+
+def _intervals(together: Mapping[str, Any]) -> dict[str, str]:
+    """Return two more cells for the row of each class, and for that of the mean under an empty name."""
+    values = {**{name: scores["dice"] for name, scores in together["classes"].items()}, "": together["mean"]["dice"]}
+    cells = {}
+    for name, value in values.items():
+        bounds = value["ci95"]
+        cells[name] = (
+            f" {'too few cases' if bounds is None else f'{bounds[0]:.3f} to {bounds[1]:.3f}'} | {value['n']} |"
+        )
+    return cells
+
+
+def _folds(plan: Plan, metrics: Mapping[str, Any]) -> list[str]:
+    """Return a sentence on the folds that a bundle lacks, where it has more than one or one failed."""
+    missing, failed = metrics.get("missing_folds"), metrics.get("failed_folds", {})
+    if not missing or (len(metrics["folds"]) == 1 and not failed):
+        return []
+    told = [f"{fold} (failed: {failed[fold]})" if fold in failed else fold for fold in missing]
+    return [f"Folds {', '.join(metrics['folds'])} of {plan.training.folds} are here; missing: {', '.join(told)}."]
 
 
 def _bullets(items: Mapping[str, str]) -> str:

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import json
+import math
 import os
-import platform
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,22 +14,25 @@ import torch
 
 from sagittal.bundle import Bundle, read_bundle
 from sagittal.data.cache import Cache
+from sagittal.data.case_weights import CaseWeights, require_same_weights
 from sagittal.data.dataset import Dataset, content_hash, read_dataset
 from sagittal.data.known import known_digests
 from sagittal.data.split_files import SPLITS_NAME, write_splits
 from sagittal.data.splits import Fold
-from sagittal.errors import DataError, PlanError, TrainingError
+from sagittal.errors import PlanError, TrainingError
 from sagittal.kernels import keep_freed_memory
-from sagittal.plan.base import write_atomically
 from sagittal.plan.plan import Configuration, Plan
 from sagittal.training.checkpoint import newest_checkpoint
 from sagittal.training.choice import PlanChoice
-from sagittal.training.finish import bundle_at, finish_fold, weights_name
-from sagittal.training.fold import COMPLETE, Ended, FoldJob, train_fold
+from sagittal.training.cross_validation import Run, cases_of, train_folds
+from sagittal.training.determinism import deterministic_operations
+from sagittal.training.fold import COMPLETE, Ended
 from sagittal.training.initialization import StartFrom, try_fill
-from sagittal.training.peers import Peers, agree, process_device, require_enough_samples, require_shared, together
+from sagittal.training.joining import bundle_at, finished_before, weights_name
+from sagittal.training.manifest import attempt, facts_of, now, remember_data
+from sagittal.training.peers import process_device, require_enough_samples, require_shared, together
 from sagittal.training.precision import require_precision
-from sagittal.training.signals import StopFlag, graceful_stop
+from sagittal.training.side_by_side import places_on
 from sagittal.training.split import SplitSources, folds_of
 from sagittal.training.stages import (
     Budget,
@@ -41,6 +42,7 @@ from sagittal.training.stages import (
     fit_budget,
     plan_sha256,
     preprocess,
+    read_weights,
 )
 
 FoldName = Literal["0", "1", "2", "3", "4", "all", "none"]
@@ -49,8 +51,6 @@ FOLDS = ("0", "1", "2", "3", "4")
 """Names of the folds; a plan may have fewer."""
 FINISH_S = 5.0
 """Seconds of a budget kept for writing the bundle and leaving."""
-VALIDATION_RESERVE = 0.1
-"""Share of the time kept for the validation at the end where a resumed run has not measured it."""
 
 
 @dataclass(frozen=True)
@@ -94,7 +94,8 @@ def train(
             `mednext-s`.
         plan: a plan or the path of one.
         settings: overrides of the plan by dotted name, for example `{"schedule.steps": 500}`, recorded in its reasons.
-        fold: which fifth is held out, `all` for five networks one after the other, `none` to train on all cases.
+        fold: which fifth is held out, `all` for five networks (one after the other, or side by side on the `devices` of
+            `options`), `none` to train on all cases. A fold that fails does not stop the others.
         budget_s: seconds for everything together; the schedule is fitted to what a step is measured to take.
         init_from: bundle to start from: the same network but for kernels (UpKern), channels, labels (docs/weights.md).
         freeze_encoder_epochs: epochs of 250 steps in which the encoder stays as `init_from` has it.
@@ -105,47 +106,86 @@ def train(
     Raises:
         DataError: the data set has errors (`sagittal doctor` lists them), or changed since the run began.
         PlanError: an unknown network or field, a plan for other data, too small a budget, weights that do not fit.
-        TrainingError: training can't go on, or `out` holds a result that would be lost.
+        TrainingError: training can't go on, a fold of several failed, or `out` holds a result that would be lost.
         BundleError: `out` or `init_from` is something else than a bundle, or a damaged one.
         ResourceError: disk, memory or device is missing or too small; checkpoints stay intact.
     """
     options = options or RunOptions()
-    start = _start(init_from, freeze_encoder_epochs)
+    choice = PlanChoice(network, plan, settings or {}, _start(init_from, freeze_encoder_epochs), configuration, preset)
     budget = None if budget_s is None else Budget(budget_s, time.monotonic() + budget_s - FINISH_S)
-    out = _bundle_folder(Path(out))
+    return _train(Path(dataset), _bundle_folder(Path(out)), fold, choice, budget, options)
+
+
+def _train(
+    dataset: Path, out: Path, fold: FoldName, choice: PlanChoice, budget: Budget | None, options: RunOptions
+) -> TrainResult:
+    """Do what `train` does, with its wishes in order."""
+    started = now()
     folder = out.with_name(out.name + ".run")
-    device = process_device(options.device, options.world)
+    devices = _devices(fold, options)
     keep_freed_memory()
-    choice = PlanChoice(network, plan, settings or {}, start, configuration, preset)
     if not options.world.main:
         options = replace(options, say=lambda line: None)
-    with together(options.world, device) as peers:
-        ready = peers.on_main(lambda: _prepare(Path(dataset), out, folder, fold, choice, device, options))
+    with together(options.world, devices[0]) as peers:
+        ready = peers.on_main(lambda: _prepare(dataset, out, folder, fold, choice, devices, options))
         require_shared(folder, ready.cache.folder, peers.world)
-        the_plan, validation_s = ready.plan, None
+        plan, validation_s = ready.plan, None
         if budget is not None and ready.is_new:
-            cases = _cases(ready.cache, ready.folds, ready.names[0])
-            the_plan, validation_s = fit_budget(
-                the_plan, ready.cache, cases, device, choice, budget, folds=len(ready.names), options=options
-            )
-        peers.on_main(lambda: the_plan.write(folder / "plan.json"))
-        source = None if start is None else start.bundle
-        run = _Run(
-            the_plan,
-            ready.data,
-            ready.cache,
-            ready.folds,
-            out,
-            folder,
-            device,
-            options,
-            budget,
-            validation_s,
-            source,
-            peers,
+            plan, validation_s = _fit_budget(ready, devices, choice, budget, options)
+        peers.on_main(lambda: plan.write(folder / "plan.json"))
+        run = Run(
+            plan=plan,
+            data=ready.data,
+            content_sha256=ready.content_sha256,
+            cache=ready.cache,
+            folds=ready.folds,
+            out=out,
+            folder=folder,
+            devices=devices,
+            options=options,
+            budget=budget,
+            validation_s=validation_s,
+            source=None if choice.start is None else choice.start.bundle,
+            case_weights=ready.case_weights,
         )
-        metrics, ended = _train_folds(run, ready.names)
-    return TrainResult(bundle=out, plan=the_plan, metrics=metrics, ended=ended)
+        facts = facts_of(plan, plan_sha256(plan), ready.content_sha256, devices, processes=peers.world.size)
+        with attempt(folder, facts, ready.names, started=started, write=peers.world.main) as outcome:
+            metrics, ended = train_folds(run, ready.names, peers)
+            outcome.append(ended)
+    return TrainResult(bundle=out, plan=plan, metrics=metrics, ended=ended)
+
+
+def _devices(fold: FoldName, options: RunOptions) -> tuple[torch.device, ...]:
+    """Return the devices of the run, one for each fold that is trained at a time.
+
+    Raises:
+        ResourceError: this machine lacks one.
+        TrainingError: several devices, and nothing that they could share out.
+    """
+    if not options.devices:
+        return (process_device(options.device, options.world),)
+    if fold != "all" or options.world.size > 1:
+        why = f"--fold {fold} is one network" if fold != "all" else "torchrun started several processes for each fold"
+        raise TrainingError(
+            f"--devices {','.join(options.devices)}: these train folds side by side, and {why}. Give --fold all and "
+            "start one process, or name one --device (several GPUs train one network with torchrun).",
+            code="options",
+        )
+    return tuple(process_device(name, options.world) for name in options.devices)
+
+
+def _fit_budget(
+    ready: _Ready, devices: tuple[torch.device, ...], choice: PlanChoice, budget: Budget, options: RunOptions
+) -> tuple[Plan, float]:
+    """Fit the plan's schedule to the time, measured with the threads that a fold will have."""
+    before, rounds = torch.get_num_threads(), math.ceil(len(ready.names) / len(devices))
+    torch.set_num_threads(places_on(devices)[0].threads)
+    try:
+        cases = cases_of(ready.cache, ready.folds, ready.names[0])
+        with deterministic_operations(devices[0], wanted=ready.plan.training.deterministic):
+            return fit_budget(ready.plan, ready.cache, cases, devices[0], choice, budget, folds=rounds, options=options)
+    finally:
+        torch.set_num_threads(before)
 
 
 @dataclass(frozen=True)
@@ -155,7 +195,9 @@ class _Ready:
     plan: Plan
     is_new: bool
     data: Dataset
+    content_sha256: str
     cache: Cache
+    case_weights: CaseWeights | None
     folds: tuple[Fold, ...]
     names: tuple[str, ...]
 
@@ -166,7 +208,7 @@ def _prepare(
     folder: Path,
     fold: FoldName,
     choice: PlanChoice,
-    device: torch.device,
+    devices: tuple[torch.device, ...],
     options: RunOptions,
 ) -> _Ready:
     """Check the data set, find or make the plan, fill the cache and split."""
@@ -174,15 +216,18 @@ def _prepare(
     data = read_dataset(dataset)
     check(data, options)
     plan, is_new = find_plan(data, stored, choice, options)
-    require_precision(plan, device)
+    for device in devices:
+        require_precision(plan, device)
     require_enough_samples(plan, options.world)
     names = _fold_names(fold, plan)
     _require_source(plan, choice.start, names, out, folder)
     digests = known_digests(data, options.known, workers=options.workers)
-    _remember_data(data, content_hash(data, digests), folder, started=stored is not None, processes=options.world.size)
-    cache = preprocess(data, digests, plan, options.cache or folder / "cache", device, options)
+    content = content_hash(data, digests)
+    remember_data(folder, data.folder, content, started=stored is not None)
+    weights = require_same_weights(plan.training, read_weights(data))
+    cache = preprocess(data, digests, plan, options.cache or folder / "cache", devices[0], options)
     folds = () if fold == "none" else _split(data, plan, options, folder, started=stored is not None)
-    return _Ready(plan, is_new, data, cache, folds, names)
+    return _Ready(plan, is_new, data, content, cache, weights, folds, names)
 
 
 def _bundle_folder(out: Path) -> Path:
@@ -195,99 +240,6 @@ def _bundle_folder(out: Path) -> Path:
     if not named.name:
         raise TrainingError(f"{named}: no folder for a bundle, which is replaced as a whole. Choose another --out.")
     return named
-
-
-@dataclass(frozen=True)
-class _Run:
-    """What the folds of a run share; `validation_s` is what the budget keeps for the validation of each."""
-
-    plan: Plan
-    data: Dataset
-    cache: Cache
-    folds: tuple[Fold, ...]
-    out: Path
-    folder: Path
-    device: torch.device
-    options: RunOptions
-    budget: Budget | None
-    validation_s: float | None
-    source: Bundle | None
-    peers: Peers
-
-
-def _train_folds(run: _Run, names: tuple[str, ...]) -> tuple[Mapping[str, Any], Ended]:
-    """Train those of the folds that are not finished; return the bundle's metrics and how it ended."""
-    metrics: Mapping[str, Any] = {}
-    ended: Ended = "finished"
-    with graceful_stop() as stop:
-        for position, name in enumerate(names):
-            finished = run.peers.on_main(partial(_finished_before, run.out, run.plan, name))
-            if finished is not None:
-                metrics = finished
-                run.options.say(f"train: fold {name} is finished already")
-                continue
-            agree(stop, False, run.peers.world)
-            if stop.reason is not None:
-                return metrics, stop.reason
-            share_s = None if run.budget is None else run.budget.share_s(len(names) - position)
-            outcome, metrics = _train_one(run, name, share_s, stop)
-            ended = outcome if outcome != "finished" else ended
-            if outcome in ("interrupted", "terminated"):
-                break
-    return metrics, ended
-
-
-def _train_one(run: _Run, name: str, share_s: float | None, stop: StopFlag) -> tuple[Ended, Mapping[str, Any]]:
-    began = time.monotonic()
-    say, (train_cases, held_out) = run.options.say, _cases(run.cache, run.folds, name)
-    job = FoldJob(
-        plan=run.plan,
-        plan_sha256=plan_sha256(run.plan),
-        cache=run.cache,
-        name=name,
-        train=train_cases,
-        validation=held_out,
-        folder=run.folder / f"fold_{name}",
-        device=run.device,
-        deadline=_deadline(share_s, held_out, run.validation_s),
-        checkpoint_every_s=run.options.checkpoint_every_s,
-        source=run.source,
-        peers=run.peers,
-        keep_checkpoints=run.options.keep_checkpoints,
-        loader_workers=run.options.loader_workers,
-        compile=run.options.compile,
-        trackers=run.options.trackers,
-    )
-    told = f"{len(held_out)} held out" if held_out else "none held out"
-    say(f"train: fold {name}, {run.plan.network_name} on {run.device}, {len(train_cases)} cases, {told}")
-    outcome = train_fold(job, stop, say)
-    validation_s = None if share_s is None else share_s - (time.monotonic() - began)
-    metrics = finish_fold(job, outcome, run.data, run.out, stop=stop, validation_s=validation_s, say=say)
-    if stop.reason is not None and _validation_was_stopped(metrics, name):
-        return stop.reason, metrics
-    return outcome.ended, metrics
-
-
-def _validation_was_stopped(metrics: Mapping[str, Any], name: str) -> bool:
-    return bool(metrics["folds"].get(name, {}).get("validation_stopped", False))
-
-
-def _finished_before(out: Path, plan: Plan, name: str) -> Mapping[str, Any] | None:
-    """Return the bundle's metrics where it holds this fold, trained and validated to its end by the same plan."""
-    bundle = bundle_at(out)
-    if bundle is None or bundle.plan != plan:
-        return None
-    entry = bundle.metrics.get("folds", {}).get(name)
-    finished = entry is not None and entry["ended"] in COMPLETE and not _validation_was_stopped(bundle.metrics, name)
-    return bundle.metrics if finished else None
-
-
-def _deadline(share_s: float | None, held_out: tuple[int, ...], validation_s: float | None) -> float | None:
-    """Return when training must end, so that the validation still fits."""
-    if share_s is None:
-        return None
-    kept_s = VALIDATION_RESERVE * share_s if validation_s is None else validation_s
-    return time.monotonic() + share_s - (kept_s if held_out else 0.0)
 
 
 def _stored_plan(out: Path, folder: Path, fold: FoldName, options: RunOptions) -> Path | None:
@@ -348,7 +300,7 @@ def _require_source(plan: Plan, start: StartFrom | None, names: tuple[str, ...],
     new = [
         name
         for name in names
-        if newest_checkpoint(folder / f"fold_{name}") is None and _finished_before(out, plan, name) is None
+        if newest_checkpoint(folder / f"fold_{name}") is None and finished_before(out, plan, name) is None
     ]
     if start is not None and new:
         try_fill(plan, start.bundle, new[0])
@@ -376,30 +328,6 @@ def _fold_names(fold: FoldName, plan: Plan) -> tuple[str, ...]:
     return names if fold == "all" else (fold,)
 
 
-def _remember_data(data: Dataset, content: str, run_folder: Path, *, started: bool, processes: int) -> None:
-    """Write down what the run is made of; refuse to go on where the data set changed.
-
-    Raises:
-        DataError: the data set is not the one that the run began with.
-    """
-    path = run_folder / "run.json"
-    if started and path.exists() and json.loads(path.read_text())["content_sha256"] != content:
-        raise DataError(
-            f"{data.folder}: changed since the run in {run_folder} began, so it can't be continued exactly. "
-            "Restore the data, or train into another --out.",
-            code="data_changed",
-        )
-    facts = {
-        "content_sha256": content,
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "threads": torch.get_num_threads(),
-        "processes": processes,
-        "platform": platform.platform(),
-    }
-    write_atomically(path, (json.dumps(facts, indent=2) + "\n").encode())
-
-
 def _split(data: Dataset, plan: Plan, options: RunOptions, folder: Path, *, started: bool) -> tuple[Fold, ...]:
     """Return the folds of the run, which keeps them beside its plan.
 
@@ -411,12 +339,3 @@ def _split(data: Dataset, plan: Plan, options: RunOptions, folder: Path, *, star
     folds = folds_of(plan, SplitSources(data, given, options.workers, options.say))
     write_splits(kept, folds)
     return folds
-
-
-def _cases(cache: Cache, folds: tuple[Fold, ...], name: str) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Return the indices of the cases to learn from and of those held out."""
-    if name == "none":
-        return tuple(range(len(cache.case_ids))), ()
-    position = {case: number for number, case in enumerate(cache.case_ids)}
-    chosen = folds[int(name)]
-    return tuple(position[case] for case in chosen.train), tuple(position[case] for case in chosen.validation)

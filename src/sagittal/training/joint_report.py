@@ -1,0 +1,117 @@
+"""One report over the held-out cases of all folds, each predicted by the network that never saw it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from sagittal.bundle import hash_case
+from sagittal.data.dataset import Dataset
+from sagittal.errors import SagittalError
+from sagittal.evaluation import CaseScore, ClassSet, Evaluation
+from sagittal.plan.base import write_atomically
+from sagittal.plan.plan import Plan
+from sagittal.report.evaluation import METRICS_CSV, METRICS_JSON, REPORT_HTML, draw_cases
+from sagittal.report.layout import CaseFiles
+from sagittal.report.page import Page, highlights, write_report
+
+REPORT_FOLDER = "report"
+
+
+def write_joint_report(
+    run_folder: Path, plan: Plan, data: Dataset, metrics: Mapping[str, Any], say: Callable[[str], None]
+) -> Path | None:
+    """Write metrics.json, metrics.csv and report.html over all folds into OUT.run/report, from the reports of each.
+
+    Args:
+        run_folder: where the folds' predictions and reports are.
+        plan: the run's.
+        data: scans and labels, for the pictures.
+        metrics: the bundle's, which say how every fold ended.
+        say: receives lines for a person.
+
+    Returns:
+        The page; None where fewer than two folds have a report that fits the bundle.
+    """
+    scored = {name: cases for name in metrics["folds"] if (cases := _scores(run_folder, name, metrics)) is not None}
+    if len(scored) < 2:
+        return None
+    classes = ClassSet.of_spec(plan.dataset)
+    # Own splits may hold a case out twice: then it is two results.
+    fold_of = {score.case: name for name, cases in scored.items() for score in cases}
+    evaluation = Evaluation.of_cases(classes, [score for cases in scored.values() for score in cases])
+    chosen = {item.score.case for item in highlights(evaluation)}
+    scans = {
+        _files(run_folder, data, plan, fold_of[case.id], case.id): case.images[0]
+        for case in data.cases
+        if case.id in chosen
+    }
+    pictures, complaints = draw_cases(scans, classes, is_ct=plan.dataset.channel_names[0] == "CT")
+    evaluation = evaluation.replace(warnings=tuple(complaints))
+    folder = run_folder / REPORT_FOLDER
+    page = write_report(folder / REPORT_HTML, evaluation, page=_page(plan, metrics, scored), pictures=pictures)
+    write_atomically(folder / METRICS_CSV, evaluation.to_csv().encode())
+    write_atomically(folder / METRICS_JSON, evaluation.to_json().encode())
+    say(f"report: {page}")
+    return page
+
+
+def interval_lines(scores: Mapping[str, Any]) -> dict[str, str]:
+    """Return the Dice of every class and of their mean in words, with intervals; `scores` as `joining.scores_of`."""
+    named = {**{name: classes["dice"] for name, classes in scores["classes"].items()}, "mean": scores["mean"]["dice"]}
+    return {name: _words(value) for name, value in named.items()}
+
+
+def _words(value: Mapping[str, Any]) -> str:
+    if value["mean"] is None:
+        return "undefined"
+    bounds = value["ci95"]
+    told = "too few for an interval" if bounds is None else f"95 % interval {bounds[0]:.3f} to {bounds[1]:.3f}"
+    return f"{value['mean']:.3f} ({told}, {value['n']} cases)"
+
+
+def _scores(run_folder: Path, name: str, metrics: Mapping[str, Any]) -> tuple[CaseScore, ...] | None:
+    """Return the scores in a fold's report where they are of the cases that the bundle tells of."""
+    path = run_folder / f"fold_{name}" / REPORT_FOLDER / METRICS_JSON
+    try:
+        cases = Evaluation.from_json(path.read_bytes(), source=str(path)).cases
+    except (OSError, SagittalError):
+        return None
+    known = set(metrics["folds"][name]["cases"])
+    return cases if cases and {hash_case(score.case) for score in cases} == known else None
+
+
+def _files(run_folder: Path, data: Dataset, plan: Plan, fold: str, case: str) -> CaseFiles:
+    ending = plan.dataset.file_ending
+    return CaseFiles(
+        case=case,
+        reference=data.folder / "labelsTr" / f"{case}{ending}",
+        prediction=run_folder / f"fold_{fold}" / "validation" / f"{case}{ending}",
+    )
+
+
+def _page(plan: Plan, metrics: Mapping[str, Any], scored: Mapping[str, tuple[CaseScore, ...]]) -> Page:
+    together = metrics["out_of_fold"]
+    total = sum(len(cases) for cases in scored.values())
+    absent = sorted({*metrics["missing_folds"], *metrics["folds"]} - set(scored))
+    notes = [f"Not in this report: the folds {', '.join(absent)}."] if absent else []
+    per_fold = {f"fold {name}": f"{_fold_words(metrics['folds'][name])}, {len(scored[name])} cases" for name in scored}
+    return Page(
+        title=f"{plan.dataset.name}: {plan.network_name}, {len(scored)} folds",
+        lead=f"{total} held-out cases, each predicted whole by the network of its fold, which never saw it.",
+        notes=notes,
+        facts={
+            "Plan": dict(plan.reasons),
+            "Dice and what it may be for other cases": {
+                **interval_lines(together),
+                "how": together["interval"],
+            },
+            "Folds": per_fold,
+        },
+    )
+
+
+def _fold_words(entry: Mapping[str, Any]) -> str:
+    dice = entry["scores"]["mean"]["dice"]["mean"]
+    return f"{entry['ended']} after {entry['steps']} steps, Dice {'undefined' if dice is None else f'{dice:.3f}'}"
