@@ -14,9 +14,9 @@ from sagittal.plan.loss import Loss
 from sagittal.plan.overrides import deep_supervision_weights
 from sagittal.plan.plan import Configuration, Inference, Patch, Preprocessing
 from sagittal.plan.training import Training
-from sagittal.planning import recipe
+from sagittal.planning import recipe, sampling
 from sagittal.planning.fit import Fit, Fitter
-from sagittal.planning.grid import Grid, grid_of, low_resolution
+from sagittal.planning.grid import Grid, finer_resolution, grid_of, low_resolution
 from sagittal.planning.normalization import normalization
 from sagittal.planning.spacing import target_spacing, transposition
 from sagittal.planning.wishes import Wishes, wishes_for
@@ -41,7 +41,6 @@ _ALWAYS = {
     "training.initialization": "random weights, drawn from training.seed",
     "training.micro_batches": "the batch is computed as a whole",
     "training.ema_decay": "off; a --budget turns it on",
-    "training.class_balanced": "nnU-Net's: the case is drawn first, then a class that it has",
     "training.case_weights_sha256": "no case_weights.csv was taken into account",
     "training.deterministic": "not asked for; on a CPU the same bits come again anyway",
     "training.loss": "off: Dice and cross-entropy alone",
@@ -103,6 +102,11 @@ def make_plan(
         full_patch = fitter.patch(grid).size
         grid, why = low_resolution(grid, full_patch, fingerprint, lambda coarser: fitter.patch(coarser).size)
         why_grid["preprocessing.spacing_mm"] = why
+    elif configuration == "3d" and wishes.spacing_mm is None and wishes.patch_size is None:
+        finer = finer_resolution(grid, named.output_stride_vox, fingerprint, lambda finer: fitter.patch(finer).size)
+        if finer is not None:
+            grid, why = finer
+            why_grid["preprocessing.spacing_mm"] = f"{why}; {why_grid['preprocessing.spacing_mm']}"
     fit = fitter.fit(grid)
     preprocessing, why_preprocessing = _preprocessing(fingerprint, spec, grid)
     training, why_training = _training(spec, fingerprint.orientation, grid, fit, wishes)
@@ -203,8 +207,16 @@ def _training(
     augmentation, why_augmentation = recipe.augmentation(
         spec, fit.patch_size, orientation, grid.transpose, sees_slices=sees_slices
     )
-    training = Training(batch_size=fit.batch_size, optimizer=optimizer, loss=loss, augmentation=augmentation)
+    balanced, why_balanced = sampling.class_balanced(spec, wishes.preset_name)
+    training = Training(
+        batch_size=fit.batch_size,
+        optimizer=optimizer,
+        loss=loss,
+        augmentation=augmentation,
+        class_balanced=balanced,
+    )
     return training, {
+        "training.class_balanced": why_balanced,
         **_under("training.optimizer", why_optimizer),
         **_under("training.loss", why_loss),
         **_under("training.augmentation", why_augmentation),
