@@ -17,8 +17,9 @@ LIMIT = 0.1
 """Share of the training time that validations may have taken at any moment."""
 FREE_S = 10.0
 """Seconds that they may take in any case: a run that is over in two minutes wants to be seen, too."""
-FORWARD_SHARE = 0.5
-"""Of a training step, what a prediction of as many voxels takes at most; used until a validation has been measured."""
+FORWARD_SHARE = 0.35
+"""Of a training step, what a prediction of as many voxels takes, forward without backward; used until a validation
+has been measured."""
 
 
 class Decision(Frozen):
