@@ -10,11 +10,16 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import Parameter
 
-from sagittal.cli.options import Settings, known_folder, parse_duration_s, parse_settings_option
+from sagittal.cli.options import Settings, parse_duration_s, parse_settings_option
+from sagittal.cli.train_options import HowToRun
+
+if TYPE_CHECKING:
+    from sagittal.training.distributed import World
+    from sagittal.training.run import TrainResult
 
 STOPPED = 75
 """Exit code after SIGTERM: the same command can go on."""
@@ -32,44 +37,35 @@ def train(
     budget: str | None = None,
     init_from: Path | None = None,
     freeze_encoder: int | None = None,
-    device: str = "auto",
-    cache: Path | None = None,
-    resume: Annotated[bool, Parameter(negative="")] = False,
-    memory_gib: float = 8.0,
-    splits: Path | None = None,
-    checkpoint_every: str = "60s",
+    deterministic: Annotated[bool, Parameter(negative="")] = False,
     settings: Settings = None,
+    how: HowToRun = HowToRun(),  # noqa: B008 - frozen
 ) -> int:
     """Train a network and write a bundle; every step that is missing (check, plan, preprocess) is done and named.
 
-    Parameters
-    ----------
-    dataset: folder in nnU-Net's layout
-    out: the bundle to write; OUT.run beside it holds plan, log and checkpoints
-    plan: a plan made by `sagittal plan`
-    network: name of the network to plan for; by default that of --init-from or --preset, else mednext-s
-    config: what to plan: volumes (3d), volumes at a coarser spacing (3d-low), or slices (2d)
-    preset: a protocol to plan from: mednext-paper, segformer3d-paper, segformer3d-repository or nnunet
-    fold: which fifth of the cases is held out; `all` trains five networks, `none` trains on all cases
-    init_from: bundle whose trained weights to start from; its network may differ in kernels, channels and labels
-    freeze_encoder: epochs (of 250 steps) in which the encoder stays as --init-from has it
-    budget: time for everything together, for example 15m; the schedule is fitted to it
-    device: auto, cpu, cuda, cuda:1 or mps
-    cache: folder for preprocessed cases, which runs may share
-    resume: go on from the last checkpoint
-    memory_gib: memory that a training step may use, where a plan is made here
-    splits: own splits, as nnU-Net's splits_final.json; one in the data set's folder is taken without being named
-    checkpoint_every: time between two checkpoints
+    Args:
+        dataset: folder in nnU-Net's layout
+        out: the bundle to write; OUT.run beside it holds plan, log, checkpoints and reports
+        plan: a plan made by `sagittal plan`
+        network: name of the network to plan for; by default that of --init-from or --preset, else mednext-s
+        config: what to plan: volumes (3d), volumes at a coarser spacing (3d-low), or slices (2d)
+        preset: a protocol to plan from: mednext-paper, segformer3d-paper, segformer3d-repository or nnunet
+        fold: which fifth of the cases is held out; `all` trains five networks, `none` trains on all cases
+        budget: time for everything together, for example 15m; the schedule is fitted to it
+        init_from: bundle whose trained weights to start from; its network may differ in kernels, channels and labels
+        freeze_encoder: epochs (of 250 steps) in which the encoder stays as --init-from has it
+        deterministic: bit-equal weights on the same machine, also on a GPU, where it is slower
+        how: see HowToRun
     """
     from sagittal.errors import PlanError
     from sagittal.training.distributed import world_from_environment
     from sagittal.training.run import train as train_bundle
-    from sagittal.training.stages import RunOptions
 
     if plan is not None and network is not None:
         raise PlanError("--plan and --network exclude each other: a plan names its network. Give one of them.")
     world = world_from_environment(os.environ)
     _share_processors(int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+    always = {"training.deterministic": True} if deterministic else {}
     with _stoppable_before_training(tell=world.main):
         result = train_bundle(
             dataset,
@@ -78,30 +74,26 @@ def train(
             plan=plan,
             configuration=config,
             preset=preset,
-            settings=parse_settings_option(settings),
+            settings={**parse_settings_option(settings), **always},
             fold=fold,
             budget_s=None if budget is None else parse_duration_s(budget),
             init_from=init_from,
             freeze_encoder_epochs=freeze_encoder,
-            options=RunOptions(
-                device=device,
-                cache=cache,
-                known=known_folder(),
-                resume=resume,
-                memory_gib=memory_gib,
-                splits=splits,
-                checkpoint_every_s=parse_duration_s(checkpoint_every, "--checkpoint-every"),
-                world=world,
-                say=_say if world.main else _say_nothing,
-            ),
+            options=how.options(world=world, live=world.main, say=_say if world.main else _say_nothing),
         )
-    if result.ended in ("interrupted", "terminated"):
+    return _told(result, world)
+
+
+def _told(result: TrainResult, world: World) -> int:
+    """Say how a training ended and return the exit code."""
+    stopped = result.ended in ("interrupted", "terminated")
+    if world.main and stopped:
         again = [word for word in sys.argv[1:] if word != "--resume"]
-        if world.main:
-            _say(f"stopped; go on with: {_program(world.size)} {shlex.join([*again, '--resume'])}")
-        return 130 if result.ended == "interrupted" else STOPPED
-    if world.main:
+        _say(f"stopped; go on with: {_program(world.size)} {shlex.join([*again, '--resume'])}")
+    elif world.main:
         _say(f"bundle: {result.bundle}")
+    if stopped:
+        return 130 if result.ended == "interrupted" else STOPPED
     return 0
 
 

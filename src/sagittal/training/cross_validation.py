@@ -179,6 +179,7 @@ def train_one(
         loader_workers=run.options.loader_workers,
         compile=run.options.compile,
         trackers=run.options.trackers,
+        live=run.options.live,
         case_weights=run.case_weights,
     )
     told = f"{len(held_out)} held out" if held_out else "none held out"
@@ -240,7 +241,7 @@ def _in_turn(
 def _side_by_side(run: Run, names: list[str], stop: StopFlag, failures: dict[str, Exception]) -> Ended:
     """Train folds in processes of their own, one at a time on each device; return how it ended."""
     places = places_on(run.devices)
-    patients, options = run.patients, dataclasses.replace(run.options, devices=(), say=_nobody)
+    patients, options = run.patients, dataclasses.replace(run.options, devices=(), live=False, say=_nobody)
 
     def task_of(name: str, place: Place, left: int) -> FoldTask:
         share_s = None if run.budget is None else run.budget.share_s(math.ceil(left / len(places)))

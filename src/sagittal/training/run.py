@@ -44,6 +44,7 @@ from sagittal.training.stages import (
     preprocess,
     read_weights,
 )
+from sagittal.training.trackers import require_known
 
 FoldName = Literal["0", "1", "2", "3", "4", "all", "none"]
 
@@ -123,6 +124,7 @@ def _train(
     started = now()
     folder = out.with_name(out.name + ".run")
     devices = _devices(fold, options)
+    require_known(options.trackers)
     keep_freed_memory()
     if not options.world.main:
         options = replace(options, say=lambda line: None)

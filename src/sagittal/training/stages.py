@@ -53,6 +53,7 @@ class RunOptions:
         trackers: what else receives the log: `tensorboard`, `mlflow`.
         world: the processes that train together, of which this is one; `python -m torch.distributed.run` starts them.
         devices: where folds are trained side by side, one at a time on each; empty for one after the other on `device`.
+        live: whether a terminal shows how far training is in a table in place.
         say: receives lines for a person to read.
     """
 
@@ -70,6 +71,7 @@ class RunOptions:
     trackers: tuple[str, ...] = ()
     world: World = ALONE
     devices: tuple[str, ...] = ()
+    live: bool = False
     say: Callable[[str], None] = lambda line: None
 
 
