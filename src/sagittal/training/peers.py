@@ -1,6 +1,6 @@
 """What the processes of a run tell each other besides sums: what one did for all, whether to stop, and why one failed.
 
-A process that fails leaves its message in the store through which the processes met; the others, whose exchange with it
+A process that fails leaves its message in a store that the main process keeps; the others, whose exchange with it
 breaks, find it there and end with it, instead of with a broken connection or not at all.
 """
 
@@ -28,10 +28,11 @@ from sagittal.training.signals import StopFlag, StopReason
 
 T = TypeVar("T")
 
-_FAILED = "sagittal/failed"
+_FAILED = "failed"
+_HEARD = "heard {}"
 _LOOK_EVERY_S = 0.1
 _LAST_WORDS_S = 3.0
-"""How long a process whose exchange broke waits for what the other one has to say."""
+"""How long a process whose exchange broke waits for what the other one has to say, and that one for its listeners."""
 _REASONS: tuple[StopReason, ...] = ("interrupted", "terminated")
 
 
@@ -51,7 +52,7 @@ class Peers:
         """Do something in the main process, however long it takes, and return its result in every process."""
         if self.world.size == 1:
             return work()
-        key = f"sagittal/done {next(self._works)}"
+        key = f"done {next(self._works)}"
         result = None
         if self.world.main:
             result = work()
@@ -64,11 +65,18 @@ class Peers:
 
     def _wait(self, key: str) -> None:
         # Not in an exchange, which has a time limit and can't be interrupted.
-        while self._store is not None and not self._store.check([key]):
-            failure = self.failure()
-            if failure is not None:
-                raise failure
-            time.sleep(_LOOK_EVERY_S)
+        try:
+            while self._store is not None and not self._store.check([key]):
+                failure = self.failure()
+                if failure is not None:
+                    raise failure
+                time.sleep(_LOOK_EVERY_S)
+        except RuntimeError as error:
+            raise TrainingError(
+                f"process {self.world.rank} of {self.world.size}: the first process is gone, while the others waited "
+                "for what it prepared. Look at its messages; then start the same command again.",
+                code="process_lost",
+            ) from error
 
     def tell_failure(self, error: BaseException) -> None:
         """Leave word of the error that ends this process; the first one stays."""
@@ -85,6 +93,16 @@ class Peers:
                 self._store.set(_FAILED, json.dumps(word))
         except RuntimeError:
             pass  # The store is gone with the process that kept it, and this one has its own error to show.
+
+    def wait_for_listeners(self) -> None:
+        """Keep the store a little while, so that the other processes find in it why this one or another one ended."""
+        heard = [_HEARD.format(rank) for rank in range(1, self.world.size)]
+        until = time.monotonic() + _LAST_WORDS_S
+        try:
+            while self._store is not None and time.monotonic() < until and not self._store.check(heard):
+                time.sleep(_LOOK_EVERY_S)
+        except (SystemExit, RuntimeError):
+            pass  # This process ends in any case, and not for this.
 
     def last_words(self) -> TrainingError | SystemExit | None:
         """Return why another process ended, once it has said so; None where it does not."""
@@ -107,6 +125,7 @@ class Peers:
             if not self._store.check([_FAILED]):
                 return None
             word = json.loads(self._store.get(_FAILED))
+            self._store.set(_HEARD.format(self.world.rank), "")
         except RuntimeError:
             return None
         if word["exit"] is not None:
@@ -131,19 +150,25 @@ def together(world: World, device: torch.device) -> Iterator[Peers]:
     if world.size == 1:
         yield NO_PEERS
         return
-    with start(world, device):
-        peers = Peers(world, _store_at(world))
-        try:
-            yield peers
-        except TrainingError as error:
-            failure = peers.last_words() if error.code == "process_lost" else None
-            if failure is not None:
-                raise failure from error
-            peers.tell_failure(error)
-            raise
-        except BaseException as error:
-            peers.tell_failure(error)
-            raise
+    peers = NO_PEERS
+    try:
+        with start(world, device):
+            peers = Peers(world, _store_of(world))
+            try:
+                yield peers
+            except TrainingError as error:
+                failure = peers.last_words() if error.code == "process_lost" else None
+                if failure is not None:
+                    raise failure from error
+                peers.tell_failure(error)
+                raise
+            except BaseException as error:
+                peers.tell_failure(error)
+                raise
+    except BaseException:
+        if world.main:
+            peers.wait_for_listeners()
+        raise
 
 
 def agree(stop: StopFlag, news: bool, world: World) -> bool:
@@ -213,9 +238,12 @@ def require_shared(folder: Path, cache: Path, world: World) -> None:
             )
 
 
-def _store_at(world: World) -> Store | None:
-    """Connect to the store where the processes met; None where that was a file."""
-    parts = urlsplit(world.address)
-    if parts.scheme != "tcp" or parts.hostname is None or parts.port is None:
+def _store_of(world: World) -> Store | None:
+    """Open a store in the main process and connect the others to it; None where the processes met through a file."""
+    host = urlsplit(world.address).hostname
+    if host is None:
         return None
-    return TCPStore(parts.hostname, parts.port, is_master=False, wait_for_workers=False, timeout=timedelta(seconds=60))
+    limit = timedelta(seconds=60)
+    store = TCPStore(host, 0, is_master=True, wait_for_workers=False, timeout=limit) if world.main else None
+    port = world.broadcast_object(0 if store is None else store.port)
+    return store or TCPStore(host, port, is_master=False, wait_for_workers=False, timeout=limit)
