@@ -23,19 +23,21 @@ class CompiledNetwork:
     """A network's forward pass, compiled at its first call; plain from then on where compiling fails.
 
     The network itself stays as it is, with the names of its state, and may be called beside this.
+
+    Attributes:
+        active: whether calls are compiled; not any more after a failure.
     """
 
     def __init__(self, network: torch.nn.Module, say: Say) -> None:
         self._network, self._say = network, say
-        self._compiled: Callable[[Tensor], Tensor | list[Tensor]] | None = torch.compile(network, dynamic=False)
-
-    @property
-    def active(self) -> bool:
-        """Whether calls are compiled; not any more after a failure."""
-        return self._compiled is not None
+        self._compiled: Callable[[Tensor], Tensor | list[Tensor]] | None = None
+        self.active = True
 
     def __call__(self, images: Tensor) -> Tensor | list[Tensor]:
         """Return what the network returns."""
+        if self.active and self._compiled is None:
+            # Only now: already this imports a compiler, which may fail.
+            self._compiled = torch.compile(self._network, dynamic=False)
         result: Tensor | list[Tensor] = (self._compiled or self._network)(images)
         return result
 
@@ -57,7 +59,7 @@ class CompiledNetwork:
         except Exception as error:
             reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
             self._say(f"compile: failed, so training goes on without it, with the same results ({reason})")
-            self._compiled = None
+            self.active, self._compiled = False, None
         for buffer, value in zip(self._network.buffers(), buffers, strict=True):
             buffer.copy_(value)
         restore_generators(states, device)

@@ -7,6 +7,8 @@ from contextlib import AbstractContextManager, nullcontext
 import torch
 
 from sagittal.errors import PlanError
+from sagittal.kernels import cpu_bf16_reason
+from sagittal.plan.networks import MedNeXtConfig
 from sagittal.plan.plan import Plan
 
 MOST_SKIPPED = 20
@@ -18,13 +20,15 @@ def require_precision(plan: Plan, device: torch.device) -> None:
     """Refuse what a device can't compute in.
 
     Raises:
-        PlanError: the plan wants fp16 or bf16 and the device is a CPU, or fp64 and the device has none.
+        PlanError: the plan wants fp16 on a CPU, bf16 on one that has no fast and safe kernels for it, or fp64 on a
+            device that lacks it.
     """
     precision = plan.training.precision
-    if device.type == "cpu" and precision in ("bf16", "fp16"):
+    reason = _reason_on_cpu(plan) if device.type == "cpu" else None
+    if reason is not None:
         raise PlanError(
-            f"training.precision is {precision}, which is for GPUs: on a CPU it is slower than fp32 and "
-            "its gradients can be wrong. Choose --device cuda, or make the plan with --set training.precision=fp32.",
+            f"training.precision is {precision}, which is for GPUs: {reason}. Choose --device cuda, or make the plan "
+            "with --set training.precision=fp32.",
             code="bf16_on_cpu",
         )
     if device.type == "mps" and precision == "fp64":
@@ -33,6 +37,18 @@ def require_precision(plan: Plan, device: torch.device) -> None:
             "with --set training.precision=fp32.",
             code="fp64_on_mps",
         )
+
+
+def _reason_on_cpu(plan: Plan) -> str | None:
+    match plan.training.precision:
+        case "fp16":
+            return "on a CPU it is far slower than fp32"
+        case "bf16" if not isinstance(plan.network, MedNeXtConfig):
+            return f"on a CPU, of all networks only MedNeXt has kernels for it, and {plan.network_name} is another one"
+        case "bf16":
+            return cpu_bf16_reason()
+        case _:
+            return None
 
 
 def autocast(precision: str, device: torch.device) -> AbstractContextManager[None]:
