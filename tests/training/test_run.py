@@ -179,9 +179,9 @@ def test_a_plan_for_other_labels_is_refused(tiny_dataset: Path, tmp_path: Path) 
     assert not (tmp_path / "c").exists()
 
 
-def test_bf16_on_a_cpu_is_refused_before_anything_is_written(tiny_dataset: Path, tmp_path: Path) -> None:
-    settings = {**TINY, "training.precision": "bf16"}
-    with pytest.raises(PlanError, match=r"bf16.*for GPUs"):
+def test_fp16_on_a_cpu_is_refused_before_anything_is_written(tiny_dataset: Path, tmp_path: Path) -> None:
+    settings = {**TINY, "training.precision": "fp16"}
+    with pytest.raises(PlanError, match=r"fp16.*for GPUs"):
         train(tiny_dataset, tmp_path / "b", settings=settings, options=RunOptions(device="cpu"))
     assert not (tmp_path / "b.run").exists()
 
