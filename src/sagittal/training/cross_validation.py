@@ -112,7 +112,8 @@ def cases_of(cache: Cache, folds: tuple[Fold, ...], name: str) -> tuple[tuple[in
 def train_folds(run: Run, names: tuple[str, ...], peers: Peers) -> tuple[Mapping[str, Any], Ended]:
     """Train those of the folds that are not finished; return the bundle's metrics and how it ended.
 
-    A fold that fails is told at the end; the others are trained and joined before. Ctrl-C and SIGTERM stop all.
+    A fold that fails is told at the end; the others are trained and joined before. Ctrl-C and SIGTERM stop all, and a
+    run that was stopped ends as such, so that it is begun again, also where a fold had failed before.
 
     Raises:
         TrainingError: one of several folds failed; the message names each with its cause. What a single fold raises is
@@ -127,7 +128,7 @@ def train_folds(run: Run, names: tuple[str, ...], peers: Peers) -> tuple[Mapping
             ended = _in_turn(run, left, stop, failures, peers, alone=len(names) == 1)
         close = partial(_close, run, names, failures, stopped=ended in _STOPPED)
         metrics: Mapping[str, Any] = peers.on_main(close)
-    if failures:
+    if failures and ended not in _STOPPED:
         told = "\n".join(f"  fold {name}: {_message(error)}" for name, error in failures.items())
         there = sorted(metrics.get("folds", {}))
         bundle = f"The bundle has the folds {', '.join(there)}" if there else "No fold was finished"

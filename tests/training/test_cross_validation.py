@@ -1,0 +1,237 @@
+"""The folds of a run: side by side as in turn, one that fails, a stop, and what is told of all together."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import sagittal
+from sagittal.bundle import hash_case
+from sagittal.errors import DataError, TrainingError
+from sagittal.testing.datasets import TINY_SETTINGS, write_tiny_dataset
+from sagittal.testing.plans import untrained_plan, untrained_spec
+from sagittal.training import cross_validation
+from sagittal.training.checkpoint import newest_checkpoint
+from sagittal.training.cross_validation import _error_of
+from sagittal.training.joining import join_folds, patients_by_case, scores_of
+from sagittal.training.manifest import facts_of
+from sagittal.training.run import train
+from sagittal.training.side_by_side import Ending
+from sagittal.training.stages import RunOptions
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*is not writable:UserWarning")
+
+TWO = {**TINY_SETTINGS, "schedule.steps": 2, "training.folds": 2}
+
+
+@pytest.fixture
+def one_thread() -> Any:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def _weights(out: Path, fold: int) -> dict[str, np.ndarray]:
+    return sagittal.read_bundle(out).weights(f"fold_{fold}")
+
+
+def _scores(out: Path) -> dict[str, Any]:
+    found: dict[str, Any] = sagittal.read_bundle(out).metrics["out_of_fold"]
+    return found
+
+
+def test_folds_side_by_side_are_those_in_turn_and_one_that_fails_is_trained_again(
+    tiny_dataset: Path, tmp_path: Path, one_thread: None
+) -> None:
+    turn, side = tmp_path / "turn", tmp_path / "side"
+    train(tiny_dataset, turn, settings=TWO, fold="all", options=RunOptions(device="cpu"))
+    # A checkpoint of another plan: the process of this fold will refuse it.
+    other = tmp_path / "side.run" / "fold_1"
+    shutil.copytree(tmp_path / "turn.run" / "fold_1", other)
+    lines: list[str] = []
+    beside = RunOptions(devices=("cpu", "cpu"), resume=True, cache=tmp_path / "turn.run" / "cache", say=lines.append)
+    settings = {**TWO, "training.seed": 1}
+    with pytest.raises(TrainingError, match=r"1 of 2 folds failed:\n  fold 1: .*belongs to another plan") as caught:
+        train(tiny_dataset, side, settings=settings, fold="all", options=beside)
+    assert caught.value.code == "folds_failed"
+    assert any(line.startswith("fold 0 | validate: Dice") for line in lines)
+    assert any(line.split()[:2] == ["1", "failed"] for line in lines)
+    bundle = sagittal.read_bundle(side)
+    assert bundle.weight_names == ("fold_0",)
+    assert bundle.metrics["failed_folds"] == {"1": "checkpoint_mismatch"}
+    assert bundle.metrics["missing_folds"] == ["1"]
+    assert "missing: 1 (failed: checkpoint_mismatch)" in (side / "MODEL_CARD.md").read_text()
+
+    shutil.rmtree(other)
+    result = train(tiny_dataset, side, fold="all", options=beside)
+    assert result.complete
+    assert any("fold 0 is finished already" in line for line in lines)
+    assert "failed_folds" not in result.metrics and result.metrics["missing_folds"] == []
+    again = tmp_path / "again"
+    train(tiny_dataset, again, settings=settings, fold="all", options=RunOptions(device="cpu"))
+    for fold in (0, 1):
+        wanted, found = _weights(again, fold), _weights(side, fold)
+        assert all(np.array_equal(wanted[name], found[name]) for name in wanted)
+    assert _scores(again) == _scores(side)
+    assert not list((tmp_path / "side.run").glob("fold_*/bundle"))
+
+
+def test_a_stop_reaches_every_process_and_each_leaves_a_checkpoint(tiny_dataset: Path, tmp_path: Path) -> None:
+    begun: set[str] = set()
+
+    def stopping(line: str) -> None:
+        if "| train: fold" in line:
+            begun.add(line)
+            if len(begun) == 2:
+                os.kill(os.getpid(), signal.SIGTERM)
+
+    settings = {**TWO, "schedule.steps": 100_000, "schedule.validations": 0}
+    options = RunOptions(devices=("cpu", "cpu"), say=stopping)
+    result = train(tiny_dataset, tmp_path / "b", settings=settings, fold="all", options=options)
+    assert result.ended == "terminated" and not result.complete
+    for fold in (0, 1):
+        assert newest_checkpoint(tmp_path / "b.run" / f"fold_{fold}") is not None
+
+
+def test_a_fold_that_fails_in_turn_does_not_stop_the_next(
+    tiny_dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = cross_validation.train_fold
+
+    def failing(job: Any, *more: Any) -> Any:
+        if job.name == "0":
+            raise RuntimeError("something unforeseen")
+        return real(job, *more)
+
+    lines: list[str] = []
+    options = RunOptions(device="cpu", say=lines.append)
+    with monkeypatch.context() as patch:
+        patch.setattr(cross_validation, "train_fold", failing)
+        with pytest.raises(TrainingError, match="fold 0: RuntimeError: something unforeseen"):
+            train(tiny_dataset, tmp_path / "b", settings=TWO, fold="all", options=options)
+    assert sagittal.read_bundle(tmp_path / "b").metrics["failed_folds"] == {"0": "RuntimeError"}
+    assert "in failing" in (tmp_path / "b.run" / "fold_0" / "output.log").read_text()
+    result = train(tiny_dataset, tmp_path / "b", fold="all", options=RunOptions(device="cpu", resume=True))
+    assert result.complete and result.metrics["missing_folds"] == []
+    together = result.metrics["out_of_fold"]
+    assert together["cases"] == together["patients"] == 6
+    low, high = together["classes"]["bright"]["dice"]["ci95"]
+    assert low <= together["classes"]["bright"]["dice"]["mean"] <= high
+    assert result.metrics["dice"]["bright"] == together["classes"]["bright"]["dice"]["mean"]
+    page = (tmp_path / "b.run" / "report" / "report.html").read_text()
+    assert "6 held-out cases" in page and "95 % interval" in page
+    assert len((tmp_path / "b.run" / "report" / "metrics.csv").read_text().splitlines()) == 1 + 6 * 2
+    card = (tmp_path / "b" / "MODEL_CARD.md").read_text()
+    assert f"| bright | 1 | {together['classes']['bright']['dice']['mean']:.3f} | {low:.3f} to {high:.3f} | 6 |" in card
+
+
+def test_a_stop_while_a_bundle_is_written_leaves_it_whole_and_begins_no_other_fold(
+    tiny_dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = cross_validation.join_bundle
+
+    def stopping(*arguments: Any, **options: Any) -> Any:
+        os.kill(os.getpid(), signal.SIGTERM)
+        return real(*arguments, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(cross_validation, "join_bundle", stopping)
+        result = train(tiny_dataset, tmp_path / "b", settings=TWO, fold="all", options=RunOptions(device="cpu"))
+    assert result.ended == "terminated"
+    assert sagittal.read_bundle(tmp_path / "b").weight_names == ("fold_0",)
+    result = train(tiny_dataset, tmp_path / "b", fold="all", options=RunOptions(device="cpu", resume=True))
+    assert result.complete and set(result.metrics["folds"]) == {"0", "1"}
+
+
+def test_weights_are_the_same_for_any_number_of_loader_workers(tiny_dataset: Path, tmp_path: Path) -> None:
+    settings = {**TINY_SETTINGS, "schedule.steps": 4, "training.deterministic": True}
+    for workers in (0, 1, 3):
+        options = RunOptions(device="cpu", loader_workers=workers, cache=tmp_path / "cache")
+        train(tiny_dataset, tmp_path / str(workers), settings=settings, fold="none", options=options)
+    wanted = sagittal.read_bundle(tmp_path / "0").weights("all")
+    for workers in (1, 3):
+        found = sagittal.read_bundle(tmp_path / str(workers)).weights("all")
+        assert all(np.array_equal(wanted[name], found[name]) for name in wanted)
+
+
+def test_case_weights_beside_the_data_are_taken_up_and_must_stay_the_same(tiny_dataset: Path, tmp_path: Path) -> None:
+    table = tiny_dataset / "case_weights.csv"
+    rows = [f"case_{number},{float(number == 2)}" for number in range(6)]
+    table.write_text("\n".join(["case,weight", *rows]))
+    settings = {**TINY_SETTINGS, "schedule.steps": 1}
+    options = RunOptions(device="cpu")
+    result = train(tiny_dataset, tmp_path / "b", settings=settings, fold="none", options=options)
+    assert "case_weights.csv" in result.plan.reasons["training.case_weights_sha256"]
+    table.write_text("\n".join(["case,weight", "case_1,3"]))
+    with pytest.raises(DataError, match="others now"):
+        train(tiny_dataset, tmp_path / "b", fold="none", options=RunOptions(device="cpu", resume=True))
+
+
+def test_several_devices_want_several_folds(tiny_dataset: Path, tmp_path: Path) -> None:
+    with pytest.raises(TrainingError, match="--fold 0 is one network"):
+        train(tiny_dataset, tmp_path / "b", settings=TWO, options=RunOptions(devices=("cpu", "cpu")))
+
+
+def test_a_process_that_died_is_told_with_its_signal() -> None:
+    assert "SIGKILL" in str(_error_of(Ending("3", None, -9))) and "memory" in str(_error_of(Ending("3", None, -9)))
+    assert "exit code 7" in str(_error_of(Ending("3", None, 7)))
+    known = _error_of(Ending("3", {"error": {"message": "no", "code": "why"}}, 1))
+    assert isinstance(known, TrainingError) and known.code == "why"
+
+
+def _entry(cases: dict[str, float | None]) -> dict[str, Any]:
+    return {
+        "ended": "finished",
+        "steps": 1,
+        "training_cases": 3,
+        "validation": "held-out cases",
+        "cases": {hash_case(case): {"class_1": value} for case, value in cases.items()},
+        "cases_hd95_mm": {hash_case(case): {"class_1": 2.0} for case in cases},
+    }
+
+
+def test_folds_are_scored_together_by_patient() -> None:
+    plan = untrained_plan("segformer3d", untrained_spec(2))
+    others = {f"c{number}": 0.7 + 0.01 * number for number in range(9)}
+    folds = {"0": _entry({"a1": 0.5, "a2": 0.5, "b": 0.9}), "1": _entry({**others, "d": None})}
+    alone = scores_of(plan, folds, {})
+    grouped = scores_of(plan, folds, {hash_case("a1"): "patient a", hash_case("a2"): "patient a"})
+    assert (alone["cases"], alone["patients"], grouped["patients"]) == (13, 13, 12)
+    dice = grouped["classes"]["class_1"]["dice"]
+    assert (dice["mean"], dice["n"]) == (pytest.approx((1.9 + sum(others.values())) / 12), 12)
+    assert dice["ci95"] != alone["classes"]["class_1"]["dice"]["ci95"]
+    assert "over patients" in grouped["interval"] and "over cases" in alone["interval"]
+    assert grouped["classes"]["class_1"]["hd95_mm"] == {"mean": 2.0, "ci95": [2.0, 2.0], "n": 13}
+    metrics = join_folds(plan, folds, patients={}, failed={"3": "loss_not_finite"})
+    assert metrics["missing_folds"] == ["2", "3", "4"]
+    assert metrics["failed_folds"] == {"3": "loss_not_finite"}
+    assert metrics["validation"].startswith("13 held-out cases")
+
+
+def test_patients_come_from_the_table_else_from_the_pattern(tmp_path: Path) -> None:
+    folder = write_tiny_dataset(tmp_path / "tiny", cases=2)
+    data = sagittal.read_dataset(folder)
+    plan = untrained_plan("segformer3d", data.spec)
+    one, two = hash_case("case_0"), hash_case("case_1")
+    assert patients_by_case(data, plan)[one] != patients_by_case(data, plan)[two]
+    by_pattern = plan.replace(training=plan.training.replace(patient_pattern=r"(case)_\d"))
+    assert len(set(patients_by_case(data, by_pattern).values())) == 1
+    (folder / "patients.csv").write_text("case,patient\ncase_0,x\ncase_1,x\n")
+    assert len(set(patients_by_case(data, plan).values())) == 1
+    (folder / "patients.csv").write_text("case,who\n")
+    assert patients_by_case(data, plan) == {}
+
+
+def test_what_a_fold_was_made_with_is_in_the_bundle_without_paths() -> None:
+    plan = untrained_plan("segformer3d", untrained_spec(2))
+    facts = facts_of(plan, "0" * 64, "1" * 64, [torch.device("cpu")], processes=1)
+    assert facts["torch"] == torch.__version__ and facts["seeds"]["training"] == plan.training.seed
+    assert not any(str(Path.home()) in str(value) or "/" in str(value) for value in facts.values())
