@@ -21,10 +21,11 @@ def plan(request) -> Plan:
 
 def test_a_plan_is_complete_and_exact_in_json(plan):
     assert Plan.from_json(plan.to_json()) == plan
-    patch = {"mednext-s": (48, 64, 48), "segformer3d": (36, 52, 36)}
+    patch = {"mednext-s": (48, 64, 48), "segformer3d": (72, 100, 72)}
+    spacing_mm = {"mednext-s": 1.0, "segformer3d": 0.5}
     assert plan.patch.size == patch[plan.network_name]
-    assert plan.preprocessing.spacing_mm == (1.0, 1.0, 1.0)
-    assert plan.inference.mirror_axes == plan.training.augmentation.mirror_axes == (0, 1)
+    assert plan.preprocessing.spacing_mm == (spacing_mm[plan.network_name],) * 3
+    assert plan.inference.mirror_axes == plan.training.augmentation.mirror_axes == (0, 1, 2)
     assert plan.training.precision == "fp32"
 
 
@@ -101,7 +102,7 @@ def test_a_plan_of_slices():
     assert plan.preprocessing.target_mm((4.0, 0.9, 0.8)) == (4.0, 1.0, 1.0)
     assert 12 <= plan.training.batch_size <= round(0.05 * 30 * 12 * 50 * 44 / (64 * 48))
     assert plan.training.loss.batch_dice
-    assert plan.training.augmentation.mirror_axes == plan.inference.mirror_axes == (1,)
+    assert plan.training.augmentation.mirror_axes == plan.inference.mirror_axes == (1, 2)
     assert plan.training.augmentation.rotation_degrees == 180.0
     assert Plan.from_json(plan.to_json()) == plan
     text = make_plan(thick, spec_of("lobe"), "mednext-s").replace(reasons={}).to_json()
