@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from sagittal.errors import PlanError
-from sagittal.networks.depthwise_axes import _by_plane, depthwise, depthwise_transpose, per_axis, strided
+from sagittal.networks.depthwise_axes import _by_plane, depthwise, depthwise_transpose, pad_front, per_axis, strided
 
 CASES = [
     ((3, 3, 3), (1, 1, 1)),
@@ -84,3 +84,23 @@ def test_one_number_serves_all_axes() -> None:
     assert per_axis([1, 3, 3], 3, "kernel_size") == (1, 3, 3)
     with pytest.raises(PlanError, match=r"stride=\(1, 2\): expected one number, or 3"):
         per_axis((1, 2), 3, "stride")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize(("size", "strides"), [((3, 5, 3), (2, 2, 2)), ((3, 5, 3), (1, 2, 2)), ((1, 1), (2, 2))])
+def test_a_front_of_zeros_and_odd_voxels(size: tuple[int, ...], strides: tuple[int, ...], dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    half = tuple((n + 1) // 2 if stride == 2 else n for n, stride in zip(size, strides, strict=True))
+    y = torch.randn(2, 4, *size, dtype=dtype, requires_grad=True)
+    odd = torch.randn(2, 4, *half, dtype=dtype, requires_grad=True)
+    result = pad_front(y, strides, odd)
+    front = nn.functional.pad(y, [side for stride in reversed(strides) for side in (stride - 1, 0)])
+    spread = torch.zeros_like(front)
+    strided(spread, strides, start=1).copy_(odd.detach())
+    assert torch.equal(result, front + spread)
+    grad = torch.randn(result.shape, dtype=dtype)
+    grad_y, grad_odd = torch.autograd.grad(result, (y, odd), grad)
+    assert torch.equal(grad_y, grad[(..., *(slice(stride - 1, None) for stride in strides))])
+    assert torch.equal(grad_odd, strided(grad, strides, start=1))
+    if dtype == torch.float64:
+        assert torch.autograd.gradgradcheck(lambda a, b: pad_front(a, strides, b).square(), (y, odd))

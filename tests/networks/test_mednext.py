@@ -11,6 +11,7 @@ from network_graphs import train_once
 from torch import Tensor, nn
 
 from sagittal.errors import DataError, PlanError
+from sagittal.kernels import cpu_bf16_reason
 from sagittal.networks import MedNeXt, MedNeXtBlock, MedNeXtDownBlock, MedNeXtUpBlock, create_mednext
 from sagittal.networks.build import build_network
 from sagittal.networks.cost import parameters, step_memory_bytes
@@ -481,3 +482,27 @@ def test_every_field_of_the_configuration_arrives() -> None:
     assert built.checkpointing == MIXED
     assert not built.bottleneck[0].residual
     assert built.scale_factors[-1] == config.multiples
+
+
+@pytest.mark.skipif(cpu_bf16_reason() is not None, reason=str(cpu_bf16_reason()))
+@pytest.mark.parametrize("checkpointing", ["none", "expansion", "block"])
+def test_autocast_on_a_cpu_rounds_products_only_and_repeats_bit_for_bit(checkpointing: str) -> None:
+    # At 32 x 48 x 32 the bottleneck has 2 x 3 x 2 voxels: fewer, and the norm over them multiplies every rounding.
+    torch.manual_seed(0)
+    network = create_mednext("S", in_channels=1, num_classes=2, deep_supervision=True, checkpointing=checkpointing)
+    image = torch.randn(1, 1, 32, 48, 32)
+    results = []
+    for enabled in (False, True, True):
+        network.train().zero_grad()
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            outputs = network(image)
+        assert {output.dtype for output in outputs} == {torch.float32}
+        sum(output.square().mean() for output in outputs).backward()
+        gradients = torch.cat([p.grad.flatten() for p in network.parameters() if p.grad is not None])
+        results.append((outputs[0].detach(), gradients))
+        for power in range(6, 20):
+            torch.full((2**power,), 1e30)  # what reads unwritten memory would now find this
+    exact, first, second = results
+    for ours, again, expected, allowed in zip(first, second, exact, (0.01, 0.03), strict=True):
+        assert torch.equal(ours, again)
+        assert 0 < (ours - expected).norm() <= allowed * expected.norm()

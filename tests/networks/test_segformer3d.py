@@ -196,3 +196,18 @@ def test_bad_configurations_are_refused(options: dict[str, object], message: str
         SegFormer3D(1, 2, **{**SMALL, **options})
     with pytest.raises(PlanError, match="num_classes=0"):
         create_segformer3d(in_channels=1, num_classes=0)
+
+
+def test_autocast_on_a_cpu_leaves_it_in_float32() -> None:
+    # PyTorch's strided convolutions in bfloat16 give weights gradients from unwritten memory on the coarsest grids.
+    torch.manual_seed(0)
+    network = create_segformer3d(in_channels=1, num_classes=2).train()
+    image = torch.randn(2, 1, 16, 20, 16)
+    results = []
+    for enabled in (False, True):
+        network.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            logits = network(image)
+        logits.square().mean().backward()
+        results.append([logits, *(parameter.grad for parameter in network.parameters())])
+    assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))

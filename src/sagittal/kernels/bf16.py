@@ -6,6 +6,8 @@ and whose digits training needs. PyTorch's own depthwise convolutions in bfloat1
 weight on grids of one or two voxels holds memory that nobody wrote (PyTorch 2.13).
 """
 
+from contextlib import AbstractContextManager, nullcontext
+
 import torch
 from torch import Tensor
 
@@ -36,3 +38,8 @@ def products_in_bf16(x: Tensor) -> bool:
 def outside_autocast() -> torch.autocast:
     """Return a context in which nothing on the CPU is converted."""
     return torch.autocast("cpu", enabled=False)
+
+
+def unconverted(x: Tensor) -> AbstractContextManager[object]:
+    """Return `outside_autocast()` where that makes a difference to `x`: making one takes some microseconds."""
+    return outside_autocast() if autocasting(x) else nullcontext()

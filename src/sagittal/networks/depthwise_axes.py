@@ -8,11 +8,15 @@ Letters: N batch, C channels, D H W space, slow to fast; in 2D there is no D.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
+import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from sagittal.errors import PlanError
-from sagittal.kernels import depthwise_conv, depthwise_conv_transpose, prefers_channels_last
+from sagittal.kernels import depthwise_conv, depthwise_conv_transpose, native, prefers_channels_last
+from sagittal.kernels.bf16 import unconverted
 from sagittal.kernels.depthwise import plain_conv, plain_transpose
 
 PerAxis = int | Sequence[int]
@@ -31,6 +35,48 @@ def strided(x: Tensor, strides: Sequence[int], *, start: int = 0) -> Tensor:
     """Return the view of every s-th voxel of (N, C, ...) along each axis; strided axes (s > 1) begin at `start`."""
     steps = (slice(start if stride > 1 else 0, None, stride) for stride in strides)
     return x[(slice(None), slice(None), *steps)]
+
+
+def pad_front(y: Tensor, strides: Sequence[int], odd: Tensor | None = None) -> Tensor:
+    """Put a plane of zeros before (N, C, ...) along each axis of stride 2, then add `odd` to the odd voxels.
+
+    Args:
+        y: (N, C, ...).
+        strides: 1 or 2 for each spatial axis.
+        odd: (N, C, ...), half as long as the result along the axes of stride 2, or None.
+    """
+    if odd is None:
+        return F.pad(y, [side for stride in reversed(strides) for side in (stride - 1, 0)])
+    with unconverted(y):
+        if native.eager(y, odd):
+            placed: Tensor = _Placed.apply(y, odd, strides)  # type: ignore[no-untyped-call]
+            return placed
+    y = pad_front(y, strides)
+    strided(y, strides, start=1).add_(odd)
+    return y
+
+
+def _behind_front(x: Tensor, strides: Sequence[int]) -> Tensor:
+    return x[(slice(None), slice(None), *(slice(stride - 1, None) for stride in strides))]
+
+
+class _Placed(torch.autograd.Function):
+    """`pad_front` without the copies of the whole volume that autograd makes for a change in place, there and back."""
+
+    @staticmethod
+    def forward(ctx: Any, y: Tensor, odd: Tensor, strides: Sequence[int]) -> Tensor:
+        ctx.strides = strides
+        sizes = [size + stride - 1 for size, stride in zip(y.shape[2:], strides, strict=True)]
+        padded = y.new_empty((y.shape[0], *sizes, y.shape[1])).movedim(-1, 1)
+        for axis, stride in enumerate(strides, start=2):
+            padded.narrow(axis, 0, stride - 1).zero_()
+        _behind_front(padded, strides).copy_(y)
+        strided(padded, strides, start=1).add_(odd)
+        return padded
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
+        return _behind_front(grad, ctx.strides), strided(grad, ctx.strides, start=1), None
 
 
 def depthwise(x: Tensor, weight: Tensor, bias: Tensor | None, strides: tuple[int, ...]) -> Tensor:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from contextlib import nullcontext
 from typing import Literal, TypedDict, Unpack
 
 import torch
@@ -19,10 +18,10 @@ from torch.utils.checkpoint import checkpoint
 
 from sagittal.errors import PlanError
 from sagittal.kernels import TailWeights, expand_contract, mednext_block, pointwise
-from sagittal.kernels.bf16 import autocasting, outside_autocast
+from sagittal.kernels.bf16 import unconverted
 from sagittal.kernels.depthwise import usable, usable_in_graph
 from sagittal.kernels.native import LANES
-from sagittal.networks.depthwise_axes import PerAxis, depthwise, depthwise_transpose, per_axis, strided
+from sagittal.networks.depthwise_axes import PerAxis, depthwise, depthwise_transpose, pad_front, per_axis, strided
 from sagittal.networks.layout import convolution_class, transposed_class
 from sagittal.networks.mednext_norms import ChannelGroupNorm, Grn, Norm, channel_norm, global_response_norm
 
@@ -135,7 +134,7 @@ class _Block(nn.Module, ABC):
             return True
         weights = self._tail_weights()
         # Under autocast the kernels run all the same, and leave it for that.
-        with outside_autocast() if autocasting(x) else nullcontext():
+        with unconverted(x):
             return not (usable(x, *weights) or usable_in_graph(x, *weights))
 
     def _fusible(self) -> bool:
@@ -271,11 +270,10 @@ class MedNeXtUpBlock(_Block):
     def _compute(self, x: Tensor) -> Tensor:
         h = depthwise_transpose(x, self.conv1.weight, self.conv1.bias, self.strides)
         y = self._tail(h, None, self.res_conv.bias if self.residual else None)
-        y = nn.functional.pad(y, [side for stride in reversed(self.strides) for side in (stride - 1, 0)])
-        if self.residual:
-            # The product runs at the coarse grid, where a strided transposed convolution would also multiply zeros.
-            strided(y, self.strides, start=1).add_(pointwise(x, self.res_conv.weight.transpose(0, 1), None))
-        return y
+        if not self.residual:
+            return pad_front(y, self.strides)
+        # The product runs at the coarse grid, where a strided transposed convolution would also multiply zeros.
+        return pad_front(y, self.strides, pointwise(x, self.res_conv.weight.transpose(0, 1), None))
 
 
 def _recomputed(function: Callable[..., Tensor], *arguments: Tensor | None) -> Tensor:
