@@ -71,8 +71,8 @@ def compiled(network: torch.nn.Module, mode: CompileMode, device: torch.device, 
 
     Args:
         network: keeps its type and the names of its state.
-        mode: `auto` is on for CUDA where Triton and a C compiler are there, else off: our CPU kernels are faster than
-            what the compiler makes, which takes a minute besides.
+        mode: `auto` is on for CUDA where Triton and a C compiler are there, else off: on a CPU compiling took two
+            minutes and made MedNeXt's step no shorter and SegFormer3D's twice as long.
         device: where the network lies.
         say: receives a line where compiling fails, or is not possible.
     """
