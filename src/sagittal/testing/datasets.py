@@ -72,7 +72,7 @@ def write_lesion_case(folder: Path, name: str, seed: int, *, shape: Triple = LES
     """Write one case at 1 mm: an organ (1) of some 100 000 voxels and a lesion (2) of about 30, in or beside it.
 
     The noise is half fine, half coarse and has a standard deviation of about 14; the organ is 40 brighter than what
-    surrounds it, the lesion 60 brighter still, wherever it lies: beside the organ it is hardly brighter than that.
+    surrounds it, the lesion 100 brighter, wherever it lies.
 
     Args:
         folder: data set.
@@ -88,7 +88,7 @@ def write_lesion_case(folder: Path, name: str, seed: int, *, shape: Triple = LES
     organ = _ellipsoid(places, centre, radii)
     labels = organ.astype(np.uint8)
     lesion = _ellipsoid(places, [float(rng.uniform(12, size - 12)) for size in shape], [_LESION_RADIUS_VOX] * 3)
-    image += 40.0 * organ + 60.0 * lesion
+    image += 40.0 * organ + 100.0 * lesion
     labels[lesion] = 2
     Volume(image[None], np.eye(4)).write(folder / "imagesTr" / f"{name}_0000.nii")
     Volume(labels[None], np.eye(4)).write(folder / "labelsTr" / f"{name}.nii")
