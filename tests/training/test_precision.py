@@ -9,7 +9,7 @@ from sagittal.errors import PlanError
 from sagittal.plan.plan import Plan
 from sagittal.testing.plans import untrained_plan, untrained_spec
 from sagittal.training import precision as precision_module
-from sagittal.training.precision import LossScale, autocast, new_scale, require_precision
+from sagittal.training.precision import LossScale, autocast, faster_precision, new_scale, require_precision
 
 CPU = torch.device("cpu")
 
@@ -85,3 +85,17 @@ def test_the_scale_is_halved_by_overflows_and_goes_on_where_it_was() -> None:
     other.update(skipped=False)
     assert other.skipped_in_a_row == 0
     assert int(other.state()["growth_tracker"]) == 1
+
+
+def test_a_budget_on_a_cpu_computes_in_bf16_where_that_is_faster_and_left_open(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(precision_module, "cpu_bf16_reason", lambda: None)
+    plan = _plan("fp32")
+    faster = faster_precision(plan, CPU, decided=())
+    assert faster.training.precision == "bf16"
+    assert "matrices in bf16" in faster.reasons["training.precision"]
+    assert faster_precision(plan, CPU, decided={"training.precision"}) == plan
+    assert faster_precision(plan, torch.device("cuda"), decided=()) == plan
+    assert faster_precision(_plan("fp64"), CPU, decided=()) == _plan("fp64")
+    assert faster_precision(_plan("fp32", "segformer3d"), CPU, decided=()).training.precision == "fp32"
+    monkeypatch.setattr(precision_module, "cpu_bf16_reason", lambda: "none here")
+    assert faster_precision(plan, CPU, decided=()) == plan

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
@@ -49,6 +50,16 @@ def _reason_on_cpu(plan: Plan) -> str | None:
             return cpu_bf16_reason()
         case _:
             return None
+
+
+def faster_precision(plan: Plan, device: torch.device, *, decided: Collection[str]) -> Plan:
+    """Return the plan in bf16 where a CPU multiplies matrices faster in it and nobody chose a precision."""
+    on_cpu = device.type == "cpu" and isinstance(plan.network, MedNeXtConfig)
+    if not on_cpu or plan.training.precision != "fp32" or "training.precision" in decided or cpu_bf16_reason():
+        return plan
+    why = "--budget: this processor multiplies matrices in bf16, which makes a step a third shorter; all else stays in fp32"
+    training = plan.training.replace(precision="bf16")
+    return plan.replace(training=training, reasons={**plan.reasons, "training.precision": why})
 
 
 def autocast(precision: str, device: torch.device) -> AbstractContextManager[None]:

@@ -24,11 +24,13 @@ from sagittal.plan.overrides import override
 from sagittal.plan.plan import Plan
 from sagittal.planning.budget import Timing, final_validation_s, fit_schedule, shrink_batch, shrink_patch
 from sagittal.planning.explain import warnings_of
+from sagittal.planning.short_runs import short_run
 from sagittal.planning.wishes import SET_BY_USER
 from sagittal.training.choice import PlanChoice, refuse_other_plan
 from sagittal.training.distributed import ALONE, World
 from sagittal.training.initialization import frozen_steps, with_frozen_steps, without_freezing
 from sagittal.training.peers import enough_samples
+from sagittal.training.precision import faster_precision
 from sagittal.training.split import SplitSources
 from sagittal.training.step import measure_step_s
 from sagittal.training.validation import measure_case_s
@@ -227,8 +229,9 @@ def fit_budget(
         cache: preprocessed cases.
         job: cases to train on and cases held out, of one fold.
         device: where training will run.
-        choice: what the user asked for. Fields that the user set keep their values; batch and patch may become smaller,
-            so that enough steps fit, where the user set neither them nor a plan.
+        choice: what the user asked for. Fields that the user set, and all of a plan that was given, keep their values.
+            Else batch and patch may become smaller, so that enough steps fit; a CPU may compute in bf16; and a short
+            schedule gets an optimiser that learns faster.
         budget: the time that the user stated.
         folds: number of folds that share it.
         options: who takes part in the measurement, and who is told the outcome.
@@ -250,12 +253,19 @@ def fit_budget(
 
     frozen = frozen_steps(plan)
     plan = without_freezing(plan)
+    if choice.plan is None:
+        plan = faster_precision(plan, device, decided=choice.decided)
     fitted, step_s = plan, measure(plan)
     if choice.plan is None and not {"patch.size", "training.batch_size"} & choice.decided:
         for rule in (shrink_batch, shrink_patch):
             shrunk = rule(fitted, step_s=step_s, left_s=left_s(), budget_s=budget.total_s)
             if shrunk != fitted and enough_samples(shrunk, world):
                 fitted, step_s = shrunk, measure(shrunk)
+    if choice.plan is None:
+        steps = left_s() / step_s
+        quick = short_run(fitted, steps=steps, decided=choice.decided, budget_s=budget.total_s)
+        if quick != fitted:
+            fitted, step_s = quick, measure(quick)
     case_s = measure_case_s(fitted, cache, held_out[0], device) if held_out else 0.0
     # Processes predict their cases side by side.
     case_s = world.broadcast_object(case_s) * math.ceil(len(held_out) / world.size) / max(len(held_out), 1)
