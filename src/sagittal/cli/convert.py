@@ -10,12 +10,11 @@ def convert(scan: Path, out: Path, /, *, resample_slices: bool = False, series_u
 
     Whole numbers without a scale keep their type, all others become float32.
 
-    Parameters
-    ----------
-    scan: an image file, or the folder or zip archive of a DICOM series
-    out: file to write, for example scan.nii.gz
-    resample_slices: bring DICOM slices with a gap, mixed spacings or a gantry tilt onto a regular grid
-    series_uid: which DICOM series to take where there are several
+    Args:
+        scan: an image file, or the folder or zip archive of a DICOM series
+        out: file to write, for example scan.nii.gz
+        resample_slices: bring DICOM slices with a gap, mixed spacings or a gantry tilt onto a regular grid
+        series_uid: which DICOM series to take where there are several
     """
     from sagittal.errors import DataError
     from sagittal.volumes import Volume

@@ -22,9 +22,8 @@ datasets = App(name="datasets", help="List public data sets, fetch one, and conv
 def list_datasets(*, json: AsJson = False) -> int:
     """List the public data sets of the MedNeXt and SegFormer3D papers and of the Decathlon; needs no network.
 
-    Parameters
-    ----------
-    json: print everything that is known of each as JSON
+    Args:
+        json: print everything that is known of each as JSON
     """
     from sagittal.data.catalogue import CATALOGUE
 
@@ -48,10 +47,9 @@ def list_datasets(*, json: AsJson = False) -> int:
 def show(name: str, *, json: AsJson = False) -> int:
     """Tell what is known of a data set: licence, address, checksum, how to get it, what could not be verified.
 
-    Parameters
-    ----------
-    name: of the list, for example acdc
-    json: print it as JSON
+    Args:
+        name: of the list, for example acdc
+        json: print it as JSON
     """
     from sagittal.data.catalogue import public_dataset
 
@@ -85,10 +83,9 @@ def show(name: str, *, json: AsJson = False) -> int:
 def fetch(name: str, *, to: Path) -> int:
     """Download an open data set; stopped or broken off, the same command goes on where it was.
 
-    Parameters
-    ----------
-    name: of the list
-    to: folder for the archives; downloads.json in it records address and SHA-256 of each
+    Args:
+        name: of the list
+        to: folder for the archives; downloads.json in it records address and SHA-256 of each
     """
     from sagittal.data.catalogue import public_dataset
     from sagittal.data.fetch import fetch as fetch_files
@@ -111,12 +108,11 @@ def convert(
 ) -> int:
     """Convert a data set as its publisher distributes it to nnU-Net's layout; needs no network.
 
-    Parameters
-    ----------
-    name: of the list
-    sources: its archives (tar, tar.gz, zip), which are not unpacked, or folders; several where it comes in parts
-    out: the new folder; nothing is ever overwritten
-    protocol: nnformer splits the set as nnFormer and SegFormer3D did, into splits_final.json
+    Args:
+        name: of the list
+        sources: its archives (tar, tar.gz, zip), which are not unpacked, or folders; several where it comes in parts
+        out: the new folder; nothing is ever overwritten
+        protocol: nnformer splits the set as nnFormer and SegFormer3D did, into splits_final.json
     """
     from sagittal.data.catalogue import public_dataset
     from sagittal.data.convert import convert as convert_files

@@ -17,11 +17,10 @@ MARKER = "sagittal-demo.txt"
 def demo(*, out: Path = Path("sagittal-demo"), network: str = "mednext-s", budget: str = "3m") -> int:
     """Make a small data set of MR heads, train on it, predict held-out heads and write a report.
 
-    Parameters
-    ----------
-    out: folder for data, bundle, predictions and report; an earlier demo there is replaced
-    network: name of the network; `sagittal networks` lists them
-    budget: time for training, planning and preprocessing included
+    Args:
+        out: folder for data, bundle, predictions and report; an earlier demo there is replaced
+        network: name of the network; `sagittal networks` lists them
+        budget: time for training, planning and preprocessing included
     """
     from sagittal.cli.options import parse_duration_s
     from sagittal.data.heads import make_heads, mean_label_map_dice

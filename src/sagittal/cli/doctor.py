@@ -29,14 +29,13 @@ def doctor(
 ) -> int:
     """Check every scan and label of a data set; exit 1 where training would be refused.
 
-    Parameters
-    ----------
-    dataset: folder in nnU-Net's layout (dataset.json, imagesTr, labelsTr)
-    json: print the findings as JSON; with --fix, those of the copy and what was changed
-    report: HTML page to write, with a picture per finding; in a folder it is doctor.html
-    fix: new folder for a repaired copy; the data set itself is never changed. What can't be repaired is listed
-    label: with --fix, a name for a label value that dataset.json lacks, VALUE=NAME; may be given several times
-    workers: files read at a time; by default one per core
+    Args:
+        dataset: folder in nnU-Net's layout (dataset.json, imagesTr, labelsTr)
+        json: print the findings as JSON; with --fix, those of the copy and what was changed
+        report: HTML page to write, with a picture per finding; in a folder it is doctor.html
+        fix: new folder for a repaired copy; the data set itself is never changed. What can't be repaired is listed
+        label: with --fix, a name for a label value that dataset.json lacks, VALUE=NAME; may be given several times
+        workers: files read at a time; by default one per core
     """
     from sagittal.data.doctor import diagnose
     from sagittal.data.doctor.repair import open_repairable, repair

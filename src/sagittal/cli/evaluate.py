@@ -10,13 +10,12 @@ def evaluate(
 ) -> int:
     """Score label maps against references; write metrics.json, metrics.csv and report.html.
 
-    Parameters
-    ----------
-    predictions: folder of label maps, or one file
-    references: folder of label maps with the same names, or one file
-    out: folder for the results
-    images: folder of the scans, for the pictures of the report
-    log: log.jsonl of the training, for its curve in the report
+    Args:
+        predictions: folder of label maps, or one file
+        references: folder of label maps with the same names, or one file
+        out: folder for the results
+        images: folder of the scans, for the pictures of the report
+        log: log.jsonl of the training, for its curve in the report
     """
     from rich.console import Console
     from rich.table import Table

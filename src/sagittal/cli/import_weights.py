@@ -18,13 +18,12 @@ def import_weights(
 ) -> int:
     """Make a bundle of a weights file (.pth, .pt, .model, .safetensors); no code in it is run.
 
-    Parameters
-    ----------
-    file: a state dict or a checkpoint, under the official names or, of MedNeXt, MONAI's
-    out: the bundle to write
-    network: name of the network that the weights are of; `sagittal networks` lists them
-    plan: the plan that they were trained by, instead of --network
-    dataset: a data set's folder or its dataset.json, for the names of channels and labels
+    Args:
+        file: a state dict or a checkpoint, under the official names or, of MedNeXt, MONAI's
+        out: the bundle to write
+        network: name of the network that the weights are of; `sagittal networks` lists them
+        plan: the plan that they were trained by, instead of --network
+        dataset: a data set's folder or its dataset.json, for the names of channels and labels
     """
     from sagittal.training.import_weights import Knowledge
     from sagittal.training.import_weights import import_weights as make_bundle

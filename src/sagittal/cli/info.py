@@ -9,9 +9,8 @@ from pathlib import Path
 def info(path: Path) -> int:
     """Say what an image, a data set, a plan or a bundle is and holds.
 
-    Parameters
-    ----------
-    path: a file or folder
+    Args:
+        path: a file or folder
     """
     from rich.console import Console
     from rich.table import Table

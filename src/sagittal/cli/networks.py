@@ -38,13 +38,12 @@ def networks(
     each voxel and channel that it makes) has a column of its own. Activation memory is everything that a step holds
     but weights and their gradients, batch 1, float32, on PyTorch's own operators.
 
-    Parameters
-    ----------
-    classes: outputs of the network, background included
-    paper: set what is computed beside the figures that both papers publish, at the inputs they belong to
-    picture: write the picture of parameters against published Dice to this SVG file
-    json: print JSON instead of a table
-    markdown: print the table in Markdown
+    Args:
+        classes: outputs of the network, background included
+        paper: set what is computed beside the figures that both papers publish, at the inputs they belong to
+        picture: write the picture of parameters against published Dice to this SVG file
+        json: print JSON instead of a table
+        markdown: print the table in Markdown
     """
     from sagittal.errors import PlanError
 

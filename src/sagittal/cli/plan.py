@@ -30,17 +30,16 @@ def plan(
 ) -> int:
     """Measure a data set and plan a training for it.
 
-    Parameters
-    ----------
-    dataset: folder in nnU-Net's layout
-    network: name of the network, by default the preset's, else mednext-s; `sagittal networks` lists them
-    config: volumes, volumes at a coarser spacing where a patch shows little of a case, or slices
-    preset: a protocol to start from: mednext-paper, segformer3d-paper, segformer3d-repository or nnunet
-    out: the plan to write
-    memory_gib: memory that a training step may use
-    splits: own splits, as nnU-Net's splits_final.json; one in the data set's folder is taken without being named
-    explain: print every number with its reason
-    json: print every number with its reason as JSON, and the rest on stderr
+    Args:
+        dataset: folder in nnU-Net's layout
+        network: name of the network, by default the preset's, else mednext-s; `sagittal networks` lists them
+        config: volumes, volumes at a coarser spacing where a patch shows little of a case, or slices
+        preset: a protocol to start from: mednext-paper, segformer3d-paper, segformer3d-repository or nnunet
+        out: the plan to write
+        memory_gib: memory that a training step may use
+        splits: own splits, as nnU-Net's splits_final.json; one in the data set's folder is taken without being named
+        explain: print every number with its reason
+        json: print every number with its reason as JSON, and the rest on stderr
     """
     from sagittal.data.dataset import read_dataset
     from sagittal.training.choice import PlanChoice

@@ -26,13 +26,12 @@ def predict(
 ) -> int:
     """Segment scans; each label map has the grid of its scan and is written whole or not at all.
 
-    Parameters
-    ----------
-    bundle: folder that `sagittal train` wrote
-    out: folder for the label maps
-    mirror: average over mirrored copies (--no-mirror is up to eight times faster)
-    memory_gib: memory to stay within; refused before it starts where that can't be done
-    device: auto, cpu, cuda, cuda:1 or mps
+    Args:
+        bundle: folder that `sagittal train` wrote
+        out: folder for the label maps
+        mirror: average over mirrored copies (--no-mirror is up to eight times faster)
+        memory_gib: memory to stay within; refused before it starts where that can't be done
+        device: auto, cpu, cuda, cuda:1 or mps
     """
     from sagittal.inference.folder import predict_folder
     from sagittal.inference.predictor import load
