@@ -17,6 +17,7 @@ SETTINGS: dict[str, Any] = {
     "network.channels": 8,
     "network.block_counts": [1] * 9,
     "patch.size": [32, 32, 32],
+    "training.batch_size": 2,
     "schedule.steps": 500,
     "schedule.validations": 1,
     "inference.mirror_axes": [],
