@@ -148,3 +148,19 @@ def test_an_error_ends_the_page_with_what_happened(plan: Plan, tmp_path: Path) -
         raise TrainingError("the loss is nan\nand more")
     text = (tmp_path / "progress.html").read_text()
     assert "stopped by an error" in text and "the loss is nan" in text
+
+
+def test_a_step_that_overflowed_is_null_in_the_log_and_no_part_of_a_mean(plan: Plan, tmp_path: Path) -> None:
+    lines: list[str] = []
+    skipped = StepResult(loss=float("nan"), gradient_norm=float("inf"), skipped=True, loss_scale=32768.0)
+    with Monitor(tmp_path, watched(plan), step=0, say=lines.append) as monitor:
+        add_steps(monitor, 1, 1)
+        monitor.add_step(300, 300, skipped, rate=0.1, step_s=0.5, elapsed_s=1.0, waited_s=0.0)
+    text = (tmp_path / "log.jsonl").read_text()
+    assert "NaN" not in text and "Infinity" not in text
+    last = read_log(tmp_path / "log.jsonl")[-1]
+    assert (last["loss"], last["gradient_norm"], last["loss_scale"]) == (None, None, 32768.0)
+    assert "loss 1.000" in lines[-1]
+    with Monitor(tmp_path, watched(plan), step=300, say=lines.append):
+        pass  # A resumed run reads the log of before.
+    assert "<svg" in (tmp_path / "progress.html").read_text()

@@ -28,18 +28,19 @@ class History:
         """Take in a record of the log."""
         if record["kind"] == "step":
             for name, values in self._series.items():
-                values.append(float(record.get(name, np.nan)))
+                value = record.get(name)
+                values.append(np.nan if value is None else float(value))
         elif record["kind"] == "validation":
             self.validations.append(record)
             self.alarms = find_alarms([one for one in self.validations if "present" in one])
 
     def series(self) -> dict[str, np.ndarray]:
-        """Return the numbers of all steps by their names, NaN where a log of before lacks them."""
+        """Return the numbers of all steps by their names, NaN where a step overflowed or a log lacks them."""
         return {name: np.array(values) for name, values in self._series.items()}
 
     def recent(self, name: str, count: int = 50) -> float:
-        """Return the mean of the last steps' numbers, NaN where there are none."""
-        values = self._series[name][-count:]
+        """Return the mean of the last steps' numbers, NaN where there are none; steps without one are left out."""
+        values = [value for value in self._series[name][-count:] if value == value]
         return float(np.mean(values)) if values else float("nan")
 
     def waited_share(self, count: int = 50) -> float:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -77,11 +76,6 @@ class LiveTable:
         if self._live is not None:
             self._live.stop()
             self._live = None
-
-
-def wanted() -> bool:
-    """Return whether standard output is a terminal."""
-    return sys.stdout.isatty()
 
 
 def table(reading: Reading) -> Group:

@@ -2,8 +2,10 @@
 
 Every record has `kind` and `step` (finished steps). Kinds:
 
-    step                loss, learning_rate, gradient_norm, seconds (training time so far), step_s, waited_s (for data,
-                        within step_s); on a GPU memory_mib (peak so far); in fp16 loss_scale
+    step                loss and gradient_norm (null where they overflowed), learning_rate, seconds (training time so
+                        far), step_s, waited_s (for data, within step_s); on a GPU memory_mib (peak so far); loss_scale
+                        where fp16 skipped the step
+    skipped             reason: gradients overflowed in fp16, so the weights stayed as they were
     validation          dice (by label; null where no case has it), mean_dice, cases, seconds (that it took), elapsed_s,
                         present (references that have a label), by_case (Dice by case and label), best_dice, best_step,
                         stale (validations since the best)

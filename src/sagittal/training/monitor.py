@@ -203,9 +203,9 @@ class Monitor:
         self._record(
             "step",
             step,
-            loss=result.loss,
+            loss=_finite(result.loss),
             learning_rate=rate,
-            gradient_norm=result.gradient_norm if math.isfinite(result.gradient_norm) else None,
+            gradient_norm=_finite(result.gradient_norm),
             seconds=elapsed_s,
             step_s=step_s,
             waited_s=waited_s,
@@ -215,9 +215,10 @@ class Monitor:
             return
         self._since.append(result)
         if step % TRACK_EVERY == 0:
+            done = [one for one in self._since if not one.skipped]
             values = {
-                "train/loss": mean(one.loss for one in self._since),
-                "train/gradient_norm": mean(one.gradient_norm for one in self._since),
+                **({"train/loss": mean(one.loss for one in done)} if done else {}),
+                **({"train/gradient_norm": mean(one.gradient_norm for one in done)} if done else {}),
                 "train/learning_rate": rate,
                 "time/step_s": self._history.recent("step_s", len(self._since)),
                 "time/waited_share": self._history.waited_share(len(self._since)),
@@ -271,6 +272,11 @@ class Monitor:
     def _memory_mib(self) -> float | None:
         device = self._watched.device
         return torch.cuda.max_memory_allocated(device) / 2**20 if device.type == "cuda" else None
+
+
+def _finite(value: float) -> float | None:
+    """Return a number that JSON has, None for the loss or norm of a step that overflowed."""
+    return value if math.isfinite(value) else None
 
 
 def _by_label(prefix: str, dice: dict[str, float | None]) -> dict[str, float]:
