@@ -37,6 +37,7 @@ from sagittal.training.joining import (
 from sagittal.training.joint_report import write_joint_report
 from sagittal.training.manifest import facts_of
 from sagittal.training.peers import NO_PEERS, Peers, agree
+from sagittal.training.schedules import validation_steps
 from sagittal.training.side_by_side import FOLD_BUNDLE, OUTPUT_LOG, Ending, Place, places_on, train_side_by_side
 from sagittal.training.signals import StopFlag, StopReason, graceful_stop
 from sagittal.training.stages import Budget, RunOptions, plan_sha256
@@ -185,6 +186,8 @@ def train_one(
     )
     told = f"{len(held_out)} held out" if held_out else "none held out"
     say(f"train: fold {name}, {run.plan.network_name} on {run.device}, {len(train_cases)} cases, {told}")
+    for line in _without_effect(run.plan, held_out):
+        say(line)
     outcome = train_fold(job, stop, say)
     validation_s = None if share_s is None else share_s - (time.monotonic() - began)
     patients = run.patients
@@ -206,6 +209,18 @@ def train_one(
 
     peers.on_main(join)
     return stop.reason if stop.reason is not None and entry["validation_stopped"] else outcome.ended
+
+
+def _without_effect(plan: Plan, held_out: tuple[int, ...]) -> list[str]:
+    """Return a line for each wish of the plan that needs validations which there are none of."""
+    schedule, patience = plan.schedule, plan.schedule.early_stop_validations
+    lines = []
+    if schedule.keep == "best" and not held_out:
+        lines.append("  schedule.keep=best has no effect: no case is held out to tell which weights are best")
+    if patience and not (held_out and validation_steps(schedule)):
+        why = f"schedule.validations is {schedule.validations}" if held_out else "no case is held out"
+        lines.append(f"  schedule.early_stop_validations={patience} has no effect: {why}")
+    return lines
 
 
 def _is_finished(run: Run, name: str, peers: Peers) -> bool:

@@ -149,6 +149,7 @@ def _page(job: FoldJob, run: FoldRun, scored: int) -> Page:
             "Plan": dict(plan.reasons),
             "Run": {
                 "steps": f"{run.progress.step} of {plan.schedule.steps} ({run.ended})",
+                "weights": f"of step {run.weights_step}",
                 "training time": f"{run.progress.elapsed_s:.0f} s, {run.waited_s:.1f} s of it waiting for data",
                 "device": str(job.device),
                 "patch (D, H, W)": " x ".join(map(str, plan.patch.size)),

@@ -6,7 +6,7 @@ import time
 from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -131,17 +131,11 @@ def train_fold(job: FoldJob, stop: StopFlag, say: Say) -> FoldRun:
     synchronise_batch_norm(state.network, world)
     require_equal(state.network.state_dict(), world)
     clock, freezing = _Clock(job, progress.shortening), _Freezing(state.network, frozen_steps(plan), say)
-    began, pace = time.monotonic() - progress.elapsed_s, _pace(job, progress.step)
+    keeper, pace = _Keeper(job, state, progress), _pace(job, progress.step)
     step, standing = progress.step, progress.standing
 
-    def save() -> None:
-        elapsed_s = time.monotonic() - began
-        now = progress.replace(step=step, elapsed_s=elapsed_s, shortening=clock.shortening, standing=standing)
-        if world.main:
-            save_checkpoint(job.folder, state, now, keep=job.keep_checkpoints)
-
     with _monitor(job, step, say) as monitor, closing(_batches(job, step)) as batches:
-        last_saved = start = time.monotonic()
+        start = time.monotonic()
         for batch in batches:
             clock.agree(stop)
             if stop or step >= clock.end or _is_stale(plan, standing):
@@ -151,30 +145,20 @@ def train_fold(job: FoldJob, stop: StopFlag, say: Say) -> FoldRun:
             result = train_on_batch(state, batch, plan, rate_factor=factor, index=index, world=world)
             step += 1
             if monitor is not None:
-                monitor.add_step(
-                    step,
-                    clock.end,
-                    result,
-                    rate=factor * plan.training.optimizer.learning_rate,
-                    step_s=time.monotonic() - start,
-                    elapsed_s=time.monotonic() - began,
-                    waited_s=batches.last_wait_s,
-                )
-                if result.skipped:
-                    monitor.add_event("skipped", step, _skipped(step, result))
+                took = _Took(time.monotonic() - start, batches.last_wait_s, keeper.elapsed_s)
+                _tell(monitor, step, clock.end, result, factor * plan.training.optimizer.learning_rate, took)
                 clock.look(step, monitor)
             if step in validation_steps(plan.schedule) and job.validation:
-                cases = pace.due(step, clock.end, time.monotonic() - began, monitor)
+                cases = pace.due(step, clock.end, keeper.elapsed_s, monitor)
                 if cases:
                     start = time.monotonic()
                     standing = _validate(job, state, index, step, standing, monitor, cases)
                     pace.took(step, time.monotonic() - start)
-            if time.monotonic() - last_saved > job.checkpoint_every_s:
-                save()
-                last_saved = time.monotonic()
+            if keeper.due():
+                keeper.save(step, clock.shortening, standing)
             start = time.monotonic()
         clock.agree(stop)
-        save()
+        keeper.save(step, clock.shortening, standing)
         ended = world.broadcast_object(_how_it_ended(job, step, clock.end, standing, stop))
         if plan.schedule.keep == "best" and ended in ("finished", "shortened") and job.validation:
             # Not saved: a run that is resumed here does it again, and may count it only once.
@@ -184,15 +168,53 @@ def train_fold(job: FoldJob, stop: StopFlag, say: Say) -> FoldRun:
         waited_s = batches.waited_s
     require_equal(state.network.state_dict(), world)
     network, weights_step = _resulting(job, state, step, standing, ended, say)
-    return FoldRun(
-        network=network,
-        progress=progress.replace(
-            step=step, elapsed_s=time.monotonic() - began, shortening=clock.shortening, standing=standing
-        ),
-        ended=ended,
-        waited_s=waited_s,
-        weights_step=weights_step,
-    )
+    # The best weights are read from a file, which a machine of several may see late or not at all.
+    require_equal(network.state_dict(), world)
+    return FoldRun(network, keeper.progress(step, clock.shortening, standing), ended, waited_s, weights_step)
+
+
+class _Keeper:
+    """Writes a checkpoint now and then, and at the end; it has the clock of the training time."""
+
+    def __init__(self, job: FoldJob, state: TrainState, found: Progress) -> None:
+        self._job, self._state, self._found = job, state, found
+        self._began = time.monotonic() - found.elapsed_s
+        self._last_s, self._last_step = time.monotonic(), found.step
+
+    @property
+    def elapsed_s(self) -> float:
+        """Training time so far, over all attempts."""
+        return time.monotonic() - self._began
+
+    def due(self) -> bool:
+        """Return whether the last checkpoint is old enough for another one."""
+        return time.monotonic() - self._last_s > self._job.checkpoint_every_s
+
+    def progress(self, step: int, shortening: Shortening | None, standing: Standing) -> Progress:
+        """Return how far the run has come."""
+        return self._found.replace(step=step, elapsed_s=self.elapsed_s, shortening=shortening, standing=standing)
+
+    def save(self, step: int, shortening: Shortening | None, standing: Standing) -> None:
+        """Write a checkpoint, unless there is one of this step: a kill in between would leave it without its hash."""
+        if self._job.world.main and (step == 0 or step != self._last_step):
+            now = self.progress(step, shortening, standing)
+            save_checkpoint(self._job.folder, self._state, now, keep=self._job.keep_checkpoints)
+        self._last_s, self._last_step = time.monotonic(), step
+
+
+class _Took(NamedTuple):
+    """Seconds: of a step, of it waiting for data, and of the training so far."""
+
+    step_s: float
+    waited_s: float
+    elapsed_s: float
+
+
+def _tell(monitor: Monitor, step: int, end: int, result: StepResult, rate: float, took: _Took) -> None:
+    monitor.add_step(step, end, result, rate=rate, step_s=took.step_s, elapsed_s=took.elapsed_s, waited_s=took.waited_s)
+    if result.skipped:
+        scale = f"loss scale now {result.loss_scale:g}"
+        monitor.add_event("skipped", step, f"step {step}: gradients overflowed in fp16, so it was skipped; {scale}")
 
 
 def _monitor(job: FoldJob, step: int, say: Say) -> AbstractContextManager[Monitor | None]:
@@ -266,10 +288,6 @@ def _resulting(
     say(f"fold {job.name}: the weights of step {best}, the best validation, are missing or damaged in {job.folder}")
     say("  so it ends with those of the last step")
     return network, step
-
-
-def _skipped(step: int, result: StepResult) -> str:
-    return f"step {step}: gradients overflowed in fp16, so it was skipped; loss scale now {result.loss_scale:g}"
 
 
 def _is_stale(plan: Plan, standing: Standing) -> bool:
