@@ -95,3 +95,39 @@ def test_mlflow_keeps_one_run_in_the_folder_and_sends_nothing(tmp_path: Path) ->
         ("train/loss", 0.5, 1),
         ("train/loss", 0.5, 3),
     ]
+
+
+_SIDE_BY_SIDE = """
+import sys
+from pathlib import Path
+from sagittal.training.trackers import open_trackers
+(tracker,) = open_trackers(("mlflow",), Path(sys.argv[1]), run=sys.argv[1][-1])
+tracker.log(1, {"train/loss": 0.5})
+tracker.close()
+"""
+
+
+@pytest.mark.slow
+def test_folds_side_by_side_share_a_database(tmp_path: Path) -> None:
+    for package in ("mlflow", "sqlalchemy", "alembic"):
+        pytest.importorskip(package, reason="the extra [mlflow] is not installed")
+    folders = [tmp_path / "fold_0", tmp_path / "fold_1"]
+    for folder in folders:
+        folder.mkdir()
+    # Of a database that someone removed since.
+    (folders[0] / "mlflow_run.txt").write_text("0123456789abcdef\n")
+    # Without it, both make the tables, and one of them ends by an error of alembic's.
+    prepare = "import sys; from pathlib import Path; from sagittal.training.trackers import prepare_trackers; "
+    prepare += "prepare_trackers(('mlflow',), Path(sys.argv[1]))"
+    subprocess.run([sys.executable, "-c", prepare, str(tmp_path)], check=True, capture_output=True, timeout=300)
+    both = [
+        subprocess.Popen([sys.executable, "-c", _SIDE_BY_SIDE, str(folder)], stderr=subprocess.PIPE, text=True)
+        for folder in folders
+    ]
+    for one in both:
+        _, told = one.communicate(timeout=300)
+        assert one.returncode == 0, told
+    with sqlite3.connect(tmp_path / "mlruns" / "mlflow.db") as database:
+        runs = database.execute("select name, status from runs order by name").fetchall()
+    database.close()
+    assert runs == [("0", "FINISHED"), ("1", "FINISHED")]

@@ -41,6 +41,7 @@ from sagittal.training.schedules import validation_steps
 from sagittal.training.side_by_side import FOLD_BUNDLE, OUTPUT_LOG, Ending, Place, places_on, train_side_by_side
 from sagittal.training.signals import StopFlag, StopReason, graceful_stop
 from sagittal.training.stages import Budget, RunOptions, plan_sha256
+from sagittal.training.trackers import prepare_trackers
 
 VALIDATION_RESERVE = 0.1
 """Share of the time kept for the validation at the end where a resumed run has not measured it."""
@@ -265,6 +266,7 @@ def _side_by_side(run: Run, names: list[str], stop: StopFlag, failures: dict[str
         own = dataclasses.replace(run, out=out, devices=(place.device,), options=options)
         return FoldTask(own, name, place.threads, None if share_s is None else time.monotonic() + share_s)
 
+    prepare_trackers(run.options.trackers, run.folder)
     told = ", ".join(f"{place.device}" for place in places)
     run.options.say(f"train: folds {', '.join(names)} side by side on {told}, {places[0].threads} threads each")
     ended: Ended = "finished"

@@ -77,6 +77,14 @@ def open_trackers(names: Sequence[str], folder: Path, *, run: str = "", step: in
     return tuple(opened)
 
 
+def prepare_trackers(names: Sequence[str], run_folder: Path) -> None:
+    """Make what the trackers of folds side by side share: MLflow's tables, which two processes can't make at once."""
+    if "mlflow" in names:
+        store = _Store(run_folder)
+        store.experiment()
+        store.close()
+
+
 class TensorBoard:
     """Event files that `tensorboard --logdir OUT.run` shows."""
 
@@ -102,12 +110,11 @@ class MLflow:
     """
 
     def __init__(self, folder: Path, *, run: str) -> None:
-        home = folder.resolve().parent / "mlruns"
-        home.mkdir(parents=True, exist_ok=True)
-        self._client, self._entities = _silent_mlflow(f"sqlite:///{home / 'mlflow.db'}")
+        self._store = _Store(folder.resolve().parent)
+        self._client, self._entities = self._store.client, self._store.entities
         self._pending: list[Any] = []
         self._flushed = time.monotonic()
-        self._run = self._begun(folder, home, run)
+        self._run = self._begun(folder, run)
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
         """Take in what was measured at a step."""
@@ -123,23 +130,16 @@ class MLflow:
         """Write what is not yet written and mark the run as finished."""
         self._flush()
         self._client.set_terminated(self._run)
-        # An SQLite connection that is still open at the end of the process is a warning.
-        self._client._tracking_client.store.engine.dispose()
+        self._store.close()
 
-    def _begun(self, folder: Path, home: Path, name: str) -> str:
+    def _begun(self, folder: Path, name: str) -> str:
         """Return the id of the fold's run: that of an earlier attempt where there is one."""
         kept = folder / "mlflow_run.txt"
-        if kept.is_file():
-            run_id = kept.read_text(encoding="utf-8").strip()
+        run_id = kept.read_text(encoding="utf-8").strip() if kept.is_file() else ""
+        if run_id in self._store.run_ids():
             self._client.update_run(run_id, status="RUNNING")
             return run_id
-        found = self._client.get_experiment_by_name("sagittal")
-        experiment = (
-            found.experiment_id
-            if found is not None
-            else self._client.create_experiment("sagittal", artifact_location=(home / "artifacts").as_uri())
-        )
-        run_id = str(self._client.create_run(experiment, run_name=name).info.run_id)
+        run_id = str(self._client.create_run(self._store.experiment(), run_name=name).info.run_id)
         kept.write_text(run_id + "\n", encoding="utf-8")
         return run_id
 
@@ -149,6 +149,30 @@ class MLflow:
             self._client.log_batch(self._run, metrics=self._pending[:1000])
             self._pending = self._pending[1000:]
         self._flushed = time.monotonic()
+
+
+class _Store:
+    """MLflow's database of a run folder, of which all folds are runs of one experiment."""
+
+    def __init__(self, run_folder: Path) -> None:
+        self._home = run_folder.resolve() / "mlruns"
+        self._home.mkdir(parents=True, exist_ok=True)
+        self.client, self.entities = _silent_mlflow(f"sqlite:///{self._home / 'mlflow.db'}")
+
+    def experiment(self) -> str:
+        """Return the id of the experiment, made where there is none."""
+        found = self.client.get_experiment_by_name("sagittal")
+        if found is not None:
+            return str(found.experiment_id)
+        return str(self.client.create_experiment("sagittal", artifact_location=(self._home / "artifacts").as_uri()))
+
+    def run_ids(self) -> set[str]:
+        """Return the ids of its runs: someone may have removed the database between two attempts."""
+        return {str(run.info.run_id) for run in self.client.search_runs([self.experiment()])}
+
+    def close(self) -> None:
+        """Close the connection; one that is still open at the end of the process is a warning."""
+        self.client._tracking_client.store.engine.dispose()
 
 
 def _silent_mlflow(uri: str) -> tuple[Any, Any]:
