@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from io import StringIO
 from pathlib import Path
 
 import pytest
 import torch
+from rich.console import Console
 
 from sagittal.errors import TrainingError
 from sagittal.plan.plan import Plan
 from sagittal.testing.plans import untrained_plan, untrained_spec
 from sagittal.training import monitor as monitor_module
+from sagittal.training.live import LiveTable
 from sagittal.training.log import read_log
 from sagittal.training.monitor import Monitor
 from sagittal.training.progress_page import Watched
@@ -164,3 +168,16 @@ def test_a_step_that_overflowed_is_null_in_the_log_and_no_part_of_a_mean(plan: P
     with Monitor(tmp_path, watched(plan), step=300, say=lines.append):
         pass  # A resumed run reads the log of before.
     assert "<svg" in (tmp_path / "progress.html").read_text()
+
+
+def test_a_run_resumed_at_its_end_may_validate_on_a_terminal(
+    plan: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with Monitor(tmp_path, watched(plan), step=0, say=lambda line: None) as monitor:
+        add_steps(monitor, 1, 300)
+    console = Console(file=StringIO(), force_terminal=True, width=100)
+    monkeypatch.setattr(monitor_module, "LiveTable", lambda: LiveTable(console=console))
+    live = replace(watched(plan), live=True)
+    with Monitor(tmp_path, live, step=300, say=lambda line: None) as monitor:
+        validate(monitor, 300, Standing(), 0.5, 0.5)
+        assert monitor.step_s() == 0.5

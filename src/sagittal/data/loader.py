@@ -232,7 +232,7 @@ class TrainingBatches:
         except SagittalError as error:
             raise type(error)(f"batch of step {step}: {error.message}", code=error.code) from error
         except Exception as error:
-            if _is_short_of_memory(error):
+            if is_short_of_memory(error):
                 raise self._out_of_memory(step, error) from error
             error.add_note(f"while the batch of step {step} was made of {self._drawn(step)}")
             raise
@@ -256,7 +256,8 @@ class TrainingBatches:
         return ", ".join(pool.cache.case_ids[draw.case] for draw in draws)
 
 
-def _is_short_of_memory(error: Exception) -> bool:
+def is_short_of_memory(error: Exception) -> bool:
+    """Tell whether an error of torch's or Python's is for want of memory, on the CPU or on an accelerator."""
     # On the CPU torch has no type of its own for it.
     said = isinstance(error, RuntimeError) and "allocate memory" in str(error)
     return said or isinstance(error, MemoryError | torch.OutOfMemoryError)

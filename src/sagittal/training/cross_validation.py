@@ -36,6 +36,7 @@ from sagittal.training.joining import (
 )
 from sagittal.training.joint_report import write_joint_report
 from sagittal.training.manifest import facts_of
+from sagittal.training.memory import told_of_memory
 from sagittal.training.peers import NO_PEERS, Peers, agree
 from sagittal.training.schedules import validation_steps
 from sagittal.training.side_by_side import FOLD_BUNDLE, OUTPUT_LOG, Ending, Place, places_on, train_side_by_side
@@ -189,7 +190,8 @@ def train_one(
     say(f"train: fold {name}, {run.plan.network_name} on {run.device}, {len(train_cases)} cases, {told}")
     for line in _without_effect(run.plan, held_out):
         say(line)
-    outcome = train_fold(job, stop, say)
+    with told_of_memory(run.plan, run.device, f"fold {name}"):
+        outcome = train_fold(job, stop, say)
     validation_s = None if share_s is None else share_s - (time.monotonic() - began)
     patients = run.patients
     entry = finish_fold(job, outcome, run.data, patients=patients, stop=stop, validation_s=validation_s, say=say)

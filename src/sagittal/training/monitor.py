@@ -117,10 +117,12 @@ class Monitor:
     def step_s(self) -> float:
         """Return a pessimistic mean of the recent steps: their mean or their median, whichever is longer.
 
-        The first step of an attempt allocates memory and fills caches; it counts only while there is no other.
+        The first step of an attempt allocates memory and fills caches; it counts only while there is no other. Before
+        it, the mean of an earlier attempt's last steps, NaN where there was none.
         """
-        assert self._first_s is not None
-        return max(mean(self._seconds), median(self._seconds)) if self._seconds else self._first_s
+        if self._seconds:
+            return max(mean(self._seconds), median(self._seconds))
+        return self._history.recent("step_s") if self._first_s is None else self._first_s
 
     def add_validation(self, step: int, score: Score, standing: Standing, *, cases: int, seconds: float) -> None:
         """Take in a validation and how the run stands after it."""

@@ -17,6 +17,7 @@ from sagittal.plan.plan import Plan
 from sagittal.training.compiling import CompileMode
 from sagittal.training.distributed import ALONE, World, sum_gradients
 from sagittal.training.losses import segmentation_loss
+from sagittal.training.memory import told_of_memory
 from sagittal.training.optimizers import set_rate
 from sagittal.training.precision import MOST_SKIPPED, autocast
 from sagittal.training.state import TrainState, new_state
@@ -168,7 +169,10 @@ def measure_step_s(
     index = label_index(plan.dataset)
     seconds: list[float] = []
     began = time.monotonic()
-    with TrainingBatches(cache, cases, plan, device=device, rank=world.rank, world=world.size) as batches:
+    with (
+        told_of_memory(plan, device, "measuring a step"),
+        TrainingBatches(cache, cases, plan, device=device, rank=world.rank, world=world.size) as batches,
+    ):
         start = began
         for batch in batches:
             train_on_batch(state, batch, plan, rate_factor=1e-3, index=index, world=world)
