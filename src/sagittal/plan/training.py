@@ -42,7 +42,8 @@ class Training(Frozen):
     """Share of each batch whose patch is placed on a random foreground voxel of a random class."""
     gradient_clip_norm: Positive = 12.0
     precision: Literal["fp32", "bf16", "fp16", "fp64"] = "fp32"
-    """Numbers of the forward pass; weights and their updates stay fp32 (but for fp64, which is for comparisons)."""
+    """Numbers of the forward pass; weights and their updates stay fp32 (but for fp64, which is for comparisons).
+    fp16 is for GPUs; bf16 too, and on a CPU for MedNeXt where the processor has AMX tiles."""
     folds: Annotated[int, Field(ge=1, le=5)] = 5
     """Parts that the cases are split into, each of which is held out once; one only with own splits."""
     split_seed: int = 12345
@@ -58,7 +59,8 @@ class Training(Frozen):
     initialization: Initialization | None = None
     """None for random weights."""
     micro_batches: Count = 1
-    """Parts that a batch is computed in, one after the other, with their gradients added up, to save memory."""
+    """Parts that a batch is computed in, one after the other, with their gradients added up, to save memory. BatchNorm
+    and batch Dice see one part at a time; all else is the whole batch's, up to rounding."""
     ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Share that the running mean of the weights keeps at each step; the mean is validated and becomes the result.
     0 for none."""
