@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from sagittal.errors import PlanError
 from sagittal.plan import DatasetSpec, Fingerprint, Plan, network_config
-from sagittal.plan.base import canonical_json
+from sagittal.plan.base import Triple, canonical_json
 from sagittal.plan.loss import Loss
 from sagittal.plan.overrides import deep_supervision_weights
 from sagittal.plan.plan import Configuration, Inference, Patch, Preprocessing
@@ -96,20 +96,11 @@ def make_plan(
     wishes = wishes_for(network_name, configuration, preset, settings or {})
     named, fixed = wishes.network(network_config(network_name))
     _require_fitting(fingerprint, spec, wishes, memory_gib)
-    grid, why_grid = _grid(fingerprint, wishes)
     fitter = Fitter(named, fixed, len(spec.channel_names), spec.num_outputs, wishes, memory_gib)
-    if configuration == "3d-low":
-        full_patch = fitter.patch(grid).size
-        grid, why = low_resolution(grid, full_patch, fingerprint, lambda coarser: fitter.patch(coarser).size)
-        why_grid["preprocessing.spacing_mm"] = why
-    elif configuration == "3d" and wishes.spacing_mm is None and wishes.patch_size is None:
-        finer = finer_resolution(grid, named.output_stride_vox, fingerprint, lambda finer: fitter.patch(finer).size)
-        if finer is not None:
-            grid, why = finer
-            why_grid["preprocessing.spacing_mm"] = f"{why}; {why_grid['preprocessing.spacing_mm']}"
+    grid, why_grid = _resolved(fingerprint, wishes, configuration, fitter, named.output_stride_vox)
     fit = fitter.fit(grid)
     preprocessing, why_preprocessing = _preprocessing(fingerprint, spec, grid)
-    training, why_training = _training(spec, fingerprint.orientation, grid, fit, wishes)
+    training, why_training = _training(spec, fingerprint, grid, fit, wishes)
     schedule, why_schedule = recipe.schedule(fit.network)
     plan = Plan(
         network_name=network_name.lower(),
@@ -136,6 +127,26 @@ def make_plan(
         },
     )
     return wishes.applied_to(plan)
+
+
+def _resolved(
+    fingerprint: Fingerprint, wishes: Wishes, configuration: Configuration, fitter: Fitter, stride_vox: int
+) -> tuple[Grid, dict[str, str]]:
+    """Return the grid that cases are brought to, made coarser for 3d-low and finer where that pays, and why."""
+
+    def patch_of(tried: Grid) -> Triple:
+        return fitter.patch(tried).size
+
+    grid, why_grid = _grid(fingerprint, wishes)
+    if configuration == "3d-low":
+        grid, why = low_resolution(grid, patch_of(grid), fingerprint, patch_of)
+        return grid, {**why_grid, "preprocessing.spacing_mm": why}
+    if configuration == "3d" and wishes.spacing_mm is None and wishes.patch_size is None:
+        finer = finer_resolution(grid, stride_vox, fingerprint, patch_of)
+        if finer is not None:
+            grid, why = finer
+            return grid, {**why_grid, "preprocessing.spacing_mm": f"{why}; {why_grid['preprocessing.spacing_mm']}"}
+    return grid, why_grid
 
 
 def fingerprint_sha256(fingerprint: Fingerprint) -> str:
@@ -196,22 +207,25 @@ def _preprocessing(fingerprint: Fingerprint, spec: DatasetSpec, grid: Grid) -> t
 
 
 def _training(
-    spec: DatasetSpec, orientation: Literal["RAS", "stored"], grid: Grid, fit: Fit, wishes: Wishes
+    spec: DatasetSpec, fingerprint: Fingerprint, grid: Grid, fit: Fit, wishes: Wishes
 ) -> tuple[Training, dict[str, str]]:
     optimizer, why_optimizer = recipe.optimizer(fit.network)
     loss, why_loss = recipe.loss(fit.network, wishes.configuration, grid.coverage(fit.patch_size))
     if wishes.preset is not None and wishes.preset.skips_coarsest_output and fit.network.scales > 1:
         loss = _without_coarsest(loss, fit.network.scales)
         why_loss["deep_supervision_weights"] = f"preset {wishes.preset_name}, none for the coarsest output"
+    power, why_loss["rare_class_power"] = sampling.rare_class_power(
+        fingerprint, grid.network_spacing_mm, fit.patch_size, wishes.preset_name
+    )
     sees_slices = wishes.configuration == "2d"
     augmentation, why_augmentation = recipe.augmentation(
-        spec, fit.patch_size, orientation, grid.transpose, sees_slices=sees_slices
+        spec, fit.patch_size, fingerprint.orientation, grid.transpose, sees_slices=sees_slices
     )
     balanced, why_balanced = sampling.class_balanced(spec, wishes.preset_name)
     training = Training(
         batch_size=fit.batch_size,
         optimizer=optimizer,
-        loss=loss,
+        loss=loss.replace(rare_class_power=power),
         augmentation=augmentation,
         class_balanced=balanced,
     )

@@ -100,11 +100,15 @@ def evaluate(
     evaluation = evaluation.replace(warnings=(*evaluation.warnings, *complaints))
     source = "the caller" if labels is not None else "dataset.json" if declaration else "the values in the references"
     told = _with_files(page or Page(), predictions, references, source)
-    # The largest file first: where the disk is too full for it, an earlier result stays as it was.
-    write_report(Path(out) / REPORT_HTML, evaluation, page=told, pictures=pictures)
-    write_atomically(Path(out) / METRICS_CSV, evaluation.to_csv().encode())
-    write_atomically(Path(out) / METRICS_JSON, evaluation.to_json().encode())
+    _write(Path(out), evaluation, told, pictures)
     return evaluation
+
+
+def _write(out: Path, evaluation: Evaluation, page: Page, pictures: Mapping[str, CaseView]) -> None:
+    # The largest file first: where the disk is too full for it, an earlier result stays as it was.
+    write_report(out / REPORT_HTML, evaluation, page=page, pictures=pictures)
+    write_atomically(out / METRICS_CSV, evaluation.to_csv().encode())
+    write_atomically(out / METRICS_JSON, evaluation.to_json().encode())
 
 
 def draw_cases(
