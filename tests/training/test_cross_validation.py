@@ -15,6 +15,7 @@ import torch
 import sagittal
 from sagittal.bundle import hash_case
 from sagittal.errors import DataError, TrainingError
+from sagittal.plan.plan import Plan
 from sagittal.testing.datasets import TINY_SETTINGS, write_tiny_dataset
 from sagittal.testing.plans import untrained_plan, untrained_spec
 from sagittal.training import cross_validation
@@ -214,6 +215,19 @@ def test_folds_are_scored_together_by_patient() -> None:
     assert metrics["missing_folds"] == ["2", "3", "4"]
     assert metrics["failed_folds"] == {"3": "loss_not_finite"}
     assert metrics["validation"].startswith("13 held-out cases")
+
+
+def test_scores_say_what_may_flatter_them() -> None:
+    plan = untrained_plan("segformer3d", untrained_spec(2))
+    best = plan.replace(schedule=plan.schedule.replace(keep="best"))
+    entry = _entry({"a": 0.5})
+
+    def told(plan: Plan, **more: Any) -> str:
+        return str(join_folds(plan, {"0": {**entry, **more}}, patients={}, failed={})["validation"])
+
+    assert told(plan).endswith("networks that never saw it")
+    assert "may have seen it" in told(plan, start_may_have_seen_held_out=True)
+    assert "may flatter" in told(best) and "may flatter" in told(plan, ended="stale")
 
 
 def test_patients_come_from_the_table_else_from_the_pattern(tmp_path: Path) -> None:

@@ -117,7 +117,7 @@ def join_folds(
     metrics: dict[str, Any] = {
         "dice": {name: scores["dice"]["mean"] for name, scores in together["classes"].items()},
         "mean_dice": together["mean"]["dice"]["mean"],
-        "validation": f"{cases} held-out cases, each predicted by networks that {_unseen(folds)}"
+        "validation": f"{cases} held-out cases, each predicted by networks that {unseen(plan, folds)}"
         if cases
         else "; ".join(reasons),
         "training_cases": max(int(entry["training_cases"]) for entry in folds.values()),
@@ -177,10 +177,14 @@ def _tree(interval: Interval) -> dict[str, Any]:
     return {"mean": interval.mean, "ci95": bounds, "n": interval.n}
 
 
-def _unseen(folds: Mapping[str, Entry]) -> str:
+def unseen(plan: Plan, folds: Mapping[str, Entry]) -> str:
+    """Return what folds' networks have to do with the cases that they are scored on, to follow "networks that"."""
+    told = "never saw it"
     if any(entry.get("start_may_have_seen_held_out", False) for entry in folds.values()):
-        return "were not trained on it here; the weights that they started from may have seen it"
-    return "never saw it"
+        told = "were not trained on it here; the weights that they started from may have seen it"
+    if plan.schedule.keep == "best" or any(entry["ended"] == "stale" for entry in folds.values()):
+        told += "; which of their weights were kept was chosen by validations on such cases, so scores may flatter"
+    return told
 
 
 def _finished(out: Path, plan: Plan) -> tuple[dict[str, Any], dict[str, Any]]:

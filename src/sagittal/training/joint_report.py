@@ -1,4 +1,4 @@
-"""One report over the held-out cases of all folds, each predicted by the network that never saw it."""
+"""One report over the held-out cases of all folds, each predicted by the network of its fold."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from sagittal.plan.plan import Plan
 from sagittal.report.evaluation import METRICS_CSV, METRICS_JSON, REPORT_HTML, draw_cases
 from sagittal.report.layout import CaseFiles
 from sagittal.report.page import Page, highlights, write_report
+from sagittal.training.joining import unseen
 
 REPORT_FOLDER = "report"
 
@@ -99,7 +100,7 @@ def _page(plan: Plan, metrics: Mapping[str, Any], scored: Mapping[str, tuple[Cas
     per_fold = {f"fold {name}": f"{_fold_words(metrics['folds'][name])}, {len(scored[name])} cases" for name in scored}
     return Page(
         title=f"{plan.dataset.name}: {plan.network_name}, {len(scored)} folds",
-        lead=f"{total} held-out cases, each predicted whole by the network of its fold, which never saw it.",
+        lead=f"{total} held-out cases, each predicted whole by networks that {unseen(plan, metrics['folds'])}.",
         notes=notes,
         facts={
             "Plan": dict(plan.reasons),
