@@ -181,3 +181,26 @@ def test_a_run_resumed_at_its_end_may_validate_on_a_terminal(
     with Monitor(tmp_path, live, step=300, say=lambda line: None) as monitor:
         validate(monitor, 300, Standing(), 0.5, 0.5)
         assert monitor.step_s() == 0.5
+
+
+def test_a_tracker_that_fails_does_not_end_training(
+    plan: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Broken:
+        calls = 0
+
+        def log(self, step: int, values: object) -> None:
+            self.calls += 1
+            raise OSError("database is locked")
+
+        def close(self) -> None:
+            self.calls += 1
+
+    broken = Broken()
+    monkeypatch.setattr(monitor_module, "open_trackers", lambda *arguments, **options: (broken,))
+    lines: list[str] = []
+    with Monitor(tmp_path, watched(plan), step=0, say=lines.append) as monitor:
+        add_steps(monitor, 1, 20)
+    assert broken.calls == 1
+    told = [line for line in lines if "Broken" in line]
+    assert len(told) == 1 and "OSError: database is locked" in told[0] and "log.jsonl has everything" in told[0]

@@ -21,7 +21,7 @@ from sagittal.training.log import JsonlLog
 from sagittal.training.progress_page import Moment, ProgressPage, Watched, class_standings
 from sagittal.training.standing import Standing
 from sagittal.training.step import StepResult
-from sagittal.training.trackers import open_trackers
+from sagittal.training.trackers import Tracker, open_trackers
 from sagittal.training.validation import Score
 
 Say = Callable[[str], None]
@@ -167,8 +167,7 @@ class Monitor:
     ) -> None:
         self._table.stop()
         self._log.__exit__(kind, value, trace)
-        for tracker in self._trackers:
-            tracker.close()
+        self._to_trackers(lambda tracker: tracker.close())
         if self._moment.running:
             told = () if value is None else (str(value).splitlines()[0] if str(value) else type(value).__name__,)
             self._moment = replace(self._moment, state="stopped by an error", running=False, notes=told)
@@ -230,8 +229,18 @@ class Monitor:
             self._track(step, values)
 
     def _track(self, step: int, values: dict[str, float]) -> None:
+        self._to_trackers(lambda tracker: tracker.log(step, values))
+
+    def _to_trackers(self, work: Callable[[Tracker], None]) -> None:
+        """Do something with every tracker; one that fails is told of and gets nothing more, and training goes on."""
         for tracker in self._trackers:
-            tracker.log(step, values)
+            try:
+                work(tracker)
+            except Exception as error:
+                # Of a package that training does not hang on, which may raise anything.
+                self._trackers = tuple(other for other in self._trackers if other is not tracker)
+                told = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+                self._say(f"{type(tracker).__name__}: failed and gets nothing more; log.jsonl has everything ({told})")
 
     def _line(self, rate: float) -> str:
         moment = self._moment
