@@ -82,11 +82,6 @@ class Allowance:
         self._write()
 
     @property
-    def wanted(self) -> int:
-        """Cases that each validation should have."""
-        return self._wanted
-
-    @property
     def usual(self) -> int:
         """Cases of a validation, as decided at the first one; those wanted before."""
         return next((decision.cases for _, decision in sorted(self._made.items()) if decision.cases), self._wanted)
