@@ -83,6 +83,18 @@ def test_ignored_voxels_and_empty_cases_add_no_intensities(tmp_path):
     assert found.intensities[0].max < 100
 
 
+def test_volumes_of_classes_are_medians_over_the_cases_that_have_them(tmp_path):
+    image, labels = ball_case((10, 12, 14), 0)
+    half = np.where(np.arange(14) < 7, labels, 0).astype(labels.dtype)
+    cases = {"a": (image, labels), "b": (image, half), "c": (image, np.zeros_like(labels))}
+    declared = {"background": 0, "first": 1, "second": 2, "never": 3}
+    data = write_dataset(tmp_path / "data", cases, labels=declared, affine=affine_of((2.0, 1.0, 0.5)))
+    found = extract_fingerprint(data, workers=2)
+    sizes = [[np.sum(array == value) for array in (labels, half)] for value in (1, 2)]
+    expected = [float(np.median([size for size in both if size])) / 1000 for both in sizes]
+    assert found.class_volumes_ml == (*(pytest.approx(volume) for volume in expected), None)
+
+
 def test_the_fingerprint_knows_the_content_and_not_the_workers(tmp_path):
     cases = {f"case {i}": ball_case((10, 12, 14), i) for i in range(3)}
     dataset = write_dataset(tmp_path / "data", cases)

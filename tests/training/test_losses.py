@@ -49,6 +49,36 @@ def test_dice_and_cross_entropy_equal_their_definitions(batch_dice: bool) -> Non
     assert float(loss) == pytest.approx(_plain(logits.numpy(), targets.numpy(), batch_dice=batch_dice), rel=1e-5)
 
 
+@pytest.mark.parametrize("power", [0.5, 1.0])
+def test_voxels_of_rare_classes_weigh_by_their_number_in_the_sample(power: float) -> None:
+    logits, targets = _random(3, 3, 4)
+    targets[1][targets[1] == 2] = 0  # a class that a sample lacks
+    config = Loss(dice_weight=0.0, rare_class_power=power)
+    loss = segmentation_loss([logits], targets, label_index(_spec(ignore_value=7)), config)
+    entropy = torch.nn.functional.cross_entropy(logits, targets % 3, reduction="none").numpy()
+    total, kept = 0.0, 0
+    for sample, labels in zip(entropy, targets.numpy(), strict=True):
+        counts = {label: int(np.sum(labels == label)) for label in range(3)}
+        weights = {label: count**-power for label, count in counts.items() if count}
+        scale = sum(counts.values()) / sum(weight * counts[label] for label, weight in weights.items())
+        total += sum(scale * weight * sample[labels == label].sum() for label, weight in weights.items())
+        kept += sum(counts.values())
+    assert float(loss) == pytest.approx(total / kept, rel=1e-12)
+
+
+def test_classes_weigh_alike_at_power_one_whatever_their_size() -> None:
+    logits = torch.zeros(1, 3, 2, 10, 10, dtype=torch.float64)
+    targets = torch.zeros(1, 2, 10, 10, dtype=torch.int64)
+    targets[0, 0, 0, 0] = 1
+    index = label_index(_spec())
+    for power, share in ((0.0, 1 / 200), (0.5, 1 / (1 + 199**0.5)), (1.0, 1 / 2)):
+        given = logits.clone().requires_grad_()
+        segmentation_loss([given], targets, index, Loss(dice_weight=0.0, rare_class_power=power)).backward()
+        assert given.grad is not None
+        # At equal logits the gradient of a voxel's own class is its weight times -2/3.
+        assert float(given.grad[0, 1, 0, 0, 0]) == pytest.approx(-share * 2 / 3, rel=1e-9)
+
+
 def test_regions_count_every_value_that_they_join() -> None:
     spec = _spec(
         labels=(Label(name="whole", values=(1, 2)), Label(name="core", values=(2,))), regions_class_order=(1, 2)
@@ -197,7 +227,12 @@ def test_precision_is_kept_or_raised(dtype: str, expected: str) -> None:
 
 
 ALL_LOSSES = Loss(
-    tversky_weight=1, boundary_weight=0.1, boundary_reach_mm=3, top_k_fraction=0.3, deep_supervision_weights=(0.7, 0.3)
+    tversky_weight=1,
+    boundary_weight=0.1,
+    boundary_reach_mm=3,
+    top_k_fraction=0.3,
+    rare_class_power=0.5,
+    deep_supervision_weights=(0.7, 0.3),
 )
 
 

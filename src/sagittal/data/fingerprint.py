@@ -54,6 +54,8 @@ class CaseMeasurement:
     relative_size_after_crop: float
     samples: tuple[Sample, ...]
     """One per channel."""
+    class_volumes_ml: tuple[float, ...]
+    """One per foreground index, 0 where the case lacks it."""
 
 
 def extract_fingerprint(
@@ -97,6 +99,10 @@ def extract_fingerprint(
         spacings_mm=tuple(case.spacing_mm for case in measured),
         intensities=tuple(pooled_intensities(samples) for samples in channels),
         median_relative_size_after_crop=float(np.median([case.relative_size_after_crop for case in measured])),
+        class_volumes_ml=tuple(
+            float(np.median([volume for volume in volumes if volume])) if any(volumes) else None
+            for volumes in zip(*(case.class_volumes_ml for case in measured), strict=True)
+        ),
     )
 
 
@@ -131,7 +137,9 @@ def _measure(
     samples = tuple(draw_with_replacement(found, budget, random) for found in values)
     spacing = spacing_of(change.affine(scan.affine, scan.geometry.shape))
     relative = float(np.prod(box.shape) / np.prod(scan.geometry.shape))
-    return CaseMeasurement(box.shape, spacing, relative, samples)
+    voxels = np.bincount(indices.ravel(), minlength=index.num_indices)[1 : index.num_indices]
+    volumes_ml = tuple((voxels * float(np.prod(spacing)) / 1000).tolist())
+    return CaseMeasurement(box.shape, spacing, relative, samples, volumes_ml)
 
 
 def draw_with_replacement(values: Float32[np.ndarray, " n"], budget: int, random: np.random.RandomState) -> Sample:

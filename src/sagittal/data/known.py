@@ -18,7 +18,7 @@ from sagittal.errors import PlanError, ResourceError
 from sagittal.plan import Fingerprint
 from sagittal.plan.base import write_atomically
 
-_VERSION = 1
+_VERSION = 2
 """Raise it whenever the rules of the fingerprint change."""
 
 

@@ -37,7 +37,10 @@ class Fingerprint(Frozen):
     median_relative_size_after_crop: float
     """Median over cases of (voxels after the crop) / (voxels before)."""
 
-    later_fields: ClassVar[tuple[str, ...]] = ("orientation",)
+    class_volumes_ml: tuple[float | None, ...] = ()
+    """Of each foreground value, ascending: its median volume over the cases that have it; None where none has."""
+
+    later_fields: ClassVar[tuple[str, ...]] = ("orientation", "class_volumes_ml")
 
     @model_validator(mode="after")
     def _check(self) -> Self:

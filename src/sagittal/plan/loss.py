@@ -23,6 +23,9 @@ class Loss(Frozen):
     top_k_fraction: Annotated[float, Field(gt=0, le=1)] = 1.0
     """Share of each sample's voxels, those with the largest cross-entropy, that count in it; 1 for all. Of ignored
     voxels none counts."""
+    rare_class_power: Annotated[float, Field(ge=0, le=1)] = 0.0
+    """How much the voxels of rare classes weigh in the cross-entropy: each counts as much as its class has voxels in
+    the sample, to minus this power; 0 for all alike, 1 for all classes alike."""
     tversky_weight: NonNegative = 0.0
     """Weight of the focal Tversky loss (arXiv 1810.07842, where alpha is the cost of a missed voxel and 1/gamma the
     exponent: its alpha 0.7, beta 0.3 and gamma 4/3 are the defaults here)."""
@@ -40,6 +43,7 @@ class Loss(Frozen):
 
     later_fields: ClassVar[tuple[str, ...]] = (
         "top_k_fraction",
+        "rare_class_power",
         "tversky_weight",
         "tversky_alpha",
         "tversky_beta",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from math import inf
-from typing import Any, Literal
+from typing import Any
 
 from sagittal.errors import PlanError
 from sagittal.plan import DatasetSpec, Fingerprint, Plan, network_config

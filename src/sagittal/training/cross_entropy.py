@@ -36,6 +36,26 @@ def region_entropy(logits: Tensor, onehot: Tensor, valid: Tensor | None) -> Tens
     return entropy if valid is None else torch.where(valid.squeeze(1), entropy, entropy.new_zeros(()))
 
 
+def rarity(targets: Tensor, num_indices: int, power: float, dtype: torch.dtype) -> Tensor:
+    """Return what each voxel weighs by the number n of its class's voxels in the sample, (N, ...): n^-power, scaled.
+
+    The weights of a sample's voxels that are not ignored have a mean of 1. Between all alike (power 0) and all classes
+    alike (1), the square root lets a class of few voxels keep its gradient without flooding the others with false ones.
+
+    Args:
+        targets: int64 (N, ...); indices from `num_indices` on are ignored, and weigh 0.
+        num_indices: classes, the background included.
+        power: 0 to 1.
+        dtype: of the weights.
+    """
+    flat = targets.flatten(1)
+    counts = torch.stack([torch.count_nonzero(flat == index, 1) for index in range(num_indices)], 1).to(dtype)
+    weights = torch.where(counts > 0, counts.clamp_min(1).pow(-power), counts.new_zeros(()))
+    weights = weights * (counts.sum(1, keepdim=True) / (weights * counts).sum(1, keepdim=True).clamp_min(1e-12))
+    weights = F.pad(weights, (0, 1))
+    return weights.gather(1, flat.clamp(max=num_indices)).view(targets.shape)
+
+
 def kept_voxels(targets: Tensor, ignore_index: int | None, fraction: float) -> Tensor:
     """Return how many voxels of each sample count, int64 (N,): that share, rounded up, of those not ignored."""
     if ignore_index is None:

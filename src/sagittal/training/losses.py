@@ -24,7 +24,7 @@ from torch import Tensor
 from sagittal.data.label_index import LabelIndex
 from sagittal.plan.loss import Loss
 from sagittal.training.boundary_loss import signed_distance_mm
-from sagittal.training.cross_entropy import class_entropy, kept_voxels, region_entropy, sum_of_worst
+from sagittal.training.cross_entropy import class_entropy, kept_voxels, rarity, region_entropy, sum_of_worst
 from sagittal.training.distributed import ALONE, World
 from sagittal.training.overlap_losses import Overlap, dice, focal_tversky, overlap
 
@@ -106,6 +106,8 @@ def _sums(
         probs = log_probs.exp()[:, 1:]
         entropy = class_entropy(log_probs, targets, index.ignore_index) if config.cross_entropy_weight else None
     if entropy is not None:
+        if config.rare_class_power:
+            entropy = entropy * rarity(targets, index.num_indices, config.rare_class_power, entropy.dtype)
         kept = kept_voxels(targets, index.ignore_index, config.top_k_fraction)
         sums["entropy"] = sum_of_worst(entropy, kept, config.top_k_fraction)
     if config.dice_weight or config.tversky_weight:
