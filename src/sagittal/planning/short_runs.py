@@ -9,7 +9,7 @@ from sagittal.plan.optimizers import AdamW, Muon
 from sagittal.plan.plan import Plan
 
 SHORT_STEPS = 10_000
-"""Schedules of fewer steps are short; what was measured of them had 300 to 1500."""
+"""Schedules of fewer steps are short; what was measured of them had 300 to 800."""
 WARMUP_FRACTION = 0.05
 
 
@@ -44,6 +44,6 @@ def _rate(network: NetworkConfig) -> float | None:
         case MedNeXtConfig():
             return 3e-3
         case SegFormer3DConfig():
-            return 1.5e-3
+            return 4e-3
         case _:
             return None
