@@ -5,6 +5,7 @@ The library is plain C loaded with ctypes. Where it cannot be built, the package
 
 from setuptools import Extension, setup
 
+PARTS = ("jobs", "vector", "depthwise", "pointwise", "amx", "undef")
 FOLDER = "src/sagittal/kernels"
 
 setup(
@@ -12,7 +13,7 @@ setup(
         Extension(
             "sagittal.kernels._cpu",
             sources=[f"{FOLDER}/_cpu.c"],
-            depends=[f"{FOLDER}/_cpu_{part}.h" for part in ("jobs", "vector", "depthwise", "pointwise", "amx", "undef")],
+            depends=[f"{FOLDER}/_cpu_{part}.h" for part in PARTS],
             extra_compile_args=[
                 "-O3",
                 "-std=gnu11",
