@@ -40,7 +40,7 @@ _ALWAYS = {
     "training.seed": "any number would do; the same one gives the same losses",
     "training.initialization": "random weights, drawn from training.seed",
     "training.micro_batches": "the batch is computed as a whole",
-    "training.ema_decay": "off; a --budget turns it on",
+    "training.ema_decay": "off: where the rate falls to nothing, a mean of the weights adds nothing (docs/lab-log.md)",
     "training.case_weights_sha256": "no case_weights.csv was taken into account",
     "training.deterministic": "not asked for; on a CPU the same bits come again anyway",
     "training.loss": "off: Dice and cross-entropy alone",
