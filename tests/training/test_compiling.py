@@ -123,6 +123,27 @@ def test_a_compiler_that_fails_leaves_training_as_it_is(monkeypatch: pytest.Monk
     assert network[0].weight.grad is not None
 
 
+class _WithoutLength(nn.Module):
+    """As all networks are, unlike nn.Sequential."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = _network()[:2]
+
+    def forward(self, images: Tensor) -> Tensor:
+        result: Tensor = self.inner(images)
+        return result
+
+
+def test_a_network_without_a_length_is_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    real = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda network, **options: real(network, backend="eager", **options))
+    network = _WithoutLength()
+    forward = CompiledNetwork(network, lambda line: pytest.fail(line))
+    forward.attempt(_work(network, forward))
+    assert forward.active
+
+
 def test_what_is_compiled_computes_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     real = torch.compile
     monkeypatch.setattr(torch, "compile", lambda network, **options: real(network, backend="aot_eager", **options))

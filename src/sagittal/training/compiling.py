@@ -38,7 +38,8 @@ class CompiledNetwork:
         if self.active and self._compiled is None:
             # Only now: already this imports a compiler, which may fail.
             self._compiled = torch.compile(self._network, dynamic=False)
-        result: Tensor | list[Tensor] = (self._compiled or self._network)(images)
+        # Not "or": the truth of what torch.compile returns is the network's length, and most have none.
+        result: Tensor | list[Tensor] = (self._network if self._compiled is None else self._compiled)(images)
         return result
 
     def attempt(self, work: Callable[[], _T]) -> _T:
