@@ -147,7 +147,7 @@ def preset_named(name: str) -> Preset:
     """
     if name not in PRESETS:
         raise PlanError(
-            f"--preset {name}: no such preset.{did_you_mean(name, PRESETS)} There are {', '.join(PRESETS)}.",
+            f"--preset {name}: no such preset.{did_you_mean(name, PRESETS)}",
             code="unknown_preset",
         )
     return PRESETS[name]

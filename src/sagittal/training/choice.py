@@ -151,10 +151,20 @@ def refuse_other_plan(plan: Plan, stored: Path, choice: PlanChoice) -> None:
             f"--config {choice.configuration}: {stored} is for {plan.configuration}. {advice}", code="plan_mismatch"
         )
     left = _left_of_preset(plan, choice)
-    asked = {f"--preset {choice.preset}": left, f"--set {', '.join(choice.settings)}": choice.settings}
-    for option, settings in asked.items():
+    for given_as, settings in ((f"--preset {choice.preset}", left), ("--set", choice.settings)):
         if override(plan, settings, origin="").replace(reasons={}) != plan.replace(reasons={}):
+            # Fields that make sense only together may be refused one by one; such a field is named too.
+            names = [name for name, value in settings.items() if _changes(plan, {name: value})]
+            option = f"--set {', '.join(names)}" if given_as == "--set" else given_as
             raise PlanError(f"{option}: {stored} has other values. {advice}", code="plan_mismatch")
+
+
+def _changes(plan: Plan, settings: Mapping[str, Any]) -> bool:
+    """Return whether a plan with these settings is another, or is none."""
+    try:
+        return override(plan, settings, origin="").replace(reasons={}) != plan.replace(reasons={})
+    except PlanError:
+        return True
 
 
 def _left_of_preset(plan: Plan, choice: PlanChoice) -> dict[str, Any]:
