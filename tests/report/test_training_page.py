@@ -118,6 +118,8 @@ def test_a_run_that_has_just_begun_has_a_page(tmp_path: Path) -> None:
     young = replace(page(), step=0, mean_dice=None, best_dice=None, best_step=None, series=empty, validations=[])
     text = write_training_page(tmp_path / "p.html", replace(young, worst=WorstCases(0), numbers={})).read_text()
     assert "No validation yet" in text and 'id="curves"' not in text
+    over = replace(young, worst=WorstCases(0), numbers={}, state="finished", running=False)
+    assert "No validation yet" not in write_training_page(tmp_path / "q.html", over).read_text()
 
 
 def test_panels_show_dice_over_steps_and_over_time_and_leave_out_the_first_step_s_time() -> None:
