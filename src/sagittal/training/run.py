@@ -50,6 +50,8 @@ FoldName = Literal["0", "1", "2", "3", "4", "all", "none"]
 
 FOLDS = ("0", "1", "2", "3", "4")
 """Names of the folds; a plan may have fewer."""
+COMPILING_PAYS_S = 1800.0
+"""In a shorter budget the minutes that compiling takes would not come back."""
 FINISH_S = 5.0
 """Seconds of a budget kept for writing the bundle and leaving."""
 
@@ -114,6 +116,8 @@ def train(
     options = options or RunOptions()
     choice = PlanChoice(network, plan, settings or {}, _start(init_from, freeze_encoder_epochs), configuration, preset)
     budget = None if budget_s is None else Budget(budget_s, time.monotonic() + budget_s - FINISH_S)
+    if budget is not None and budget.total_s < COMPILING_PAYS_S and options.compile == "auto":
+        options = replace(options, compile="off")
     return _train(Path(dataset), _bundle_folder(Path(out)), fold, choice, budget, options)
 
 
