@@ -114,7 +114,7 @@ def main() -> int:
         case "spacings":
             for name in variants:
                 for bundle in sorted(out.glob(f"{name}-seed*")):
-                    if (bundle / "plan.json").exists():
+                    if (bundle / "metrics.json").exists():
                         print(f"{bundle.name}: {other_spacings(dataset, bundle)}", flush=True)
         case "table":
             print(table(out, claims))
@@ -172,7 +172,7 @@ def scores(out: Path, name: str) -> dict[int, dict[str, float]]:
     """Return, for each seed, the Dice of each held-out case (by its hash), averaged over labels."""
     found = {}
     for bundle in sorted(out.glob(f"{name}-seed*")):
-        if (bundle / "plan.json").exists():
+        if (bundle / "metrics.json").exists():
             cases = metrics_of(bundle)["folds"]["0"]["cases"]
             seed = int(bundle.name.rpartition("seed")[2])
             found[seed] = {

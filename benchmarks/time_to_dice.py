@@ -91,7 +91,7 @@ def table(out: Path) -> str:
     rows = ["| method | minutes | steps | Dice by seed | mean |", "|---|---|---|---|---|"]
     for path in sorted(out.glob("*.fitted.json")):
         network, facts = path.name.removesuffix(".fitted.json"), facts_of(path)
-        dice = [mean_dice(bundle) for bundle in sorted(out.glob(f"{network}-seed*")) if (bundle / "plan.json").exists()]
+        dice = [mean_dice(bundle) for bundle in sorted(out.glob(f"{network}-seed*")) if (bundle / "metrics.json").exists()]
         if dice:
             rows.append(row(network, facts.minutes, facts.steps, dice))
     for minutes in sorted({folder.name.split("-")[1] for folder in out.glob("nnunet-*min-seed*")}):

@@ -73,7 +73,7 @@ def facts_of(path: Path) -> Fitted:
 def train(dataset: Path, out: Path, name: str, seed: int, options: tuple[str, ...] = ()) -> Path:
     """Train by the fitted plan to its end, going on where an earlier attempt stopped; return the bundle."""
     bundle = out / f"{name}-seed{seed}"
-    if not (bundle / "plan.json").exists() or mean_dice(bundle) is None:
+    if not (bundle / "metrics.json").exists() or mean_dice(bundle) is None:
         plan = facts_of(out / f"{name}.fitted.json").plan
         more = ("--plan", plan, "--set", f"training.seed={seed}", "--resume", "--checkpoint-every", "5m", *options)
         subprocess.run(command(dataset, bundle, *more), check=True)

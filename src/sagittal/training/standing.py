@@ -18,7 +18,7 @@ class Standing(Frozen):
     def after(self, step: int, mean_dice: float) -> Standing:
         """Return the standing after one more validation; an equal score is no better one.
 
-        As long as nothing was found at all, the newest weights are the best, and none is stale: training has just begun.
+        As long as nothing was found at all, the newest weights are the best: training has just begun.
         """
         if not self.best_dice or mean_dice > self.best_dice:
             return Standing(best_dice=mean_dice, best_step=step)
