@@ -91,7 +91,8 @@ def table(out: Path) -> str:
     rows = ["| method | minutes | steps | Dice by seed | mean |", "|---|---|---|---|---|"]
     for path in sorted(out.glob("*.fitted.json")):
         network, facts = path.name.removesuffix(".fitted.json"), facts_of(path)
-        dice = [mean_dice(bundle) for bundle in sorted(out.glob(f"{network}-seed*")) if (bundle / "metrics.json").exists()]
+        finished = [found.parent for found in sorted(out.glob(f"{network}-seed*/metrics.json"))]
+        dice = [mean_dice(bundle) for bundle in finished]
         if dice:
             rows.append(row(network, facts.minutes, facts.steps, dice))
     for minutes in sorted({folder.name.split("-")[1] for folder in out.glob("nnunet-*min-seed*")}):
