@@ -11,6 +11,8 @@ from sagittal.plan.plan import Plan
 SHORT_STEPS = 10_000
 """Schedules of fewer steps are short; what was measured of them had 300 to 800."""
 WARMUP_FRACTION = 0.05
+DEAREST_STEP = 1.6
+"""A step may take this many times as long as by the paper's recipe; where it takes longer, that recipe stays."""
 
 
 def short_run(plan: Plan, *, steps: float, decided: Collection[str], budget_s: float) -> Plan:

@@ -24,7 +24,7 @@ from sagittal.plan.overrides import override
 from sagittal.plan.plan import Plan
 from sagittal.planning.budget import Timing, final_validation_s, fit_schedule, shrink_batch, shrink_patch
 from sagittal.planning.explain import warnings_of
-from sagittal.planning.short_runs import short_run
+from sagittal.planning.short_runs import DEAREST_STEP, short_run
 from sagittal.planning.wishes import SET_BY_USER
 from sagittal.training.choice import PlanChoice, refuse_other_plan
 from sagittal.training.distributed import ALONE, World
@@ -256,16 +256,16 @@ def fit_budget(
     if choice.plan is None:
         plan = faster_precision(plan, device, decided=choice.decided)
     fitted, step_s = plan, measure(plan)
+    if choice.plan is None:
+        steps = left_s() / step_s
+        quick = short_run(plan, steps=steps, decided=choice.decided, budget_s=budget.total_s)
+        if quick != plan and (quick_s := measure(quick)) <= DEAREST_STEP * step_s:
+            fitted, step_s = quick, quick_s
     if choice.plan is None and not {"patch.size", "training.batch_size"} & choice.decided:
         for rule in (shrink_batch, shrink_patch):
             shrunk = rule(fitted, step_s=step_s, left_s=left_s(), budget_s=budget.total_s)
             if shrunk != fitted and enough_samples(shrunk, world):
                 fitted, step_s = shrunk, measure(shrunk)
-    if choice.plan is None:
-        steps = left_s() / step_s
-        quick = short_run(fitted, steps=steps, decided=choice.decided, budget_s=budget.total_s)
-        if quick != fitted:
-            fitted, step_s = quick, measure(quick)
     case_s = measure_case_s(fitted, cache, held_out[0], device) if held_out else 0.0
     # Processes predict their cases side by side.
     case_s = world.broadcast_object(case_s) * math.ceil(len(held_out) / world.size) / max(len(held_out), 1)
