@@ -7,8 +7,9 @@
 
 `plans` starts `sagittal train --budget`, one network after the other, on a machine that does nothing else, lets each
 measure its step and fit its schedule, and stops it. `run` trains by these plans to their end, seed by seed: the same
-steps whatever else the machine does meanwhile, and so, bit for bit, the weights that the quiet machine would have got
-in the minutes. `nnunet` measures a step of nnU-Net in its own environment and trains it by a schedule that fits.
+steps whatever else the machine does meanwhile, and so, with as many threads,
+the weights that the quiet machine would have got in the minutes. `nnunet` measures a step of nnU-Net in its own
+environment and trains it by a schedule that fits.
 `table` prints what there is, as Markdown. Everything is of fold 0 (nnU-Net's split); runs that are there are not made
 again.
 """

@@ -1,8 +1,8 @@
 """Training runs of equal time for the benchmarks: fitted on a quiet machine, made on any.
 
 A run with a budget measures its step, fits its schedule to the time and writes the plan; there it is stopped. Trained
-by that plan to its end, whatever the machine does meanwhile, it takes the same steps and gets, bit for bit on a CPU,
-the weights that the quiet machine would have got in the time.
+by that plan to its end, whatever the machine does meanwhile, it takes the same steps and gets the weights that the
+quiet machine would have got in the time: on a CPU bit for bit with as many threads, with others up to rounding.
 """
 
 from __future__ import annotations
