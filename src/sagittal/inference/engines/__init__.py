@@ -1,0 +1,1 @@
+"""What computes the network in a prediction: PyTorch or OpenVINO, behind one protocol."""

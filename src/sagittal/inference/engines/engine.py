@@ -1,0 +1,77 @@
+"""What a prediction asks of whatever computes the network."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+import numpy as np
+from jaxtyping import Float32
+
+from sagittal.plan.base import Triple
+
+Precision = Literal["fp32", "bf16", "int8"]
+
+
+@dataclass(frozen=True, eq=False)
+class LinearHead:
+    """The last layer of a network where it is linear in each voxel: logits = weight @ features + bias.
+
+    Blending windows and interpolation are linear too, and their weights sum to one, so features can be blended and
+    interpolated, and the head applied last: its result is the same except for rounding.
+    """
+
+    weight: Float32[np.ndarray, "K F"]
+    bias: Float32[np.ndarray, " K"]
+
+
+@dataclass(frozen=True)
+class NetworkMemory:
+    """What one call of the network takes: `fixed_bytes` for its weights, the rest for each window of the batch."""
+
+    fixed_bytes: int
+    per_window_bytes: int
+
+
+class Engine(Protocol):
+    """Networks of a bundle, ready to run on windows; several folds are averaged.
+
+    Arrays are numpy's on the host, whatever computes; an engine on a GPU copies them there and back.
+    """
+
+    @property
+    def name(self) -> Literal["torch", "openvino"]:
+        """What computes."""
+        ...
+
+    @property
+    def device(self) -> str:
+        """Where: cpu, cuda:0, mps."""
+        ...
+
+    @property
+    def precision(self) -> Precision:
+        """In what the products are computed."""
+        ...
+
+    @property
+    def num_outputs(self) -> int:
+        """K, the channels of the logits."""
+        ...
+
+    @property
+    def head(self) -> LinearHead | None:
+        """The linear last layer, or None where the network has none."""
+        ...
+
+    def logits(self, windows: Float32[np.ndarray, "N C D H W"]) -> Float32[np.ndarray, "N K D H W"]:
+        """Return the logits of windows; several folds' mean."""
+        ...
+
+    def features(self, windows: Float32[np.ndarray, "N C D H W"]) -> Float32[np.ndarray, "N F D H W"]:
+        """Return what `head` is applied to; only where there is one. Several folds' features one after the other."""
+        ...
+
+    def memory(self, window: Triple) -> NetworkMemory:
+        """Return what a call on windows of this shape takes of the host's memory."""
+        ...
