@@ -108,7 +108,7 @@ def weights_name(path: str) -> str | None:
 def looks_like_bundle(path: Path) -> bool:
     """Whether `path` is a folder that claims to be a bundle, whole or not; nothing is verified."""
     try:
-        return bool(_parse(path)["format"] == FORMAT)
+        return bool(_parse(_read_own(path), str(path))["format"] == FORMAT)
     except (BundleError, KeyError):
         return False
 
@@ -119,8 +119,16 @@ def read_manifest(folder: Path) -> Manifest:
     Raises:
         BundleError: no bundle, one of a newer version, or a manifest that is not as it was written.
     """
-    tree = _parse(folder)
-    source = folder / MANIFEST
+    return parse_manifest(_read_own(folder), source=str(folder / MANIFEST))
+
+
+def parse_manifest(raw: bytes, *, source: str) -> Manifest:
+    """Check the bytes of a manifest.json; messages name `source`.
+
+    Raises:
+        BundleError: no manifest, one of a newer version, or one that is not as it was written.
+    """
+    tree = _parse(raw, source)
     if tree.get("format") != FORMAT:
         raise BundleError(
             f"{source}: the format is {tree.get('format')!r}, expected '{FORMAT}'. Not a Sagittal bundle."
@@ -132,9 +140,8 @@ def read_manifest(folder: Path) -> Manifest:
             f"(written by sagittal {tree.get('sagittal_version', '?')}). Update sagittal.",
             code="bundle_too_new",
         )
-    raw = _read_small(source)
     try:
-        manifest = Manifest.from_json(raw, source=str(source))
+        manifest = Manifest.from_json(raw, source=source)
     except PlanError as error:
         raise BundleError(f"{error.message} {_ASK_AGAIN}") from None
     # The text itself is compared too, so that no byte of this file can change unseen.
@@ -231,15 +238,19 @@ def _own_hash(manifest: Manifest) -> str:
     return hashlib.sha256(canonical_json(manifest.replace(manifest_sha256="0" * 64)).encode()).hexdigest()
 
 
-def _parse(folder: Path) -> dict[str, Any]:
+def _read_own(folder: Path) -> bytes:
     source = folder / MANIFEST
     if not folder.is_dir():
         what = "a file, not a folder" if folder.exists() else "does not exist"
         raise BundleError(f"{folder}: {what}. Expected a bundle, the folder that 'sagittal train' writes.")
     if source.is_symlink() or not source.is_file():
         raise BundleError(f"{folder}: holds no {MANIFEST}. Expected a bundle, the folder that 'sagittal train' writes.")
+    return _read_small(source)
+
+
+def _parse(raw: bytes, source: str) -> dict[str, Any]:
     try:
-        tree = json.loads(_read_small(source))
+        tree = json.loads(raw)
     except (ValueError, RecursionError):
         raise BundleError(f"{source}: is not JSON. {_ASK_AGAIN}", code="changed") from None
     if not isinstance(tree, dict):

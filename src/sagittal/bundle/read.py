@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
+import tempfile
+import time
+import weakref
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +16,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors import numpy as safetensors_numpy
 
+from sagittal.bundle.archive import extract_archive
 from sagittal.bundle.manifest import (
     METRICS,
     PLAN,
@@ -21,8 +26,11 @@ from sagittal.bundle.manifest import (
     verify_files,
     weights_path,
 )
-from sagittal.errors import BundleError, PlanError
+from sagittal.errors import BundleError, PlanError, ResourceError
 from sagittal.plan import Plan
+
+_UNPACKED = "sagittal-package-"
+_FORGOTTEN_AFTER_S = 86400.0
 
 
 @dataclass(frozen=True)
@@ -30,7 +38,7 @@ class Bundle:
     """A verified bundle. Weights are read when asked for, and verified once more as they are.
 
     Attributes:
-        path: the folder.
+        path: the folder; of a package, a temporary one that is there as long as this value is.
         manifest: its files and their hashes.
         plan: what the weights were made with, and what prediction does.
         metrics: how they were validated.
@@ -64,12 +72,17 @@ class Bundle:
 
 
 def read_bundle(path: str | os.PathLike[str]) -> Bundle:
-    """Read the bundle at `path` after verifying every byte of it.
+    """Read the bundle at `path`, a folder or a package (`bundle.package`), after verifying every byte of it.
 
     Raises:
         BundleError: not a bundle, newer than this version, a file missing, too many, changed or unreadable, or a link.
+        ResourceError: the temporary folder has no room for what a package holds.
     """
-    folder = Path(path)
+    path = Path(path)
+    return _read_package(path) if path.is_file() else _read_folder(path)
+
+
+def _read_folder(folder: Path) -> Bundle:
     if not folder.exists() and previous_folder(folder).is_dir():
         raise BundleError(
             f"{folder}: does not exist; a run that was replacing it was stopped. The former bundle is intact: "
@@ -80,6 +93,46 @@ def read_bundle(path: str | os.PathLike[str]) -> Bundle:
     for name in manifest.weight_names:
         _check_weights(folder / weights_path(name))
     return Bundle(folder, manifest, _read_plan(folder, manifest), _read_metrics(folder, manifest))
+
+
+def _read_package(file: Path) -> Bundle:
+    _forget_abandoned()
+    folder: Path | None = None
+    try:
+        folder = Path(tempfile.mkdtemp(prefix=_UNPACKED))
+        extract_archive(file, folder)
+        bundle = _read_folder(folder)
+    except BaseException as error:
+        if folder is not None:
+            shutil.rmtree(folder, ignore_errors=True)
+        if isinstance(error, OSError):
+            raise ResourceError(
+                f"{file}: can't be unpacked in {tempfile.gettempdir()} ({error.strerror}). Free space there, or unpack "
+                "it elsewhere with 'sagittal package FILE --unpack FOLDER' and use the folder."
+            ) from None
+        if isinstance(error, BundleError):
+            # The user gave the package and knows nothing of the folder.
+            raise BundleError(error.message.replace(str(folder), str(file)), code=error.code) from None
+        raise
+    weakref.finalize(bundle, _remove, folder, os.getpid())
+    return bundle
+
+
+def _remove(folder: Path, owner: int) -> None:
+    # A forked child has its own copy of the value, and must leave the folder to its parent.
+    if os.getpid() == owner:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _forget_abandoned() -> None:
+    """Delete what processes that were killed unpacked; a living one has read its files long before a day is over."""
+    for folder in Path(tempfile.gettempdir()).glob(f"{_UNPACKED}*"):
+        try:
+            is_old = time.time() - folder.stat().st_mtime > _FORGOTTEN_AFTER_S
+        except OSError:
+            continue
+        if is_old:
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def previous_folder(folder: Path) -> Path:

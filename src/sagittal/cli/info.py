@@ -15,6 +15,7 @@ def info(path: Path) -> int:
     from rich.console import Console
     from rich.table import Table
 
+    from sagittal.bundle import is_package
     from sagittal.errors import DataError
     from sagittal.volumes.io import is_scan
 
@@ -22,7 +23,7 @@ def info(path: Path) -> int:
         raise DataError(f"{path}: does not exist. Give an image, a data set, a plan or a bundle.", code="missing")
     if path.name == "dataset.json":
         path = path.parent
-    if path.is_dir() and (path / "manifest.json").exists():
+    if is_package(path) or (path.is_dir() and (path / "manifest.json").exists()):
         kind, facts = "bundle", _bundle_facts(path)
     elif path.is_dir() and (path / "dataset.json").exists():
         kind, facts = "data set", _dataset_facts(path)
