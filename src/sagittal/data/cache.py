@@ -35,11 +35,12 @@ import torch
 from jaxtyping import Float, Int32, UInt
 
 from sagittal.data.dataset import Case, Dataset, Digest, files_of
+from sagittal.data.device_resampling import products_on
 from sagittal.data.known import known_digests
 from sagittal.data.label_index import LabelIndex, label_index
 from sagittal.data.labelled_case import named, read_case
 from sagittal.data.preprocessing import Prepared, frame_of, network_order, prepare, prepare_image, prepare_labels
-from sagittal.data.resampling import PIECE_BYTES
+from sagittal.data.resampling import PIECE_BYTES, Products
 from sagittal.data.work_memory import SHARE, Room, available_bytes, run_in
 from sagittal.errors import DataError, ResourceError
 from sagittal.plan.base import canonical_json
@@ -195,13 +196,14 @@ def build_cache(
     entries = {case.id: entry_of(case, digests, plan) for case in dataset.cases}
     missing = [case for case in dataset.cases if not _is_complete(target, entries[case.id])]
     free = available_bytes()
+    products = products_on(device)
     room, index, stop = Room(None if free is None else int(SHARE * free)), label_index(plan.dataset), threading.Event()
 
     def work(case: Case) -> str:
         try:
             if not stop.is_set():
                 with named(case):
-                    build = partial(_build_case, case, entries[case.id], plan, index, target, device)
+                    build = partial(_build_case, case, entries[case.id], plan, index, target, products)
                     run_in(room, need_bytes(case, plan), build)
         except BaseException:
             stop.set()
@@ -268,14 +270,12 @@ def foreground_locations(labels: UInt[np.ndarray, "D H W"], num_indices: int) ->
     return found
 
 
-def _build_case(
-    case: Case, entry: Entry, plan: Plan, index: LabelIndex, folder: Path, device: torch.device | str
-) -> None:
+def _build_case(case: Case, entry: Entry, plan: Plan, index: LabelIndex, folder: Path, products: Products) -> None:
     channels, stored_labels = read_case(case, index)
     frame = frame_of(channels, plan.preprocessing)
     labels = prepare_labels(stored_labels, frame)
     if not _opens(image_path(folder, entry)):
-        image = prepare_image(channels, plan.preprocessing, frame, compact=True, device=device)
+        image = prepare_image(channels, plan.preprocessing, frame, compact=True, products=products)
         _write(image_path(folder, entry), lambda file: np.save(file, image, allow_pickle=False))
     locations = foreground_locations(labels, index.num_indices)
     _write(labels_path(folder, entry), lambda file: np.save(file, labels, allow_pickle=False))

@@ -10,11 +10,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from jaxtyping import Float, Float64, Shaped, UInt
 
 from sagittal.data.normalizing import nonzero_mask, scaling
-from sagittal.data.resampling import resample_channel, resample_labels, separate_axis
+from sagittal.data.resampling import Products, resample_channel, resample_labels, separate_axis
 from sagittal.errors import DataError
 from sagittal.plan.base import Triple, TripleMm
 from sagittal.plan.plan import NoNormalization, Preprocessing, ZScore
@@ -75,7 +74,7 @@ def prepare(
     labels: UInt[np.ndarray, "D H W"] | None = None,
     *,
     compact: bool = False,
-    device: torch.device | str = "cpu",
+    products: Products | None = None,
 ) -> Prepared:
     """Reorient, crop, normalise and resample one case.
 
@@ -84,14 +83,14 @@ def prepare(
         preprocessing: the plan's.
         labels: label indices (`LabelIndex.encode`) in the stored order of the images; they do not decide the crop.
         compact: make a float16 image where its values fit: half the memory, for the cache.
-        device: where the image is resampled.
+        products: what computes the resampling; numpy where it is None.
 
     Raises:
         DataError: another number of channels than the plan has, or labels of another shape than the image.
     """
     frame = frame_of(images, preprocessing)
     prepared_labels = None if labels is None else prepare_labels(labels, frame)
-    image = prepare_image(images, preprocessing, frame, compact=compact, device=device)
+    image = prepare_image(images, preprocessing, frame, compact=compact, products=products)
     return Prepared(image, prepared_labels, frame)
 
 
@@ -160,9 +159,9 @@ def prepare_image(
     frame: Frame,
     *,
     compact: bool = False,
-    device: torch.device | str = "cpu",
+    products: Products | None = None,
 ) -> Float[np.ndarray, "C d h w"]:
-    """Return the channels of a case on the network's grid, normalised; `compact` and `device` as for `prepare`.
+    """Return the channels of a case on the network's grid, normalised; `compact` and `products` as for `prepare`.
 
     Neither step changes its input or copies it whole.
     """
@@ -181,7 +180,7 @@ def prepare_image(
     )
     out = np.empty((len(channels), *frame.prepared_shape), np.float16 if fits else np.float32)
     for channel, each, resampled in zip(channels, scalings, out, strict=True):
-        resample_channel(channel, resampled, each.apply, apart=frame.apart, device=device)
+        resample_channel(channel, resampled, each.apply, apart=frame.apart, products=products)
     return out
 
 

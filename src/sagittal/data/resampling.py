@@ -1,10 +1,11 @@
-"""Resampling images and labels to another grid: one small matrix per axis, applied in torch as float32.
+"""Resampling images and labels to another grid: one small matrix per axis, applied as float32.
 
 The rules are nnU-Net's (default_resampling.py): images by cubic spline, clamped to their range; labels by linear
 interpolation of each label apart, the largest share wins; where voxels are much longer than wide, the long axis takes
 the nearest plane and only the planes are interpolated.
 
-Volumes are worked through in pieces: besides input and result there is one array between the two grids.
+Volumes are worked through in pieces: besides input and result there is one array between the two grids. numpy computes,
+so that a prediction needs no torch; where a GPU is at hand, `device_resampling` hands its products in.
 """
 
 from __future__ import annotations
@@ -14,9 +15,7 @@ from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
-import torch
 from jaxtyping import Float, Float32, Int64, Shaped, UInt
-from torch import Tensor
 
 from sagittal.plan.base import Triple
 from sagittal.volumes.resampling import Order, axis_weights
@@ -24,7 +23,13 @@ from sagittal.volumes.resampling import Order, axis_weights
 Where = tuple[slice, slice, slice]
 Values = Callable[[Shaped[np.ndarray, "D H W"], Where], Float32[np.ndarray, "D H W"]]
 """From a piece of a channel and its place to what is resampled: normalisation, a piece at a time."""
+AxisMatrix = tuple[int, Float32[np.ndarray, "_ _"]]
+"""An axis of D, H, W, and what is applied along it, (voxels afterwards, voxels before)."""
+Products = Callable[[Float32[np.ndarray, "D H W"], Sequence[AxisMatrix]], Float32[np.ndarray, "d h w"]]
+"""Applies matrices one after the other, each along its axis; `multiply_axes` is one."""
 PIECE_BYTES = 64 << 20
+_BLOCK_ROWS = 64
+"""Output voxels per product: few enough that their splines leave most of a long axis out."""
 _FLOAT_BYTES = 4
 _BORDER_BYTES = 16
 """How much more memory a voxel at a border of labels takes than one of an image."""
@@ -74,7 +79,7 @@ def resample_channel(
     values: Values,
     *,
     apart: int | None = None,
-    device: torch.device | str = "cpu",
+    products: Products | None = None,
 ) -> None:
     """Resample one channel into `out`, by cubic spline, clamped to its range.
 
@@ -83,17 +88,30 @@ def resample_channel(
         out: where the result goes, float32 or float16; its shape is the new grid's.
         values: applied to each piece of the channel, once, before it is resampled.
         apart: axis that takes the nearest plane instead; see `separate_axis`.
-        device: where the matrix products run.
+        products: what computes; `multiply_axes` where it is None.
     """
+    products = multiply_axes if products is None else products
     if channel.shape == out.shape:
         for where in pieces(channel.shape, 0):
             out[where] = values(channel[where], where)
     elif apart is not None:
-        _resample_planes(channel, out, values, apart, device)
+        _resample_planes(channel, out, values, apart, products)
     elif out.shape[0] * channel.shape[1] * channel.shape[2] <= channel.shape[0] * out.shape[1] * out.shape[2]:
-        _resample_in_two(channel, out, values, (0,), device)
+        _resample_in_two(channel, out, values, (0,), products)
     else:
-        _resample_in_two(channel, out, values, (1, 2), device)
+        _resample_in_two(channel, out, values, (1, 2), products)
+
+
+def multiply_axes(values: Float32[np.ndarray, "D H W"], matrices: Sequence[AxisMatrix]) -> Float32[np.ndarray, "d h w"]:
+    """Return `values` with each matrix applied along its axis, one after the other, on the CPU.
+
+    Args:
+        values: (D, H, W); it is returned itself where there is no matrix.
+        matrices: those of a spline use few columns per row; what a block of rows does not use is left out.
+    """
+    for axis, matrix in matrices:
+        values = _multiply(values, matrix, axis)
+    return values
 
 
 def _resample_in_two(
@@ -101,22 +119,20 @@ def _resample_in_two(
     out: Float[np.ndarray, "d h w"],
     values: Values,
     first: tuple[int, ...],
-    device: torch.device | str,
+    products: Products,
 ) -> None:
     """Resample the axes `first` (D, or H and W) piece by piece, then the others."""
     second = tuple(axis for axis in range(3) if axis not in first)
-    between = torch.empty([(out if axis in first else channel).shape[axis] for axis in range(3)])
-    result = torch.from_numpy(out)
+    between = np.empty([(out if axis in first else channel).shape[axis] for axis in range(3)], np.float32)
     low, high = np.inf, -np.inf
     for where in pieces(channel.shape, second[0]):
-        piece = torch.from_numpy(values(channel[where], where)).to(device)
-        least, most = torch.aminmax(piece)
-        low, high = min(low, float(least)), max(high, float(most))
+        piece = values(channel[where], where)
+        low, high = min(low, float(piece.min())), max(high, float(piece.max()))
         # `where` cuts an axis that this product leaves as it is, so it is also the piece's place in the result.
-        between[where].copy_(_resample_axes(piece, out.shape, first))
+        between[where] = products(piece, _matrices(piece.shape, out.shape, first))
     for where in pieces(between.shape, first[0]):
-        piece = between[where].to(device).contiguous()
-        result[where].copy_(_resample_axes(piece, out.shape, second).clamp_(low, high))
+        piece = np.ascontiguousarray(between[where])
+        np.clip(products(piece, _matrices(piece.shape, out.shape, second)), low, high, out=out[where])
 
 
 def _resample_planes(
@@ -124,7 +140,7 @@ def _resample_planes(
     out: Float[np.ndarray, "d h w"],
     values: Values,
     apart: int,
-    device: torch.device | str,
+    products: Products,
 ) -> None:
     """Resample the planes across `apart`, each clamped to its own range, and repeat or skip them along it."""
     plane = tuple(axis for axis in range(3) if axis != apart)
@@ -133,9 +149,9 @@ def _resample_planes(
         wanted = np.flatnonzero((source >= where[apart].start) & (source < where[apart].stop))
         if not wanted.size:
             continue
-        piece = torch.from_numpy(values(channel[where], where)).to(device)
-        low, high = piece.amin(plane, keepdim=True), piece.amax(plane, keepdim=True)
-        resampled = _resample_axes(piece, out.shape, plane).clamp_(low, high).cpu().numpy()
+        piece = values(channel[where], where)
+        low, high = piece.min(axis=plane, keepdims=True), piece.max(axis=plane, keepdims=True)
+        resampled = np.clip(products(piece, _matrices(piece.shape, out.shape, plane)), low, high)
         there: list[slice] = [slice(None)] * 3
         there[apart] = slice(int(wanted[0]), int(wanted[-1]) + 1)
         out[tuple(there)] = resampled.take(source[wanted] - where[apart].start, axis=apart)
@@ -237,26 +253,40 @@ def pieces(shape: Sequence[int], axis: int, size_bytes: int = PIECE_BYTES) -> It
 
 
 @lru_cache(maxsize=32)
-def _axis_matrix(n_in: int, n_out: int, order: Order) -> Tensor:
+def _axis_matrix(n_in: int, n_out: int, order: Order) -> Float32[np.ndarray, "n_out n_in"]:
     weights = axis_weights(n_in, n_out, order)
     # A spline's weights decay by a factor of 3.7 per voxel: the denormal ones slow the product tenfold, and none of
     # those dropped here reaches the last digit of float32.
-    return torch.from_numpy(np.where(np.abs(weights) > 1e-9, weights, 0.0).astype(np.float32))
+    matrix = np.where(np.abs(weights) > 1e-9, weights, 0.0).astype(np.float32)
+    matrix.setflags(write=False)
+    return matrix
 
 
-def _resample_axes(values: Tensor, shape: Sequence[int], axes: Sequence[int]) -> Tensor:
-    """Return (D, H, W) `values` with `axes` resampled to their lengths in `shape` by cubic spline."""
+def _matrices(old: Sequence[int], new: Sequence[int], axes: Sequence[int]) -> list[AxisMatrix]:
+    """Return what takes those of `axes` whose lengths differ from `old` to `new`, by cubic spline."""
     # The axis that shrinks most goes first: the later products are smaller.
-    for axis in sorted(axes, key=lambda axis: shape[axis] / values.shape[axis]):
-        if values.shape[axis] != shape[axis]:
-            values = _multiply(values, _axis_matrix(values.shape[axis], shape[axis], 3).to(values.device), axis)
-    return values
+    order = sorted(axes, key=lambda axis: new[axis] / old[axis])
+    return [(axis, _axis_matrix(old[axis], new[axis], 3)) for axis in order if old[axis] != new[axis]]
 
 
-def _multiply(values: Tensor, matrix: Tensor, axis: int) -> Tensor:
-    """Return (D, H, W) `values` with `matrix` (n_out, n_in) applied along `axis`."""
-    if axis == 2:
-        return values @ matrix.T
-    if axis == 1:
-        return matrix @ values
-    return (matrix @ values.reshape(values.shape[0], -1)).reshape(matrix.shape[0], *values.shape[1:])
+def _multiply(
+    values: Float32[np.ndarray, "D H W"], matrix: Float32[np.ndarray, "n_out n_in"], axis: int
+) -> Float32[np.ndarray, "d h w"]:
+    """Return (D, H, W) `values` with `matrix` applied along `axis`."""
+    shape = list(values.shape)
+    shape[axis] = len(matrix)
+    out = np.empty(shape, np.float32)
+    for start in range(0, len(matrix), _BLOCK_ROWS):
+        rows = slice(start, start + _BLOCK_ROWS)
+        used = np.flatnonzero(matrix[rows].any(axis=0))
+        columns = slice(int(used[0]), int(used[-1]) + 1)
+        block = matrix[rows, columns]
+        if axis == 2:
+            flat, target = values.reshape(-1, values.shape[2]), out.reshape(-1, shape[2])
+            np.matmul(flat[:, columns], block.T, out=target[:, rows])
+        elif axis == 1:
+            np.matmul(block, values[:, columns], out=out[:, rows])
+        else:
+            flat, target = values.reshape(len(values), -1), out.reshape(shape[0], -1)
+            np.matmul(block, flat[columns], out=target[rows])
+    return out

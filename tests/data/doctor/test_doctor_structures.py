@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sagittal.data.doctor.structures import may_erase, thin_structures
-from sagittal.data.doctor.target import nearest_axis, planned_spacing
+from sagittal.data.doctor.target import planned_spacing
 from sagittal.data.resampling import resample_labels, separate_axis
 from sagittal.plan import ChannelIntensities, Fingerprint
 from sagittal.planning.spacing import target_spacing
@@ -37,12 +37,6 @@ def test_the_planned_spacing_is_the_planners(cases):
         median_relative_size_after_crop=1.0,
     )
     assert planned_spacing(spacings, shapes) == target_spacing(fingerprint, 3.0)[0]
-
-
-@settings(deadline=None, derandomize=True, max_examples=200)
-@given(st.tuples(*[st.sampled_from([0.5, 1.0, 2.0, 5.0])] * 3), st.tuples(*[st.sampled_from([0.5, 1.0, 2.0, 5.0])] * 3))
-def test_the_nearest_axis_is_that_of_preprocessing(old, new):
-    assert nearest_axis(old, new) == separate_axis(old, new, 3.0)
 
 
 def test_nothing_is_thin_where_no_axis_gets_coarser():

@@ -8,7 +8,8 @@ import numpy as np
 from jaxtyping import Bool, Integer
 from scipy import ndimage
 
-from sagittal.data.doctor.target import nearest_axis
+from sagittal.data.doctor.target import ANISOTROPY_THRESHOLD
+from sagittal.data.resampling import separate_axis
 from sagittal.plan.base import Triple, TripleMm
 from sagittal.volumes.crop import Box
 from sagittal.volumes.resampling import Order, axis_weights, new_shape
@@ -67,7 +68,7 @@ def thin_structures(
     if not thin.size:
         return None
     grid = new_shape(shape, spacing_mm, target_mm)
-    apart = nearest_axis(spacing_mm, target_mm)
+    apart = separate_axis(spacing_mm, target_mm, ANISOTROPY_THRESHOLD)
     erased = 0
     for number in thin[:MAX_TRACED]:
         piece = pieces[places[number]] == number + 1

@@ -31,15 +31,3 @@ def planned_spacing(spacings_mm: Sequence[TripleMm], shapes_vox: Sequence[Triple
         median[coarsest] = tenth if tenth >= next_mm else next_mm + _STEP_ABOVE_MM
     d, h, w = (float(length) for length in median)
     return d, h, w
-
-
-def nearest_axis(spacing_mm: TripleMm, target_mm: TripleMm) -> int | None:
-    """Return the axis along which label maps take the nearest plane when they are resampled, or None.
-
-    The rule of `data.resampling.separate_axis`, whose file needs torch; a test holds the two together.
-    """
-    for spacing in (spacing_mm, target_mm):
-        if max(spacing) > ANISOTROPY_THRESHOLD * min(spacing):
-            longest = [axis for axis, length in enumerate(spacing) if length == max(spacing)]
-            return longest[0] if len(longest) == 1 else None
-    return None
