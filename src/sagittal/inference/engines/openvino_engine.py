@@ -1,0 +1,260 @@
+"""Networks on a CPU by OpenVINO, without PyTorch: built from plan and weights, compiled for each shape of window.
+
+OpenVINO's conversion tools send telemetry; they are never imported here, and nothing else of OpenVINO sends any.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections import OrderedDict
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import openvino
+from jaxtyping import Float32
+
+from sagittal.bundle import Bundle
+from sagittal.errors import BundleError, DataError, ResourceError
+from sagittal.inference.engines import openvino_mednext
+from sagittal.inference.engines.engine import LinearHead, NetworkMemory, Precision
+from sagittal.inference.engines.openvino_layers import Array
+from sagittal.inference.engines.openvino_memory import activation_bytes
+from sagittal.plan import Plan
+from sagittal.plan.base import Triple
+
+Builder = Callable[..., openvino.Model]
+
+BUILDERS: dict[str, Builder] = {"mednext": openvino_mednext.build}
+"""By the kind of network: (config, weights, in_channels, num_outputs, *, with_head) -> graph with open sizes."""
+
+HEADS: dict[str, Callable[..., tuple[Array, Array]]] = {"mednext": openvino_mednext.head}
+"""By the kind of network, where its last layer is linear: (config, weights, num_outputs) -> weight, bias."""
+
+_HINTS = {"fp32": "f32", "bf16": "bf16"}
+_KEPT = 2
+"""Compiled networks that are kept: each holds its weights once more, and its volumes."""
+_RUNTIME_BYTES = 80 * 2**20
+_WEIGHT_COPIES = 4
+"""The arrays, the graph's constants, and the compiled network's, some of them twice."""
+_MARGIN = 1.1
+
+
+def supports(plan: Plan) -> str | None:
+    """Return why this engine can't compute the plan's network, or None where it can."""
+    kind = plan.network.kind
+    return None if kind in BUILDERS else f"no OpenVINO form of {kind}"
+
+
+def load(
+    bundle: Bundle,
+    *,
+    precision: Precision = "fp32",
+    cache_folder: str | os.PathLike[str] | None = None,
+    threads: int | None = None,
+) -> OpenVINOEngine:
+    """Return the engine of a bundle, all folds of it.
+
+    Args:
+        bundle: verified; its weights are read now.
+        precision: fp32, or bf16 where the processor has it.
+        cache_folder: where compiled networks are kept for the next process, or None. OpenVINO finds them by a hash of
+            network, weights, settings and version.
+        threads: how many; None is one per core.
+
+    Raises:
+        BundleError: the weights do not fit the plan.
+        ResourceError: no OpenVINO form of the network, or the processor lacks the precision.
+    """
+    folds = [bundle.weights(name) for name in bundle.weight_names]
+    try:
+        return OpenVINOEngine(bundle.plan, folds, precision=precision, cache_folder=cache_folder, threads=threads)
+    except BundleError as error:
+        raise BundleError(f"{bundle.path}: {error.message}", code=error.code) from None
+
+
+class OpenVINOEngine:
+    """A bundle's networks on the CPU; windows one after the other, folds one after the other.
+
+    Not for several threads at once: a compiled network has one set of volumes.
+
+    Args:
+        plan: what the weights were trained with.
+        folds: the arrays of each fold by name.
+        precision: fp32 or bf16.
+        cache_folder: where compiled networks are kept, or None.
+        threads: how many; None is one per core.
+
+    Raises:
+        BundleError: the weights do not fit the plan.
+        ResourceError: no OpenVINO form of the network, or the processor lacks the precision.
+    """
+
+    name: Literal["openvino"] = "openvino"
+    device = "cpu"
+
+    def __init__(
+        self,
+        plan: Plan,
+        folds: Sequence[Mapping[str, Array]],
+        *,
+        precision: Precision = "fp32",
+        cache_folder: str | os.PathLike[str] | None = None,
+        threads: int | None = None,
+    ) -> None:
+        assert folds, "an engine needs weights"
+        if (reason := supports(plan)) is not None:
+            raise ResourceError(f"{reason}. Use the engine 'torch'.", code="engine")
+        self.precision = precision
+        self._plan = plan
+        self._folds = list(folds)
+        self._core = openvino.Core()
+        self._settings = _settings(self._core, precision, cache_folder, threads)
+        self._compiled: OrderedDict[tuple[Triple, bool], list[openvino.InferRequest]] = OrderedDict()
+        self._memory: dict[Triple, NetworkMemory] = {}
+        self.head = _joint_head(plan, self._folds)
+
+    @property
+    def num_outputs(self) -> int:
+        """K, the channels of the logits."""
+        return self._plan.dataset.num_outputs
+
+    def logits(self, windows: Float32[np.ndarray, "N C D H W"]) -> Float32[np.ndarray, "N K D H W"]:
+        """Return the logits of windows; several folds' mean.
+
+        Raises:
+            DataError: another number of channels than the network takes.
+            ResourceError: the memory does not suffice.
+        """
+        requests = self._requests(windows, with_head=True)
+        logits = np.empty((len(windows), self.num_outputs, *windows.shape[2:]), np.float32)
+        one = np.empty_like(logits[:1]) if len(requests) > 1 else None
+        for number, window in enumerate(windows):
+            into = logits[number : number + 1]
+            _infer(requests[0], window, into)
+            if one is not None:
+                for request in requests[1:]:
+                    _infer(request, window, one)
+                    into += one
+                into /= len(requests)
+        return logits
+
+    def features(self, windows: Float32[np.ndarray, "N C D H W"]) -> Float32[np.ndarray, "N F D H W"]:
+        """Return what `head` is applied to; only where there is one. Several folds' features one after the other.
+
+        Raises:
+            DataError: another number of channels than the network takes.
+            ResourceError: the memory does not suffice.
+        """
+        assert self.head is not None, "this network has no linear head"
+        requests = self._requests(windows, with_head=False)
+        total = self.head.weight.shape[1]
+        width = total // len(requests)
+        features = np.empty((len(windows), total, *windows.shape[2:]), np.float32)
+        for number, window in enumerate(windows):
+            for fold, request in enumerate(requests):
+                _infer(request, window, features[number : number + 1, fold * width : (fold + 1) * width])
+        return features
+
+    def memory(self, window: Triple) -> NetworkMemory:
+        """Return what a call on windows of this shape takes of the host's memory, by the graph (`openvino_memory`).
+
+        Windows are computed one after the other, so of each further one only the image and the result count. A network
+        that is not compiled yet takes the same for a moment before its first window.
+        """
+        if window not in self._memory:
+            model = self._model(self._folds[0], window, with_head=self.head is None)
+            channels, width = (int(values.get_shape()[1]) for values in (model.inputs[0], model.outputs[0]))
+            activations = round(_MARGIN * activation_bytes(model, 4))
+            weights = sum(array.nbytes for array in self._folds[0].values())
+            self._memory[window] = NetworkMemory(
+                fixed_bytes=_RUNTIME_BYTES + len(self._folds) * (_WEIGHT_COPIES * weights + activations),
+                per_window_bytes=4 * math.prod(window) * (channels + width * len(self._folds)),
+            )
+        return self._memory[window]
+
+    def _requests(self, windows: Float32[np.ndarray, "N C D H W"], *, with_head: bool) -> list[openvino.InferRequest]:
+        channels = len(self._plan.dataset.channel_names)
+        if windows.ndim != 5 or windows.shape[1] != channels:
+            raise DataError(
+                f"the network was given windows of shape {windows.shape}. Expected (N, {channels}, D, H, W).",
+                code="input_channels",
+            )
+        d, h, w = windows.shape[2:]
+        key = ((d, h, w), with_head)
+        if key not in self._compiled:
+            while len(self._compiled) >= _KEPT:
+                self._compiled.popitem(last=False)
+            self._compiled[key] = [self._compile(fold, *key) for fold in self._folds]
+        self._compiled.move_to_end(key)
+        return self._compiled[key]
+
+    def _compile(self, fold: Mapping[str, Array], window: Triple, with_head: bool) -> openvino.InferRequest:
+        model = self._model(fold, window, with_head=with_head)
+        try:
+            return self._core.compile_model(model, "CPU", self._settings).create_infer_request()
+        except RuntimeError as error:
+            raise _explained(error) from None
+
+    def _model(self, fold: Mapping[str, Array], window: Triple, *, with_head: bool) -> openvino.Model:
+        spec, network = self._plan.dataset, self._plan.network
+        channels = len(spec.channel_names)
+        model = BUILDERS[network.kind](network, fold, channels, spec.num_outputs, with_head=with_head)
+        model.reshape([1, channels, *window])
+        return model
+
+
+def _settings(
+    core: openvino.Core, precision: Precision, cache_folder: str | os.PathLike[str] | None, threads: int | None
+) -> dict[str, Any]:
+    if precision not in _HINTS:
+        raise ResourceError(f"OpenVINO was asked for {precision}. Expected {' or '.join(_HINTS)}.", code="precision")
+    if precision == "bf16" and "BF16" not in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+        raise ResourceError(
+            "this processor has no bfloat16 (AVX512-BF16 or AMX). Use --precision fp32.", code="precision"
+        )
+    # OpenVINO picks bfloat16 by itself where the processor has it, so fp32 is said as well.
+    settings: dict[str, Any] = {
+        "PERFORMANCE_HINT": "LATENCY",
+        "NUM_STREAMS": 1,
+        "INFERENCE_PRECISION_HINT": _HINTS[precision],
+    }
+    if threads is not None:
+        settings["INFERENCE_NUM_THREADS"] = threads
+    if cache_folder is not None:
+        settings["CACHE_DIR"] = str(Path(cache_folder))
+    return settings
+
+
+def _joint_head(plan: Plan, folds: Sequence[Mapping[str, Array]]) -> LinearHead | None:
+    """Return one head for all folds' features side by side, whose result is the mean of theirs."""
+    if plan.network.kind not in HEADS:
+        return None
+    heads = [HEADS[plan.network.kind](plan.network, fold, plan.dataset.num_outputs) for fold in folds]
+    weight = np.concatenate([weight for weight, _ in heads], axis=1) / np.float32(len(folds))
+    bias = np.mean([bias for _, bias in heads], axis=0, dtype=np.float64)
+    return LinearHead(np.ascontiguousarray(weight, np.float32), np.asarray(bias, np.float32))
+
+
+def _infer(
+    request: openvino.InferRequest, window: Float32[np.ndarray, "C D H W"], into: Float32[np.ndarray, "1 K D H W"]
+) -> None:
+    """Compute one window into `into`, which is contiguous, without a copy on either side."""
+    request.set_input_tensor(openvino.Tensor(np.ascontiguousarray(window[None]), shared_memory=True))
+    request.set_output_tensor(openvino.Tensor(into, shared_memory=True))
+    try:
+        request.infer()
+    except RuntimeError as error:
+        raise _explained(error) from None
+
+
+def _explained(error: RuntimeError) -> Exception:
+    """Return a ResourceError where memory is what failed, else the error itself."""
+    if "alloc" not in str(error).lower():
+        return error
+    return ResourceError(
+        "the memory does not suffice for OpenVINO's network. Free memory, or give --memory-gib to see what is needed.",
+        code="memory",
+    )

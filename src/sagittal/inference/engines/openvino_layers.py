@@ -1,0 +1,152 @@
+"""Pieces that OpenVINO networks are built of: weights that are checked as they are taken, convolutions, norms, edges.
+
+Graphs are written down in OpenVINO's own operators from the arrays of a bundle, so neither PyTorch nor a converter is
+needed. Volumes are (N, C, D, H, W), slices (N, C, H, W); sizes may be open while a graph is built.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from math import prod
+from typing import Any, TypeAlias
+
+import numpy as np
+import openvino
+from openvino import opset13 as ops
+
+from sagittal.errors import BundleError
+
+Array: TypeAlias = np.ndarray[Any, np.dtype[Any]]
+Node: TypeAlias = openvino.Node
+
+
+class WeightReader:
+    """The arrays of a network by name, each checked as it is taken.
+
+    Args:
+        arrays: of a bundle, any floating dtype.
+    """
+
+    def __init__(self, arrays: Mapping[str, Array]) -> None:
+        self._arrays = arrays
+        self._taken: set[str] = set()
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._arrays
+
+    def take(self, name: str, shape: Sequence[int]) -> Array:
+        """Return an array as float32.
+
+        Raises:
+            BundleError: it is missing, or has another shape.
+        """
+        expected = tuple(shape)
+        if name not in self._arrays:
+            raise BundleError(
+                f"the weights lack '{name}', expected of shape {expected}: they do not fit the plan's network. "
+                "Get the bundle from its maker again.",
+                code="weights_do_not_fit",
+            )
+        array = self._arrays[name]
+        if array.shape != expected:
+            raise BundleError(
+                f"the weights' '{name}' has shape {array.shape}, expected {expected}: they do not fit the plan's "
+                "network. Get the bundle from its maker again.",
+                code="weights_do_not_fit",
+            )
+        self._taken.add(name)
+        return np.ascontiguousarray(array, dtype=np.float32)
+
+    def require_all_taken(self, *, but: Sequence[str] = ()) -> None:
+        """Refuse weights that no layer took; those whose names begin with one of `but` may be left.
+
+        Raises:
+            BundleError: something is left.
+        """
+        left = sorted(name for name in self._arrays if name not in self._taken and not name.startswith(tuple(but)))
+        if left:
+            raise BundleError(
+                f"the weights hold {', '.join(left[:3])}{' and others' if len(left) > 3 else ''}, which the plan's "
+                "network does not have. Get the bundle from its maker again.",
+                code="weights_do_not_fit",
+            )
+
+
+def constant(array: Array) -> Node:
+    """Return a float32 constant."""
+    return ops.constant(np.asarray(array, dtype=np.float32, order="C"))
+
+
+def integers(values: Sequence[int]) -> Node:
+    """Return a constant vector of int64, for axes, shapes and indices."""
+    return ops.constant(np.asarray(values, dtype=np.int64))
+
+
+def spatial_axes(dims: int) -> tuple[int, ...]:
+    """Return the axes of space of a batch: (2, 3, 4) of volumes, (2, 3) of slices."""
+    return tuple(range(2, dims + 2))
+
+
+def per_channel(values: Array, dims: int) -> Node:
+    """Return a vector (C,) as a constant (1, C, 1, ...) that broadcasts over a batch."""
+    return constant(values.reshape(1, -1, *(1,) * dims))
+
+
+def convolution(
+    x: Node, weight: Array, bias: Array | None, *, strides: Sequence[int], padding: Sequence[int], groups: int = 1
+) -> Node:
+    """Convolve with weights in PyTorch's order, (out, in / groups, kernel...), padding both sides of each axis alike.
+
+    Args:
+        x: (N, in, ...).
+        weight: (out, in / groups, kernel...).
+        bias: (out,) or None.
+        strides: one per spatial axis.
+        padding: zeros on either side of each spatial axis.
+        groups: how many groups of channels are convolved apart.
+    """
+    ends, ones = list(padding), [1] * len(strides)
+    if groups == 1:
+        y = ops.convolution(x, constant(weight), list(strides), ends, ends, ones)
+    else:
+        grouped = weight.reshape(groups, weight.shape[0] // groups, *weight.shape[1:])
+        y = ops.group_convolution(x, constant(grouped), list(strides), ends, ends, ones)
+    return y if bias is None else ops.add(y, per_channel(bias, len(strides)))
+
+
+def pointwise(x: Node, weight: Array, bias: Array | None, *, strides: Sequence[int] | None = None, dims: int) -> Node:
+    """Mix the channels of each voxel: weight (out, in), bias (out,) or None; of every `strides`-th voxel."""
+    kernel = weight.reshape(*weight.shape[:2], *(1,) * dims)
+    return convolution(x, kernel, bias, strides=strides or (1,) * dims, padding=(0,) * dims)
+
+
+def normalise_space(x: Node, eps: float, dims: int) -> Node:
+    """Give each channel of each case mean 0 and variance 1 over space: (x - mean) / sqrt(variance + eps)."""
+    return ops.mvn(x, integers(spatial_axes(dims)), True, eps, "inside_sqrt")
+
+
+def normalise_channels(x: Node, eps: float) -> Node:
+    """Give each voxel mean 0 and variance 1 over its channels."""
+    return ops.mvn(x, integers([1]), True, eps, "inside_sqrt")
+
+
+def sizes_of(x: Node) -> Node:
+    """Return the spatial sizes of a batch, int64; a constant where they are known."""
+    shape = ops.shape_of(x)
+    return ops.gather(shape, integers(range(2, len(x.get_output_partial_shape(0)))), integers([0]))
+
+
+def pad_to_multiples(x: Node, multiples: Sequence[int]) -> Node:
+    """Repeat the last plane of each spatial axis until it measures a multiple of its number."""
+    if prod(multiples) == 1:
+        return x
+    sizes, to = sizes_of(x), integers(multiples)
+    # (-n) mod m with floor semantics is what is missing to the next multiple.
+    missing = ops.floor_mod(ops.negative(sizes), to)
+    ends = ops.concat([integers([0, 0]), missing], 0)
+    return ops.pad(x, integers([0] * (len(multiples) + 2)), ends, "edge")
+
+
+def crop_end(x: Node, sizes: Node, dims: int) -> Node:
+    """Return the first `sizes` voxels of each spatial axis."""
+    return ops.slice(x, integers([0] * dims), sizes, integers([1] * dims), integers(spatial_axes(dims)))

@@ -1,0 +1,249 @@
+"""MedNeXt in OpenVINO's operators: the graph of `networks.mednext`, for prediction, from a bundle's arrays.
+
+Equal to the PyTorch network except for rounding. What is constant at prediction is folded into the weights: the norms'
+affine part into the expansion, the bias of the depthwise convolutions into nothing, where a norm over space takes any
+constant away, GRN's offset into the contraction.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import openvino
+from openvino import opset13 as ops
+
+from sagittal.inference.engines.openvino_layers import (
+    Array,
+    Node,
+    WeightReader,
+    constant,
+    convolution,
+    crop_end,
+    integers,
+    normalise_channels,
+    normalise_space,
+    pad_to_multiples,
+    per_channel,
+    pointwise,
+    sizes_of,
+    spatial_axes,
+)
+from sagittal.plan.mednext import HALVINGS, MedNeXtConfig
+
+_NORM_EPS = 1e-5
+_GRN_EPS = 1e-6
+_STAGES = 9
+
+
+def build(
+    config: MedNeXtConfig, weights: Mapping[str, Array], in_channels: int, num_outputs: int, *, with_head: bool
+) -> openvino.Model:
+    """Return the network as a graph from images (N, C, D, H, W) to logits, or to what the head is applied to.
+
+    N, D, H and W are open; `Model.reshape` fixes them. A network of slices takes and gives D = 1.
+
+    Args:
+        config: of the plan.
+        weights: arrays by their names in `networks.mednext`.
+        in_channels: C.
+        num_outputs: channels of the logits.
+        with_head: end with the head.
+
+    Raises:
+        BundleError: the weights do not fit.
+    """
+    reader = WeightReader(weights)
+    network = _Graph(config, reader)
+    image = ops.parameter([-1, in_channels, -1, -1, -1], np.float32, name="image")
+    x: Node = ops.squeeze(image, integers([2])) if config.dims == 2 else image
+    sizes = sizes_of(x)
+    x = network.features(pad_to_multiples(x, config.multiples), in_channels)
+    weight, bias = head_weights(reader, config, num_outputs)
+    if with_head:
+        x = pointwise(x, weight, bias, dims=config.dims)
+    reader.require_all_taken(but=[f"out_{scale}." for scale in range(1, config.scales)])
+    x = crop_end(x, sizes, config.dims)
+    if config.dims == 2:
+        x = ops.unsqueeze(x, integers([2]))
+    return openvino.Model([ops.result(x)], [image], "mednext")
+
+
+def head(config: MedNeXtConfig, weights: Mapping[str, Array], num_outputs: int) -> tuple[Array, Array]:
+    """Return weight (K, F) and bias (K,) of the linear last layer.
+
+    Raises:
+        BundleError: the weights do not fit.
+    """
+    return head_weights(WeightReader(weights), config, num_outputs)
+
+
+def head_weights(reader: WeightReader, config: MedNeXtConfig, num_outputs: int) -> tuple[Array, Array]:
+    """Return the head's weight (K, F) and bias (K,), which are kept as a transposed convolution (F, K, 1, 1, 1)."""
+    name = "out_0.conv_out"
+    weight = reader.take(f"{name}.weight", (config.channels, num_outputs, *(1,) * config.dims))
+    return np.ascontiguousarray(weight.reshape(weight.shape[:2]).T), reader.take(f"{name}.bias", (num_outputs,))
+
+
+@dataclass(frozen=True)
+class _Block:
+    """What tells one block from another; `kind` is "same", "down" or "up"."""
+
+    name: str
+    kind: str
+    in_channels: int
+    out_channels: int
+    ratio: int
+    kernel: tuple[int, ...]
+    strides: tuple[int, ...]
+    residual: bool
+    grn: bool
+
+
+class _Graph:
+    """Writes the network down, block by block."""
+
+    def __init__(self, config: MedNeXtConfig, reader: WeightReader) -> None:
+        self._config = config
+        self._reader = reader
+        self._dims = config.dims
+        self._flat = config.flat_levels or (0,) * self._dims
+        self._strides: Sequence[tuple[int, ...]] = config.strides or ((2,) * self._dims,) * HALVINGS
+        ratio = config.expansion_ratio
+        self._ratios = (ratio,) * _STAGES if isinstance(ratio, int) else ratio
+        self._decoder_kernel = config.decoder_kernel_size or config.kernel_size
+
+    def features(self, x: Node, in_channels: int) -> Node:
+        """Map an image to what the finest head sees."""
+        width = self._config.channels
+        weight = self._reader.take("stem.weight", (width, in_channels, *(1,) * self._dims))
+        x = pointwise(x, weight, self._reader.take("stem.bias", (width,)), dims=self._dims)
+        skips = []
+        for level in range(HALVINGS):
+            x = self._stage(x, f"enc_block_{level}", level, level)
+            skips.append(x)
+            x = self._block(x, self._resampling(f"down_{level}", "down", level, level + 1))
+        x = self._stage(x, "bottleneck", HALVINGS, HALVINGS)
+        for level in reversed(range(HALVINGS)):
+            index = _STAGES - 1 - level
+            x = ops.add(self._block(x, self._resampling(f"up_{level}", "up", level, index)), skips.pop())
+            x = self._stage(x, f"dec_block_{level}", level, index)
+        return x
+
+    def _stage(self, x: Node, name: str, level: int, index: int) -> Node:
+        width = self._config.channels << level
+        for number in range(self._config.block_counts[index]):
+            block = _Block(
+                name=f"{name}.{number}",
+                kind="same",
+                in_channels=width,
+                out_channels=width,
+                ratio=self._ratios[index],
+                kernel=self._kernel(level, index),
+                strides=(1,) * self._dims,
+                residual=self._config.block_residual,
+                grn=bool(self._config.grn),
+            )
+            x = self._block(x, block)
+        return x
+
+    def _resampling(self, name: str, kind: str, level: int, index: int) -> _Block:
+        """Describe the block between `level` and the next coarser one, of the ratio of stage `index`."""
+        fine, coarse = self._config.channels << level, self._config.channels << (level + 1)
+        going_down = kind == "down"
+        # v1's code has no GRN in the first down block.
+        has_grn = self._config.grn == "v2" or (self._config.grn is True and not (going_down and level == 0))
+        return _Block(
+            name=name,
+            kind=kind,
+            in_channels=fine if going_down else coarse,
+            out_channels=coarse if going_down else fine,
+            ratio=self._ratios[index],
+            # The encoder's kernels lead down to the bottleneck, whose own stage is the decoder's.
+            kernel=self._kernel(level, index - 1 if going_down else index),
+            strides=self._strides[level],
+            residual=self._config.resampling_residual,
+            grn=has_grn,
+        )
+
+    def _kernel(self, level: int, index: int) -> tuple[int, ...]:
+        size = self._config.kernel_size if index < HALVINGS else self._decoder_kernel
+        return tuple(1 if level < levels else size for levels in self._flat)
+
+    def _block(self, x: Node, block: _Block) -> Node:
+        wide = self._expanded(self._depthwise(x, block), block)
+        weight, bias, scale = self._contraction(wide, block)
+        if scale is not None:
+            wide = ops.multiply(wide, scale)
+        residual = self._residual(x, block) if block.residual else None
+        y = pointwise(wide, weight, bias, dims=self._dims)
+        if residual is not None:
+            y = ops.add(y, residual)
+        if block.kind == "up" and max(block.strides) > 1:
+            front = [0, 0, *(stride - 1 for stride in block.strides)]
+            y = ops.pad(y, integers(front), integers([0] * len(front)), "constant", constant(np.zeros(())))
+        return y
+
+    def _depthwise(self, x: Node, block: _Block) -> Node:
+        shape = (block.in_channels, 1, *block.kernel)
+        weight = self._reader.take(f"{block.name}.conv1.weight", shape)
+        bias: Array | None = self._reader.take(f"{block.name}.conv1.bias", shape[:1])
+        if self._config.norm == "group":
+            bias = None
+        padding = tuple(size // 2 for size in block.kernel)
+        if block.kind != "up":
+            return convolution(x, weight, bias, strides=block.strides, padding=padding, groups=block.in_channels)
+        y = ops.group_convolution_backprop_data(
+            x, constant(weight[:, None]), list(block.strides), None, list(padding), list(padding)
+        )
+        return y if bias is None else ops.add(y, per_channel(bias, self._dims))
+
+    def _expanded(self, h: Node, block: _Block) -> Node:
+        """Return GELU(conv2(norm(h))), the norm's scale and shift folded into the weights."""
+        channels, wide = block.in_channels, block.ratio * block.in_channels
+        gamma = self._reader.take(f"{block.name}.norm.weight", (channels,)).astype(np.float64)
+        beta = self._reader.take(f"{block.name}.norm.bias", (channels,))
+        weight = self._pointwise_weight(f"{block.name}.conv2.weight", wide, channels)
+        bias = self._reader.take(f"{block.name}.conv2.bias", (wide,)) + weight @ beta
+        h = (
+            normalise_space(h, _NORM_EPS, self._dims)
+            if self._config.norm == "group"
+            else normalise_channels(h, _NORM_EPS)
+        )
+        return ops.gelu(pointwise(h, weight * gamma, bias, dims=self._dims), "erf")
+
+    def _contraction(self, wide: Node, block: _Block) -> tuple[Array, Array, Node | None]:
+        """Return weight and bias of conv3, and by what GRN scales each channel before it, or None."""
+        width = block.ratio * block.in_channels
+        weight = self._pointwise_weight(f"{block.name}.conv3.weight", block.out_channels, width)
+        bias = self._reader.take(f"{block.name}.conv3.bias", (block.out_channels,)).astype(np.float64)
+        if not block.grn:
+            return weight, bias, None
+        shape = (1, width, *(1,) * self._dims)
+        gamma = self._reader.take(f"{block.name}.grn_gamma", shape)
+        bias = bias + weight @ self._reader.take(f"{block.name}.grn_beta", shape).reshape(-1)
+        response = ops.reduce_l2(wide, integers(spatial_axes(self._dims)), True)
+        pool = ops.reduce_sum if self._config.grn == "v2" else ops.reduce_mean
+        total = ops.add(pool(response, integers([1]), True), constant(np.full((), _GRN_EPS)))
+        share = ops.divide(response, total)
+        return weight, bias, ops.add(ops.multiply(share, constant(gamma)), constant(np.ones(())))
+
+    def _residual(self, x: Node, block: _Block) -> Node:
+        """Return what is added to the block's output: its input, strided or spread by a 1x1x1 convolution."""
+        if block.kind == "same":
+            return x
+        shape = (block.in_channels, block.out_channels)
+        name = f"{block.name}.res_conv"
+        bias = self._reader.take(f"{name}.bias", shape[1:])
+        if block.kind == "down":
+            weight = self._reader.take(f"{name}.weight", (*shape[::-1], *(1,) * self._dims))
+            return pointwise(x, weight, bias, strides=block.strides, dims=self._dims)
+        weight = self._reader.take(f"{name}.weight", (*shape, *(1,) * self._dims))
+        y = ops.convolution_backprop_data(x, constant(weight), list(block.strides))
+        return ops.add(y, per_channel(bias, self._dims))
+
+    def _pointwise_weight(self, name: str, out_channels: int, in_channels: int) -> Array:
+        """Return a 1x1x1 convolution's weights as a matrix (out, in) in float64, to fold others into it."""
+        weight = self._reader.take(name, (out_channels, in_channels, *(1,) * self._dims))
+        return weight.reshape(out_channels, in_channels).astype(np.float64)
