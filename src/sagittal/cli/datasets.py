@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import App, Parameter
 
+from sagittal.cli.progress import download_bar
+
 if TYPE_CHECKING:
     from sagittal.data.catalogue import PublicDataset
 
@@ -91,7 +93,7 @@ def fetch(name: str, *, to: Path) -> int:
     from sagittal.data.fetch import fetch as fetch_files
 
     entry = public_dataset(name)
-    with _progress() as on_progress:
+    with download_bar() as on_progress:
         files = fetch_files(entry, to, say=_say, on_progress=on_progress)
     print(f"{entry.title}: {entry.licence}. Cite {entry.citation}.")
     print(f"sagittal datasets convert {entry.name} {' '.join(map(str, files))} --out {to / entry.name}")
@@ -137,29 +139,6 @@ def _print_json(value: object) -> None:
     import json
 
     print(json.dumps(value, indent=2))
-
-
-@contextmanager
-def _progress() -> Iterator[Callable[[int, int | None], None]]:
-    """Show a bar on a terminal, elsewhere a line at every tenth of the file."""
-    from rich.console import Console
-    from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColumn, TransferSpeedColumn
-
-    console = Console(stderr=True)
-    if not console.is_terminal:
-        told = -1
-
-        def tell(got: int, total: int | None) -> None:
-            nonlocal told
-            if total and 10 * got // total != told:
-                told = 10 * got // total
-                console.print(f"{got} of {total} bytes", highlight=False)
-
-        yield tell
-        return
-    with Progress(BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn(), console=console) as bars:
-        task = bars.add_task("", total=None)
-        yield lambda got, total: bars.update(task, completed=got, total=total)
 
 
 @contextmanager
