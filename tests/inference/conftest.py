@@ -1,11 +1,11 @@
 from __future__ import annotations
 
 import pytest
-from known_network import Threshold, tiny_plan
+from known_network import Threshold, predictor_of, tiny_plan
 
 from sagittal.inference.predictor import Predictor
 
 
 @pytest.fixture
 def thresholding() -> Predictor:
-    return Predictor(tiny_plan(), (Threshold().eval(),), "cpu")
+    return predictor_of(tiny_plan(), Threshold().eval())

@@ -8,6 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from sagittal.inference.engines.torch_engine import TorchEngine
+from sagittal.inference.predictor import Predictor
 from sagittal.plan import DatasetSpec, Plan
 from sagittal.testing.plans import untrained_plan, untrained_spec
 from sagittal.volumes import Volume
@@ -46,3 +48,7 @@ def tiny_plan(spec: DatasetSpec | None = None, **settings: Any) -> Plan:
 def scan_of(shape: tuple[int, int, int], affine: np.ndarray[Any, Any] | None = None, seed: int = 0) -> Volume:
     array = np.random.default_rng(seed).uniform(0, 3, (1, *shape)).astype(np.float32)
     return Volume(array, np.eye(4)[:, [2, 1, 0, 3]] if affine is None else affine)
+
+
+def predictor_of(plan: Plan, *networks: nn.Module) -> Predictor:
+    return Predictor(plan, TorchEngine(plan, networks, "cpu"))

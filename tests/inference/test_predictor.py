@@ -7,13 +7,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from known_network import Threshold, scan_of, tiny_plan
+from known_network import Threshold, predictor_of, scan_of, tiny_plan
 from torch import Tensor, nn
 
 import sagittal
 from sagittal.bundle import read_bundle, write_bundle
 from sagittal.errors import BundleError, DataError, ResourceError
-from sagittal.inference import predictor as predictor_module
+from sagittal.inference.engines.torch_engine import TorchEngine
 from sagittal.inference.predictor import Predictor, load
 from sagittal.networks.build import build_network
 from sagittal.plan import DatasetSpec, Label
@@ -52,7 +52,7 @@ def test_orientation_reaches_the_network() -> None:
             return torch.cat([-ramp, ramp, ramp - 9], dim=1).expand(-1, -1, -1, *x.shape[3:])
 
     plan = tiny_plan().replace(patch=tiny_plan().patch.replace(size=(16, 18, 20)))
-    predictor = Predictor(plan, (Upper().eval(),), "cpu")
+    predictor = predictor_of(plan, Upper().eval())
     # Stored axes: D to the left, H to the feet, W to the front.
     scan = scan_of((20, 16, 18), affine_of((0, 2, 1), (-1.0, -1.0, 1.0)))
     assert axis_codes(scan.affine)[1] == "I"
@@ -79,7 +79,7 @@ def test_real_orientations_agree(shared_data: Path) -> None:
     plan = tiny_plan(
         **{"preprocessing.spacing_mm": [8.0, 8.0, 8.0], "preprocessing.normalization": [{"kind": "zscore"}]}
     )
-    predictor = Predictor(plan, (Threshold().eval(),), "cpu")
+    predictor = predictor_of(plan, Threshold().eval())
     files = sorted(folder.glob("*.nii.gz"))
     assert len(files) > 3
     results = [predictor.predict(path, mirror=False).reoriented() for path in files]
@@ -94,7 +94,7 @@ def test_resampling_and_crop_find_their_way_back() -> None:
     array[0, 9:21, 10:18, 8:14] = 3.0
     scan = Volume(array, affine_of((2, 1, 0), (1, 1, 1), (0.5, 1.0, 2.0)))
     plan = tiny_plan(**{"preprocessing.crop_to_nonzero": True})
-    labels = Predictor(plan, (Threshold().eval(),), "cpu").predict(scan).array[0]
+    labels = predictor_of(plan, Threshold().eval()).predict(scan).array[0]
     expected = Threshold.expected(array)
     for value in (1, 2):
         overlap = (
@@ -120,7 +120,7 @@ def test_several_channels_as_files_volumes_or_one_volume(tmp_path: Path) -> None
             logits: Tensor = Threshold()(x[:, 1:])
             return logits
 
-    predictor = Predictor(tiny_plan(untrained_spec(3, channels=2)), (Second().eval(),), "cpu")
+    predictor = predictor_of(tiny_plan(untrained_spec(3, channels=2)), Second().eval())
     first, second = scan_of((9, 10, 11), seed=1), scan_of((9, 10, 11), seed=2)
     expected = Threshold.expected(second.array)
     for number, volume in enumerate((first, second)):
@@ -148,7 +148,7 @@ def test_regions_and_large_values() -> None:
             return torch.cat([x - 0.5, x - 2], dim=1)
 
     scan = scan_of((9, 10, 11))
-    got = Predictor(tiny_plan(spec), (Regions().eval(),), "cpu").predict(scan).array
+    got = predictor_of(tiny_plan(spec), Regions().eval()).predict(scan).array
     assert got.dtype == np.uint16
     np.testing.assert_array_equal(got, np.where(scan.array > 2, 700, np.where(scan.array > 0.5, 1, 0)))
 
@@ -164,24 +164,25 @@ def test_scans_that_are_not_finite_are_refused(thresholding: Predictor, bad: flo
 
 def test_the_network_goes_back_to_the_mode_it_was_in(thresholding: Predictor) -> None:
     network = Threshold().train()
-    Predictor(tiny_plan(), (network,), "cpu").predict(scan_of((5, 6, 7)))
+    predictor_of(tiny_plan(), network).predict(scan_of((5, 6, 7)))
     assert network.training
 
 
-def test_mirroring_can_be_left_out() -> None:
-    class Count(Threshold):
-        calls = 0
+def test_mirroring_can_be_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    shown: list[int] = []
+    logits = TorchEngine.logits
 
-        def forward(self, x: Tensor) -> Tensor:
-            Count.calls += 1
-            return super().forward(x)
+    def counting(self: TorchEngine, windows: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+        shown.append(len(windows))
+        return logits(self, windows)
 
-    predictor = Predictor(tiny_plan(**{"inference.mirror_axes": [0, 2]}), (Count().eval(),), "cpu")
+    monkeypatch.setattr(TorchEngine, "logits", counting)
+    predictor = predictor_of(tiny_plan(**{"inference.mirror_axes": [0, 2]}), Threshold())
     seen: list[tuple[int, int]] = []
     predictor.predict(scan_of((5, 6, 7)), mirror=False, on_window=lambda done, total: seen.append((done, total)))
-    assert Count.calls == 1 and seen == [(1, 1)]
+    assert shown == [1] and seen == [(1, 1)]
     predictor.predict(scan_of((5, 6, 7)))
-    assert Count.calls == 1 + 4
+    assert sum(shown) == 1 + 4
 
 
 def test_mirroring_keeps_the_sides_of_a_network_that_knows_them() -> None:
@@ -196,22 +197,22 @@ def test_mirroring_keeps_the_sides_of_a_network_that_knows_them() -> None:
     every = plan.inference.replace(mirror_axes=(0, 1, 2))
     paired = plan.training.augmentation.replace(mirror_axes=(0, 1, 2), swapped_labels=((2, 4, 9),))
     plan = plan.replace(inference=every, training=plan.training.replace(augmentation=paired))
-    predictor = Predictor(plan, (Sided().eval(),), "cpu")
+    predictor = predictor_of(plan, Sided().eval())
     scan = scan_of((9, 11, 19))
     straight, mirrored = (predictor.predict(scan, mirror=mirror).array for mirror in (False, True))
     assert set(np.unique(straight)) == {0, 4, 9}
     assert (straight == mirrored).mean() > 0.999
     without = paired.replace(swapped_labels=())
-    confused = Predictor(plan.replace(training=plan.training.replace(augmentation=without)), (Sided().eval(),), "cpu")
+    confused = predictor_of(plan.replace(training=plan.training.replace(augmentation=without)), Sided().eval())
     assert (straight == confused.predict(scan).array).mean() < 0.9
 
 
 def test_memory_that_does_not_suffice_is_known_before(monkeypatch: pytest.MonkeyPatch) -> None:
     plan = tiny_plan()
     network = build_network(plan.network, 1, 3).eval()
-    predictor = Predictor(plan, (network,), "cpu")
+    predictor = predictor_of(plan, network)
     scan = scan_of((30, 31, 32))
-    monkeypatch.setattr(predictor_module, "predict_logits", lambda *_, **__: pytest.fail("the network must not run"))
+    monkeypatch.setattr(TorchEngine, "logits", lambda *_: pytest.fail("the network must not run"))
     with pytest.raises(ResourceError, match=r"needs 0\.\d\d GiB of memory .*0\.20 GiB are allowed"):
         predictor.predict(scan, memory_gib=0.2)
 
@@ -230,19 +231,19 @@ def test_the_budget_changes_no_voxel(tmp_path: Path) -> None:
 def test_running_out_of_memory_is_explained(
     monkeypatch: pytest.MonkeyPatch, thresholding: Predictor, error: Any
 ) -> None:
-    def fail(*_: object, **__: object) -> None:
+    def fail(*_: object) -> None:
         raise error
 
-    monkeypatch.setattr(predictor_module, "predict_logits", fail)
+    monkeypatch.setattr(Threshold, "forward", fail)
     with pytest.raises(ResourceError, match="memory of cpu does not suffice"):
         thresholding.predict(scan_of((5, 6, 7)))
 
 
 def test_other_runtime_errors_are_left_alone(monkeypatch: pytest.MonkeyPatch, thresholding: Predictor) -> None:
-    def fail(*_: object, **__: object) -> None:
+    def fail(*_: object) -> None:
         raise RuntimeError("a bug")
 
-    monkeypatch.setattr(predictor_module, "predict_logits", fail)
+    monkeypatch.setattr(Threshold, "forward", fail)
     with pytest.raises(RuntimeError, match="a bug"):
         thresholding.predict(scan_of((5, 6, 7)))
 
@@ -261,14 +262,14 @@ def test_load_averages_the_folds_of_a_bundle(tmp_path: Path) -> None:
         network.load_state_dict({key: torch.tensor(array) for key, array in bundle.weights(name).items()})
         networks.append(network)
 
-    class Mean(nn.Module):
+    class Mean(nn.ModuleList):
         def forward(self, x: Tensor) -> Tensor:
-            return sum((network(x) for network in networks), torch.zeros(())) / 2
+            return sum((network(x) for network in self), torch.zeros(())) / 2
 
-    expected = Predictor(plan, (Mean().eval(),), "cpu").predict(scan, mirror=False)
+    expected = predictor_of(plan, Mean(networks).eval()).predict(scan, mirror=False)
     got = together.predict(scan, mirror=False)
     assert (got.array != expected.array).mean() < 1e-3
-    alone = Predictor(plan, (networks[0],), "cpu").predict(scan, mirror=False)
+    alone = predictor_of(plan, networks[0]).predict(scan, mirror=False)
     assert (alone.array != expected.array).mean() > 1e-2
 
 
@@ -290,14 +291,6 @@ def test_weights_of_another_network_are_refused(tmp_path: Path) -> None:
 
 def test_load_takes_a_bundle_that_is_read_and_knows_its_devices(tmp_path: Path) -> None:
     path = write_random_bundle(tmp_path / "b", tiny_plan())
-    assert load(read_bundle(path), device="cpu").device == torch.device("cpu")
+    assert load(read_bundle(path), device="cpu").device == "cpu"
     with pytest.raises(ResourceError, match="is not a device"):
         load(path, device="quantum")
-
-
-def test_gpu_keeps_logits_only_where_they_fit(monkeypatch: pytest.MonkeyPatch, thresholding: Predictor) -> None:
-    prepared = predictor_module.prepare(scan_of((30, 31, 32)), thresholding.plan.preprocessing)
-    thresholding.device = torch.device("cuda")
-    for free, home in ((1 << 40, "cuda"), (1 << 10, "cpu")):
-        monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _, free=free: (free, free))
-        assert thresholding._home_of(prepared).type == home

@@ -1,121 +1,183 @@
 """How much memory a prediction takes, and the choices that keep it within a budget.
 
-Three moments count: the scan is prepared, windows are predicted, labels are made. What each holds at its peak is added
-up here from shapes; the network's share is measured on tensors without data (`networks.cost`).
+Three moments count: the scan is prepared, windows are predicted and labelled, the label map is written. What each holds
+at its peak is added up here from shapes; what a call of the network takes is told by the engine.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
+from sagittal.data.work_memory import available_bytes
 from sagittal.errors import PlanError, ResourceError
+from sagittal.inference.engines.engine import NetworkMemory
+from sagittal.plan.base import Triple
 
 GIB = 1 << 30
-PROCESS_BYTES = int(0.4 * GIB)
-"""Python, torch and the other libraries before any work: 0.27 to 0.31 GiB measured, and their scratch buffers."""
-NETWORK_MARGIN = 1.25
-"""Resident memory over the sum of live tensors, measured on MedNeXt at 64 and 96 voxels: 1.11 to 1.27."""
+DEFAULT_SHARE = 0.8
+"""Of the memory that is available when a prediction begins; used where no budget is given."""
+PROCESS_BYTES: Mapping[str, int] = {"torch": int(0.4 * GIB), "openvino": int(0.3 * GIB)}
+"""Python and the libraries before any work, by engine: measured, and their scratch buffers."""
 MIN_SLAB_BYTES = 16 << 20
-MAX_SLAB_BYTES = 256 << 20
-_FLOAT_BYTES = 4
-
-
-@dataclass(frozen=True)
-class NetworkMemory:
-    """What one call of the network takes: `fixed_bytes` for its weights, the rest for each window of the batch."""
-
-    fixed_bytes: int
-    per_window_bytes: int
+MAX_SLAB_BYTES = 128 << 20
+KEPT_VALUES = 2
+"""Of how many values the outputs of constant windows are kept where there is room: air, and the padding around it."""
+_PIECES_BYTES = 3 * (64 << 20)
+"""Preprocessing works on pieces of 64 MiB: as read, as float32, and resampled."""
+_FLOAT_BYTES, _HALF_BYTES = 4, 2
 
 
 @dataclass(frozen=True)
 class Workload:
     """The sizes of one prediction."""
 
-    channels: int
-    outputs: int
+    stored_bytes: int
+    """The scan's voxels, all channels, in the type that they are held in."""
     stored_voxels: int
-    """Of the scan as it was given."""
-    cropped_voxels: int
-    """After the crop, before resampling."""
-    prepared_voxels: int
-    """On the network's grid, padded to the window where it is smaller."""
-    is_padded: bool
-    """Whether the padding has to be cut off the logits, which takes them twice for a moment."""
+    """Of one channel of the scan."""
+    between_voxels: int
+    """One channel between the two grids while it is resampled; 0 where it is not."""
+    prepared_values: int
+    """All channels on the network's grid."""
+    may_halve_image: bool
+    """Whether the prepared image may be float16."""
+    channels: int
+    """Of what is blended: features or logits."""
+    carried_voxels: int
+    """Of each of these channels, kept between windows (`blending.carried_voxels`)."""
+    halo_voxels: int
+    """Of each of these channels, kept between blocks (`slabs.halo_voxels`)."""
     window_voxels: int
+    window_channels: int
+    """Of the image."""
     windows: int
+    copies: int
+    """Mirrored copies of each window."""
     label_bytes: int
-    """Per voxel of the label map."""
-    plane_bytes: int
-    """One plane of `restore.labels_on_grid`."""
-    keeps_scan: bool
+    """The label map on the scan's grid."""
+    row_bytes: int
+    """Finishing one row of a block (`row_bytes`)."""
+    consumer_bytes: int = 0
+    """What is gathered for consumers."""
+    keeps_scan: bool = False
     """Whether the caller holds the scan's voxels all along."""
-    on_device: bool = False
-    """Whether network and windows use the memory of a GPU, so that only the rest counts here."""
+    process_bytes: int = PROCESS_BYTES["torch"]
 
 
 @dataclass(frozen=True)
 class Choice:
-    """What to predict with."""
+    """What to predict with.
+
+    Attributes:
+        window_batch: windows or mirrored copies per call of the network.
+        ahead: compute the next windows while these are blended.
+        kept_values: of how many values the outputs of constant windows are kept.
+        halve_image: keep the prepared image as float16, as training's cache does.
+        half: keep what windows share as float16.
+        slab_bytes: for intermediate values while blocks are finished.
+    """
 
     window_batch: int
-    slab_bytes: int
+    ahead: bool = False
+    kept_values: int = 0
+    halve_image: bool = False
+    half: bool = False
+    slab_bytes: int = MIN_SLAB_BYTES
 
 
 def phase_bytes(work: Workload, network: NetworkMemory, choice: Choice) -> dict[str, int]:
     """Return the memory at the peak of each phase, in the order in which they come."""
-    stored = work.channels * work.stored_voxels * _FLOAT_BYTES
-    cropped = work.channels * work.cropped_voxels * _FLOAT_BYTES
-    prepared = work.channels * work.prepared_voxels * _FLOAT_BYTES
-    logits = work.outputs * work.prepared_voxels * _FLOAT_BYTES
-    held = PROCESS_BYTES + (stored if work.keeps_scan else 0)
-    # Reading keeps one channel's raw and packed bytes; resampling keeps one channel on mixed grids.
-    one_channel = 3 * max(work.stored_voxels, work.cropped_voxels, work.prepared_voxels) * _FLOAT_BYTES
-    preparing = PROCESS_BYTES + stored + 2 * cropped + prepared + one_channel
-    window = work.window_voxels * (2 * work.channels + 3 * work.outputs) * _FLOAT_BYTES
-    calls = int(NETWORK_MARGIN * (network.fixed_bytes + choice.window_batch * network.per_window_bytes))
-    working = 0 if work.on_device else calls + choice.window_batch * window
-    predicting = held + 2 * prepared + logits + max(working, logits if work.is_padded else 0)
-    labels = (work.cropped_voxels + 2 * work.stored_voxels) * work.label_bytes
-    slab = max(choice.slab_bytes, work.plane_bytes)
-    restoring = held + logits + prepared + labels + slab
-    return {"preparing the scan": preparing, "predicting": predicting, "making the label map": restoring}
+    image = work.prepared_values * (_HALF_BYTES if choice.halve_image else _FLOAT_BYTES)
+    # The crop and normalisation inside of it make masks of one byte per voxel.
+    preparing = work.stored_bytes + 2 * work.stored_voxels + image + work.between_voxels * _FLOAT_BYTES + _PIECES_BYTES
+    held = work.stored_bytes if work.keeps_scan else 0
+    output = work.channels * work.window_voxels * _FLOAT_BYTES
+    per_call = max(1, choice.window_batch // work.copies)
+    # Besides what the engine counts: the mean over mirrored copies, and what is blended while the engine computes.
+    outputs = output * per_call * ((work.copies > 1) + choice.ahead) + output * choice.kept_values
+    window = work.window_channels * work.window_voxels * _FLOAT_BYTES * (choice.window_batch + per_call)
+    calls = network.fixed_bytes + choice.window_batch * network.per_window_bytes
+    kept = work.channels * work.carried_voxels * (_HALF_BYTES if choice.half else _FLOAT_BYTES)
+    halos = work.channels * work.halo_voxels * _FLOAT_BYTES
+    finishing = max(choice.slab_bytes, work.row_bytes) + work.consumer_bytes
+    predicting = held + image + work.label_bytes + calls + outputs + window + kept + halos + finishing
+    writing = held + 2 * work.label_bytes
+    phases = {"preparing the scan": preparing, "predicting": predicting, "writing the label map": writing}
+    return {name: work.process_bytes + size for name, size in phases.items()}
 
 
-def choose(work: Workload, network: NetworkMemory, budget_bytes: int, *, preferred_batch: int) -> Choice:
-    """Return the largest batch up to `preferred_batch`, and the largest slab, that stay within the budget.
+def choose(
+    work: Workload, network: NetworkMemory, allowed_bytes: int, *, preferred_batch: int, threads: bool = True
+) -> Choice:
+    """Return the choice within the budget that is the fastest, and float16 only where nothing else helps.
+
+    Args:
+        work: the sizes.
+        network: what a call takes.
+        allowed_bytes: the budget.
+        preferred_batch: windows per call that suit the device.
+        threads: whether computing ahead helps.
 
     Raises:
-        ResourceError: one window at a time and the thinnest slab are too much; the message tells each phase's need.
+        ResourceError: no choice stays within the budget; the message tells each phase's need.
     """
-    least = Choice(1, MIN_SLAB_BYTES)
-    needs = phase_bytes(work, network, least)
-    if max(needs.values()) > budget_bytes:
-        raise ResourceError(
-            f"this prediction needs {gib(max(needs.values()))} of memory ({_listed(needs)}); "
-            f"{gib(budget_bytes)} are allowed. Allow more with --memory-gib, or crop the scan.",
-            code="memory",
-        )
-    batch = next(
-        size
-        for size in range(max(1, min(preferred_batch, work.windows)), 0, -1)
-        if phase_bytes(work, network, Choice(size, MIN_SLAB_BYTES))["predicting"] <= budget_bytes
+    batch = max(1, min(preferred_batch, work.windows * work.copies))
+    least = None
+    for least in _choices(work, batch, threads and work.windows > 1):
+        needs = phase_bytes(work, network, least)
+        if max(needs.values()) <= allowed_bytes:
+            spare = allowed_bytes - needs["predicting"]
+            return Choice(**{**vars(least), "slab_bytes": min(MIN_SLAB_BYTES + spare, MAX_SLAB_BYTES)})
+    raise ResourceError(
+        f"this prediction needs {gib(max(needs.values()))} of memory ({_listed(needs)}); "
+        f"{gib(allowed_bytes)} are allowed. Allow more with --memory-gib, or crop the scan.",
+        code="memory",
     )
-    spare = budget_bytes - needs["making the label map"]
-    return Choice(batch, min(MIN_SLAB_BYTES + spare, MAX_SLAB_BYTES))
 
 
-def budget_bytes(memory_gib: float) -> int:
-    """Return the bytes of a budget.
+def _choices(work: Workload, batch: int, ahead: bool) -> Iterator[Choice]:
+    """Yield what to try, the best first: what costs no accuracy is given up before what does."""
+    yield Choice(batch, ahead, KEPT_VALUES)
+    for smaller in sorted({batch // 2, batch // 4, 1} - {0, batch}, reverse=True):
+        yield Choice(smaller, ahead, KEPT_VALUES)
+    yield Choice(1, ahead, 1)
+    halve = work.may_halve_image
+    for halve_image in (False, True) if halve else (False,):
+        yield Choice(1, ahead, 1, halve_image)
+        yield Choice(1, False, 1, halve_image)
+        yield Choice(1, False, 0, halve_image)
+    for now, kept in ((ahead, 1), (False, 1), (False, 0)):
+        yield Choice(1, now, kept, halve, half=True)
+
+
+def budget_bytes(memory_gib: float | None) -> int | None:
+    """Return the bytes of a budget; without one a share of what is available, or None where that is unknown.
 
     Raises:
         PlanError: it is not a positive number.
     """
+    if memory_gib is None:
+        free = available_bytes()
+        return None if free is None else int(DEFAULT_SHARE * free)
     if not 0 < memory_gib < math.inf:
         raise PlanError(f"--memory-gib {memory_gib:g}: expected a number above 0, for example 8.", code="memory")
     return int(memory_gib * GIB)
+
+
+def row_bytes(channels: int, window: Triple, outer: int, shape: Triple, target: Triple) -> int:
+    """Return the memory for finishing one row of a block along the axis `outer`: what slabs are divided by.
+
+    It is cut out and, axis by axis, joined with the plane before it and resampled.
+    """
+    grown = [max(1.0, n_out / n_in) if n_out != n_in else 1.0 for n_in, n_out in zip(shape, target, strict=True)]
+    row = math.prod(min(window[axis], shape[axis]) for axis in range(3) if axis != outer)
+    if shape == target:
+        return _FLOAT_BYTES * channels * row
+    first, *others = [grown[outer], *(grown[axis] for axis in range(3) if axis != outer)]
+    steps = 2 + first * (1 + 2 * others[0] + 2 * others[0] * others[1])
+    return int(_FLOAT_BYTES * channels * row * steps)
 
 
 def gib(count: int) -> str:

@@ -1,4 +1,4 @@
-"""From a scan to its label map, with the networks of a bundle."""
+"""From a scan to its label map, with the networks of a bundle. PyTorch is not needed here: an engine computes."""
 
 from __future__ import annotations
 
@@ -10,36 +10,36 @@ from functools import cached_property
 from typing import TypeAlias
 
 import numpy as np
-import torch
-from jaxtyping import Integer
-from torch import nn
 
 from sagittal.bundle import Bundle, read_bundle
 from sagittal.data.label_index import LabelIndex, label_index
 from sagittal.data.mirroring import output_swaps
-from sagittal.data.preprocessing import Prepared, prepare
-from sagittal.errors import BundleError, DataError, ResourceError
-from sagittal.inference.device import resolve_device
-from sagittal.inference.ensemble import Ensemble
-from sagittal.inference.memory import MAX_SLAB_BYTES, Choice, NetworkMemory, Workload, budget_bytes, choose
-from sagittal.inference.restore import labels_on_grid, plane_bytes
-from sagittal.inference.sliding_window import predict_logits
-from sagittal.inference.windows import tile
-from sagittal.networks.build import build_network
-from sagittal.networks.cost import step_memory_bytes
+from sagittal.data.preprocessing import Frame, frame_of, prepare_image
+from sagittal.errors import DataError, PlanError, ResourceError
+from sagittal.inference.blending import carried_voxels, visiting_order
+from sagittal.inference.consumers import SlabConsumer
+from sagittal.inference.copies import Copies, Mirror, mirrors_of, outputs_of
+from sagittal.inference.engines.choice import load_engine
+from sagittal.inference.engines.engine import Engine, NetworkMemory
+from sagittal.inference.memory import PROCESS_BYTES, Choice, Workload, budget_bytes, choose, row_bytes
+from sagittal.inference.slabs import halo_voxels, most_outputs
+from sagittal.inference.streaming import Target, stream
+from sagittal.inference.timings import Timings
+from sagittal.inference.windows import Tiling, tile
 from sagittal.plan import Plan
-from sagittal.volumes import Volume, read_volume
-from sagittal.volumes.volume import require_same_grid
+from sagittal.plan.base import Triple
+from sagittal.plan.plan import NoNormalization
+from sagittal.volumes import Volume
+from sagittal.volumes.volume import read_scans, require_same_grid
 
-__all__ = ["Predictor", "load", "resolve_device"]
+__all__ = ["Predictor", "load"]
 
 Scan: TypeAlias = str | os.PathLike[str] | Volume
 Progress: TypeAlias = Callable[[int, int], None]
 
 _WINDOW_VOXELS_PER_CALL = {"cpu": 64**3, "cuda": 160**3, "mps": 128**3}
 _MAX_BATCH = 16
-_SHARE_FOR_LOGITS = 0.5
-"""Of a GPU's free memory; the network's activations need the rest."""
+_FLOAT_BYTES = 4
 
 
 class Predictor:
@@ -47,23 +47,32 @@ class Predictor:
 
     Args:
         plan: what the networks were trained with.
-        networks: one per set of weights, on `device`; their mean is predicted.
-        device: where they are.
+        engine: computes them.
+
+    Attributes:
+        last_timings: where the time of the last `predict` went; None before the first.
     """
 
-    def __init__(self, plan: Plan, networks: Sequence[nn.Module], device: torch.device | str) -> None:
+    def __init__(self, plan: Plan, engine: Engine) -> None:
         self.plan = plan
-        self.device = torch.device(device)
-        self._network = networks[0] if len(networks) == 1 else Ensemble(networks)
+        self.engine = engine
+        self.last_timings: Timings | None = None
         self._labels: LabelIndex = label_index(plan.dataset)
+
+    @property
+    def device(self) -> str:
+        """Where the engine computes: cpu, cuda:0, mps."""
+        return self.engine.device
 
     def predict(
         self,
         scan: Scan | Sequence[Scan],
         *,
         mirror: bool = True,
+        step: float | None = None,
         memory_gib: float | None = None,
         on_window: Progress | None = None,
+        consumers: Sequence[SlabConsumer] = (),
     ) -> Volume:
         """Return the label map of a scan, (1, D, H, W), on exactly the scan's grid.
 
@@ -72,45 +81,60 @@ class Predictor:
         Args:
             scan: a file or a Volume; several of them where the data set has several channels, in its order.
             mirror: average over the mirrored copies that the plan names.
-            memory_gib: main memory that may be used; on a GPU, the rest of the work counts, not the GPU's own memory.
+            step: from one window to the next, as a share of the window's edge; None is the plan's.
+            memory_gib: main memory that may be used, without a GPU's own; None is four fifths of what is available.
             on_window: called with the number of windows done and in all.
+            consumers: get the logits on the cropped scan's grid, slab by slab.
 
         Raises:
             DataError: a scan that can't be read, another number of channels, grids that differ, or values that are not
                 finite.
-            ResourceError: the memory does not suffice; known before the network starts where `memory_gib` is given.
+            PlanError: `step` or `memory_gib` makes no sense.
+            ResourceError: the memory does not suffice; known before the network starts.
         """
+        overlap = self._overlap(step)
+        allowed = budget_bytes(memory_gib)
+        timings = Timings()
         images = [scan] if isinstance(scan, str | os.PathLike | Volume) else list(scan)
-        volumes = [image if isinstance(image, Volume) else read_volume(image) for image in images]
-        self._check(volumes)
-        geometry = volumes[0].geometry
-        keeps_scan = any(isinstance(image, Volume) for image in images)
-        prepared = prepare(volumes, self.plan.preprocessing)
-        # Files can be read again: their voxels need not stay while the network works.
-        del volumes
         with _explained_out_of_memory(self.device):
-            choice = self._choose(prepared, keeps_scan, memory_gib)
-            labels = self._labels_of(prepared, choice, mirror, on_window)
-        return Volume.on(geometry, prepared.frame.uncrop_and_unorient(labels))
-
-    def _labels_of(
-        self, prepared: Prepared, choice: Choice, mirror: bool, on_window: Progress | None
-    ) -> Integer[np.ndarray, "D H W"]:
-        """Return label values on the cropped grid."""
-        image = torch.from_numpy(prepared.image).to(self._home_of(prepared))
-        with _evaluating(self._network):
-            logits = predict_logits(
-                self._network,
-                image,
-                patch_size=self.plan.patch.size,
-                overlap=self.plan.inference.overlap,
-                mirror_axes=self.plan.inference.mirror_axes if mirror else (),
-                num_outputs=self.plan.dataset.num_outputs,
-                mirror_swaps=output_swaps(self.plan.dataset, self.plan.training.augmentation),
-                window_batch=choice.window_batch,
-                on_window=on_window,
+            with timings.phase("reading"):
+                volumes = [volume for image in images for volume in _read(image)]
+            self._check(volumes)
+            geometry = volumes[0].geometry
+            with timings.phase("preparing"):
+                frame = frame_of(volumes, self.plan.preprocessing)
+            mirrors = self._mirrors(mirror)
+            tiling = tile(frame.prepared_shape, self.plan.patch.size, overlap)
+            keeps_scan = any(isinstance(image, Volume) for image in images)
+            work = self._work(volumes, frame, tiling, mirrors, bool(consumers), keeps_scan)
+            choice = self._choose(work, allowed)
+            with timings.phase("preparing"):
+                image = prepare_image(volumes, self.plan.preprocessing, frame, compact=choice.halve_image)
+            # Files can be read again: their voxels need not stay while the network works.
+            del volumes
+            labels = np.zeros(frame.stored_shape, self._labels.values_of_classes().dtype)
+            copies = Copies(
+                self.engine, mirrors, window_batch=choice.window_batch, kept_values=choice.kept_values, half=choice.half
             )
-        return labels_on_grid(logits, prepared.frame.cropped_shape, self._labels, slab_bytes=choice.slab_bytes)
+            target = Target(self._labels, frame.crop(labels), consumers)
+            stream(image, copies, tiling, target, choice, timings=timings, on_window=on_window)
+        timings.stop()
+        self.last_timings = timings
+        return Volume.on(geometry, labels)
+
+    def _overlap(self, step: float | None) -> float:
+        if step is None:
+            return self.plan.inference.overlap
+        if not 0 < step <= 1:
+            raise PlanError(
+                f"step {step:g}: expected a share of the window's edge above 0, at most 1, for example 0.5.",
+                code="step",
+            )
+        return 1 - step
+
+    def _mirrors(self, mirror: bool) -> tuple[Mirror, ...]:
+        swaps = output_swaps(self.plan.dataset, self.plan.training.augmentation)
+        return mirrors_of(self.plan.inference.mirror_axes if mirror else (), swaps)
 
     def _check(self, volumes: Sequence[Volume]) -> None:
         expected = self.plan.dataset.channel_names
@@ -131,103 +155,96 @@ class Predictor:
                     code="not_finite",
                 )
 
-    def _choose(self, prepared: Prepared, keeps_scan: bool, memory_gib: float | None) -> Choice:
-        window = math.prod(self.plan.patch.size)
-        preferred = max(1, min(_MAX_BATCH, _WINDOW_VOXELS_PER_CALL[self.device.type] // window))
-        if memory_gib is None:
-            return Choice(preferred, MAX_SLAB_BYTES)
-        outputs, frame = self.plan.dataset.num_outputs, prepared.frame
-        tiling = tile(frame.prepared_shape, self.plan.patch.size, self.plan.inference.overlap)
-        padded = [max(n, size) for n, size in zip(frame.prepared_shape, self.plan.patch.size, strict=True)]
-        work = Workload(
-            channels=len(prepared.image),
-            outputs=outputs,
+    def _work(
+        self,
+        volumes: Sequence[Volume],
+        frame: Frame,
+        tiling: Tiling,
+        mirrors: Sequence[Mirror],
+        has_consumers: bool,
+        keeps_scan: bool,
+    ) -> Workload:
+        preprocessing = self.plan.preprocessing
+        own, target = frame.prepared_shape, frame.cropped_shape
+        order = visiting_order(tiling, 0 if has_consumers else None)
+        channels = outputs_of(self.engine, mirrors).channels
+        gathered = most_outputs(tiling, 0, own[0], target[0]) * target[1] * target[2] * channels * _FLOAT_BYTES
+        raw = any(isinstance(scheme, NoNormalization) for scheme in preprocessing.normalization)
+        return Workload(
+            stored_bytes=sum(volume.array.nbytes for volume in volumes),
             stored_voxels=math.prod(frame.stored_shape),
-            cropped_voxels=math.prod(frame.cropped_shape),
-            prepared_voxels=math.prod(padded),
-            is_padded=tuple(padded) != frame.prepared_shape,
-            window_voxels=window,
+            between_voxels=_between(target, own),
+            prepared_values=len(preprocessing.normalization) * math.prod(own),
+            may_halve_image=not raw,
+            channels=channels,
+            carried_voxels=carried_voxels(tiling, order),
+            halo_voxels=halo_voxels(tiling, order, own, target),
+            window_voxels=math.prod(tiling.window),
+            window_channels=len(preprocessing.normalization),
             windows=tiling.num_windows,
-            label_bytes=self._labels.values_of_classes().itemsize,
-            plane_bytes=plane_bytes((outputs, *frame.prepared_shape), frame.cropped_shape),
+            copies=len(mirrors),
+            label_bytes=math.prod(frame.stored_shape) * self._labels.values_of_classes().itemsize,
+            row_bytes=row_bytes(channels, tiling.window, order[0], own, target),
+            consumer_bytes=gathered if has_consumers else 0,
             keeps_scan=keeps_scan,
-            on_device=self.device.type != "cpu",
+            process_bytes=PROCESS_BYTES[self.engine.name],
         )
-        return choose(work, self._network_memory, budget_bytes(memory_gib), preferred_batch=preferred)
+
+    def _choose(self, work: Workload, allowed_bytes: int | None) -> Choice:
+        kind = self.device.partition(":")[0]
+        preferred = max(1, min(_MAX_BATCH, _WINDOW_VOXELS_PER_CALL[kind] // work.window_voxels))
+        unlimited = 1 << 62
+        return choose(
+            work,
+            self._network_memory,
+            unlimited if allowed_bytes is None else allowed_bytes,
+            preferred_batch=preferred,
+        )
 
     @cached_property
     def _network_memory(self) -> NetworkMemory:
-        shape = (len(self.plan.dataset.channel_names), *self.plan.patch.size)
-        with _evaluating(self._network):
-            one, two = (step_memory_bytes(self._network, (batch, *shape), training=False) for batch in (1, 2))
-        return NetworkMemory(fixed_bytes=max(0, 2 * one - two), per_window_bytes=two - one)
-
-    def _home_of(self, prepared: Prepared) -> torch.device:
-        """Return where image and logits stay: beside the network, unless a GPU has too little room for them."""
-        if self.device.type != "cuda":
-            return self.device
-        voxels = math.prod(max(n, m) for n, m in zip(prepared.frame.prepared_shape, self.plan.patch.size, strict=True))
-        wanted = 4 * voxels * (2 * len(prepared.image) + 2 * self.plan.dataset.num_outputs)
-        free, _ = torch.cuda.mem_get_info(self.device)
-        return self.device if wanted < _SHARE_FOR_LOGITS * free else torch.device("cpu")
+        return self.engine.memory(self.plan.patch.size)
 
 
-def load(bundle: str | os.PathLike[str] | Bundle, *, device: str = "auto") -> Predictor:
+def load(
+    bundle: str | os.PathLike[str] | Bundle, *, device: str = "auto", engine: str = "auto", precision: str = "fp32"
+) -> Predictor:
     """Read and verify a bundle and return its Predictor; several folds are averaged.
 
     Args:
         bundle: the folder that `sagittal train` wrote.
         device: `auto`, `cpu`, `cuda`, `cuda:1`, `mps`.
+        engine: `torch`, `openvino`, or `auto`: OpenVINO on a CPU where it is installed and knows the network.
+        precision: `fp32`; `bf16` and `int8` where the engine has them.
 
     Raises:
         BundleError: the bundle is damaged, or its weights do not fit its plan.
-        ResourceError: no such device.
+        PlanError: an unknown engine or precision.
+        ResourceError: no such device, or an engine that is not installed.
     """
-    target = resolve_device(device)
     bundle = bundle if isinstance(bundle, Bundle) else read_bundle(bundle)
-    return Predictor(bundle.plan, [_network(bundle, name, target) for name in bundle.weight_names], target)
+    return Predictor(bundle.plan, load_engine(bundle, device, engine, precision))
 
 
-def _network(bundle: Bundle, name: str, device: torch.device) -> nn.Module:
-    spec = bundle.plan.dataset
-    # Building draws initial weights; the caller's random numbers must not depend on that.
-    with torch.random.fork_rng(devices=[]):
-        network = build_network(bundle.plan.network, len(spec.channel_names), spec.num_outputs)
-    # A copy, since arrays over a file's bytes can't be written to.
-    state = {key: torch.from_numpy(array.copy()) for key, array in bundle.weights(name).items()}
+def _read(image: Scan) -> tuple[Volume, ...]:
+    """Return a scan's volumes; small integers stay as they are stored, in half the memory of float32."""
+    return (image,) if isinstance(image, Volume) else read_scans([image])
+
+
+def _between(shape: Triple, target: Triple) -> int:
+    """Return the voxels of a channel between the two grids (`data.resampling.resample_channel`)."""
+    if shape == target:
+        return 0
+    return min(target[0] * shape[1] * shape[2], shape[0] * target[1] * target[2])
+
+
+@contextmanager
+def _explained_out_of_memory(device: str) -> Iterator[None]:
     try:
-        network.load_state_dict(state)
-    except RuntimeError as error:
-        reason = " ".join(str(error).split())
-        raise BundleError(
-            f"{bundle.path}: weights '{name}' do not fit the plan's network ({reason[:300]}). "
-            "Get the bundle from its maker again.",
-            code="weights_do_not_fit",
+        yield
+    except MemoryError:
+        raise ResourceError(
+            f"the memory of {device} does not suffice for this scan. Free memory, use another device, or give "
+            "--memory-gib to see what is needed.",
+            code="memory",
         ) from None
-    return network.to(device).eval().requires_grad_(False)
-
-
-@contextmanager
-def _evaluating(network: nn.Module) -> Iterator[None]:
-    # Training validates with the network that it goes on training.
-    was_training = network.training
-    network.eval()
-    try:
-        yield
-    finally:
-        network.train(was_training)
-
-
-@contextmanager
-def _explained_out_of_memory(device: torch.device) -> Iterator[None]:
-    try:
-        yield
-    except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
-        # On the CPU torch raises a RuntimeError that only its text tells from others.
-        if isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error):
-            raise ResourceError(
-                f"the memory of {device} does not suffice for this scan. Free memory, use another device, or give "
-                "--memory-gib to see what is needed.",
-                code="memory",
-            ) from None
-        raise

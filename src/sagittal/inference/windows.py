@@ -8,7 +8,7 @@ from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Float64
+from jaxtyping import Float32, Float64
 
 from sagittal.plan.base import Triple
 
@@ -89,3 +89,16 @@ def summed_weights(tiling: Tiling, axis: int) -> Float64[np.ndarray, " size"]:
     for start in starts:
         total[start : start + window] += gaussian(window)
     return total
+
+
+def shares(tiling: Tiling, axis: int) -> Float32[np.ndarray, "windows window"]:
+    """Return each window's share of every voxel along one axis: its weight over the sum of all windows' weights.
+
+    At each voxel of the volume the shares sum to one, so that sums of windows need no division in the end and stay
+    within the range of what is summed, in float16 too.
+    """
+    total = summed_weights(tiling, axis)
+    window = tiling.window[axis]
+    return np.stack([gaussian(window) / total[start : start + window] for start in tiling.starts[axis]]).astype(
+        np.float32
+    )

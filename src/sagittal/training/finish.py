@@ -10,6 +10,7 @@ from typing import Any
 from sagittal.bundle import hash_case
 from sagittal.data.dataset import Case, Dataset
 from sagittal.evaluation import ClassSet, Evaluation
+from sagittal.inference.engines.torch_engine import TorchEngine
 from sagittal.inference.predictor import Predictor
 from sagittal.report.evaluation import evaluate
 from sagittal.report.page import Page
@@ -100,7 +101,7 @@ def _predict_held_out(
     """Predict held-out scans, shared out to the processes, and return the cases that were done, in their order."""
     began = time.monotonic()
     done: list[str] = []
-    predictor = Predictor(job.plan, (run.network,), job.device)
+    predictor = Predictor(job.plan, TorchEngine(job.plan, (run.network,), job.device))
     cases = _held_out(job, data)
     for case in cases[job.world.rank :: job.world.size]:
         taken = time.monotonic() - began

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float32
@@ -33,6 +33,7 @@ class NetworkMemory:
     per_window_bytes: int
 
 
+@runtime_checkable
 class Engine(Protocol):
     """Networks of a bundle, ready to run on windows; several folds are averaged.
 

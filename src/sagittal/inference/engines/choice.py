@@ -1,0 +1,108 @@
+"""Which engine computes: OpenVINO on a CPU where it is installed and knows the network, else PyTorch."""
+
+from __future__ import annotations
+
+import os
+from importlib import metadata
+from importlib.util import find_spec
+from typing import Literal
+
+from sagittal.bundle import Bundle
+from sagittal.errors import PlanError, ResourceError, did_you_mean
+from sagittal.inference.engines.engine import Engine, Precision
+
+EngineName = Literal["auto", "torch", "openvino"]
+ENGINES: tuple[EngineName, ...] = ("auto", "torch", "openvino")
+PRECISIONS: tuple[Precision, ...] = ("fp32", "bf16", "int8")
+_INSTALL = "pip install 'sagittal[openvino]' (CPU) or 'sagittal[torch]' (CPU, CUDA, MPS)"
+
+
+def load_engine(
+    bundle: Bundle,
+    device: str = "auto",
+    engine: str = "auto",
+    precision: str = "fp32",
+    *,
+    cache_folder: str | os.PathLike[str] | None = None,
+) -> Engine:
+    """Return what computes a bundle's networks; `name` and `device` of it tell what was chosen.
+
+    Args:
+        bundle: verified.
+        device: `auto`, `cpu`, `cuda`, `cuda:1`, `mps`.
+        engine: `torch`, `openvino`, or `auto`: OpenVINO on a CPU where it is installed and knows the network.
+        precision: `fp32`, `bf16` or `int8`; PyTorch computes in fp32 only.
+        cache_folder: where OpenVINO keeps compiled networks for the next process, or None.
+
+    Raises:
+        BundleError: the weights do not fit the plan.
+        PlanError: an unknown engine or precision.
+        ResourceError: no such device, or an engine that is not installed or can't do what is asked.
+    """
+    if engine not in ENGINES:
+        raise PlanError(f"engine '{engine}' is unknown.{did_you_mean(engine, ENGINES)}", code="engine")
+    if precision not in PRECISIONS:
+        raise PlanError(f"precision '{precision}' is unknown.{did_you_mean(precision, PRECISIONS)}", code="precision")
+    on_cpu = str(device).lower() == "cpu" or (str(device).lower() == "auto" and not _torch_finds_accelerator())
+    why_not = _why_not_openvino(bundle, on_cpu)
+    if engine == "openvino" and why_not is not None:
+        raise ResourceError(f"engine 'openvino' can't be used: {why_not}.", code="engine")
+    if engine != "torch" and why_not is None:
+        from sagittal.inference.engines import openvino_engine
+
+        return openvino_engine.load(bundle, precision=_precision(precision), cache_folder=cache_folder)
+    return _load_torch(bundle, device, precision, why_not)
+
+
+def _load_torch(bundle: Bundle, device: str, precision: str, why_not_openvino: str | None) -> Engine:
+    if not _is_installed("torch"):
+        reason = "" if why_not_openvino is None else f" OpenVINO can't be used: {why_not_openvino}."
+        raise ResourceError(f"PyTorch is not installed, and it has to compute here.{reason} {_INSTALL}", code="engine")
+    if precision != "fp32":
+        reason = "" if why_not_openvino is None else f" OpenVINO can't be used: {why_not_openvino}."
+        raise ResourceError(
+            f"precision {precision} is computed by OpenVINO on a CPU only.{reason} Use --precision fp32.",
+            code="precision",
+        )
+    from sagittal.inference.engines import torch_engine
+
+    return torch_engine.load(bundle, device)
+
+
+def _why_not_openvino(bundle: Bundle, on_cpu: bool) -> str | None:
+    """Return why OpenVINO can't compute here, or None where it can."""
+    if not on_cpu:
+        return "it is for CPUs, and another device is used"
+    if not _is_installed("openvino"):
+        return f"it is not installed; {_INSTALL}"
+    try:
+        from sagittal.inference.engines import openvino_engine
+    except ImportError as error:
+        return f"it can't be imported ({error})"
+    return openvino_engine.supports(bundle.plan)
+
+
+def _torch_finds_accelerator() -> bool:
+    """Return whether PyTorch is there and sees a GPU; a build without CUDA is not imported to be asked."""
+    if not _is_installed("torch"):
+        return False
+    try:
+        if metadata.version("torch").endswith("+cpu"):
+            return False
+    except metadata.PackageNotFoundError:
+        return False
+    from sagittal.inference.device import resolve_device
+
+    return resolve_device("auto").type != "cpu"
+
+
+def _is_installed(package: str) -> bool:
+    try:
+        return find_spec(package) is not None
+    except (ImportError, ValueError):
+        # Hidden by `sys.modules[package] = None`, as tests do.
+        return False
+
+
+def _precision(name: str) -> Precision:
+    return next(known for known in PRECISIONS if known == name)

@@ -1,0 +1,110 @@
+"""From finished features or logits to labels, a few voxels at a time: the logits of a volume never exist."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from jaxtyping import Float32, Integer
+
+from sagittal.data.label_index import LabelIndex
+from sagittal.inference.blending import Place
+from sagittal.inference.consumers import SlabConsumer
+from sagittal.inference.engines.engine import LinearHead
+
+VOXELS_AT_ONCE = 2048
+"""Their logits stay in a core's cache: 1 MiB for 128 classes."""
+_FLOAT_BYTES = 4
+
+
+class LabelWriter:
+    """Decide voxels and write their labels.
+
+    A voxel gets the class with the largest logit, the first among equals; or for regions the value of the last one in
+    regions_class_order whose logit is above zero, that is, whose probability exceeds one half.
+
+    Args:
+        index: what the outputs mean.
+        head: from features to logits; None where logits are given.
+        labels: where labels go, (D, H, W); any view of a label map.
+    """
+
+    def __init__(self, index: LabelIndex, head: LinearHead | None, labels: Integer[np.ndarray, "D H W"]) -> None:
+        self._values = index.values_of_classes()
+        self._has_regions = index.spec.has_regions
+        self._head = head
+        self._labels = labels
+
+    def __call__(self, place: Place, values: Float32[np.ndarray, "F d h w"]) -> None:
+        """Write the labels of a block."""
+        columns = values.reshape(len(values), -1)
+        found = np.empty(columns.shape[1], self._values.dtype)
+        for start in range(0, columns.shape[1], VOXELS_AT_ONCE):
+            piece = slice(start, start + VOXELS_AT_ONCE)
+            found[piece] = self._decide(columns[:, piece])
+        self._labels[place] = found.reshape(values.shape[1:])
+
+    def _decide(self, columns: Float32[np.ndarray, "F n"]) -> Integer[np.ndarray, " n"]:
+        if not self._has_regions:
+            # Voxels first: the search for the largest then runs through neighbouring numbers.
+            if self._head is None:
+                logits = np.ascontiguousarray(columns.T)
+            else:
+                logits = np.matmul(columns.T, self._head.weight.T)
+                logits += self._head.bias
+            return self._values[logits.argmax(axis=1)]
+        regions = columns if self._head is None else apply_head(self._head, columns)
+        found = np.zeros(columns.shape[1], self._values.dtype)
+        for value, region in zip(self._values, regions, strict=True):
+            found[region > 0] = value
+        return found
+
+
+def apply_head(head: LinearHead, columns: Float32[np.ndarray, "F n"]) -> Float32[np.ndarray, "K n"]:
+    """Return the logits of voxels side by side."""
+    logits = np.matmul(head.weight, columns)
+    logits += head.bias[:, None]
+    return logits
+
+
+class ConsumerFeed:
+    """Gather blocks into whole slabs along D and hand their logits to consumers.
+
+    Args:
+        consumers: take the logits.
+        head: from features to logits; None where logits are given.
+        shape: channels of the blocks, the most rows that a layer completes, H, W.
+        slab_bytes: memory for the logits that are made at once; at least one plane is.
+    """
+
+    def __init__(
+        self,
+        consumers: Sequence[SlabConsumer],
+        head: LinearHead | None,
+        shape: tuple[int, int, int, int],
+        slab_bytes: int,
+    ) -> None:
+        self._consumers, self._head = tuple(consumers), head
+        self._gathered = np.empty(shape, np.float32)
+        outputs = shape[0] if head is None else len(head.bias)
+        self._rows = max(1, slab_bytes // (outputs * shape[2] * shape[3] * _FLOAT_BYTES))
+        self._first, self._stop = 0, 0
+
+    def __call__(self, place: Place, values: Float32[np.ndarray, "F d h w"]) -> None:
+        """Take a block; its first row is not before the first of the layer."""
+        rows, height, width = place
+        self._gathered[:, rows.start - self._first : rows.stop - self._first, height, width] = values
+        self._stop = max(self._stop, rows.stop)
+
+    def end_layer(self) -> None:
+        """Hand on what was gathered; every voxel of these rows is there."""
+        for start in range(self._first, self._stop, self._rows):
+            stop = min(start + self._rows, self._stop)
+            slab = self._gathered[:, start - self._first : stop - self._first]
+            if self._head is not None:
+                logits = apply_head(self._head, slab.reshape(len(slab), -1)).reshape(-1, *slab.shape[1:])
+            else:
+                logits = np.ascontiguousarray(slab)
+            for consumer in self._consumers:
+                consumer(slice(start, stop), logits)
+        self._first = self._stop
