@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from sagittal.plan import Plan
+from sagittal.plan.postprocessing import in_words
 
 
 def model_card(plan: Plan, metrics: Mapping[str, Any], *, parameters: int, data_license: str | None = None) -> str:
@@ -16,7 +17,8 @@ def model_card(plan: Plan, metrics: Mapping[str, Any], *, parameters: int, data_
         metrics: the bundle's metrics; of these the card shows, where present, `dice` (label name -> number or None),
             `mean_dice`, `validation` (a sentence: on which cases, seen or unseen), `training_cases` (a number),
             `out_of_fold` (scores with intervals over the held-out cases of all folds, see `training.joining`),
-            `missing_folds`, `failed_folds`, and of a fold's entry `made_with`.
+            `missing_folds`, `failed_folds`, `postprocessing` (see `training.postprocessing_choice`), and of a fold's
+            entry `made_with`.
         parameters: number of trainable values of one network.
         data_license: licence of the data set, None where unknown.
     """
@@ -38,6 +40,7 @@ def model_card(plan: Plan, metrics: Mapping[str, Any], *, parameters: int, data_
             }
         ),
         "## Classes and Dice\n\n" + _dice_table(plan, metrics),
+        *_postprocessing(plan, metrics),
         "## Network\n\n"
         + _bullets(
             {
@@ -105,6 +108,26 @@ def _folds(plan: Plan, metrics: Mapping[str, Any]) -> list[str]:
         return []
     told = [f"{fold} (failed: {failed[fold]})" if fold in failed else fold for fold in missing]
     return [f"Folds {', '.join(metrics['folds'])} of {plan.training.folds} are here; missing: {', '.join(told)}."]
+
+
+def _postprocessing(plan: Plan, metrics: Mapping[str, Any]) -> list[str]:
+    """Return the section on what is done to label maps after the network, where there is something to tell."""
+    told = metrics.get("postprocessing")
+    title = "## Post-processing\n\n"
+    if not isinstance(told, Mapping):
+        rules = [f"- {_line(in_words(rule))}" for rule in plan.postprocessing]
+        return [title + "\n".join([*rules, "", "Set by hand in the plan."])] if rules else []
+    if told.get("why") is not None:
+        return [f"{title}None: {_line(str(told['why']))}."]
+    rows = ["| rule | Dice gained |", "|---|---|"]
+    for item in told["chosen"]:
+        gains = ", ".join(f"{_line(name)} {gain:+.4f}" for name, gain in item["gain"].items())
+        rows.append(f"| {_line(item['words'])} | {gains or 'with the next rule'} |")
+    how = (
+        f"Measured on the {told['cases']} held-out cases that chose the rules, so it flatters. The table of classes is "
+        "without them; `sagittal predict --no-postprocessing` leaves them out."
+    )
+    return [title + "\n".join(rows) + f"\n\n{how}"]
 
 
 def _bullets(items: Mapping[str, str]) -> str:

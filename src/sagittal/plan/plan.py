@@ -7,11 +7,12 @@ from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
-from sagittal.errors import PlanError
+from sagittal.errors import PlanError, did_you_mean
 from sagittal.plan.base import Frozen, Triple, TripleMm
 from sagittal.plan.dataset import DatasetSpec
 from sagittal.plan.migrations import migrate
 from sagittal.plan.networks import NetworkConfig
+from sagittal.plan.postprocessing import Rule, unknown_label
 from sagittal.plan.quantities import Count, Positive
 from sagittal.plan.schedule import Schedule
 from sagittal.plan.training import Training
@@ -124,10 +125,12 @@ class Plan(Frozen):
     training: Training
     schedule: Schedule
     inference: Inference
+    postprocessing: tuple[Rule, ...] = ()
+    """What is done to a label map after the network, in this order."""
     reasons: dict[str, str]
     """Why each field has its value, by dotted name; `--set` and `--budget` write their own."""
 
-    later_fields: ClassVar[tuple[str, ...]] = ("configuration",)
+    later_fields: ClassVar[tuple[str, ...]] = ("configuration", "postprocessing")
 
     @classmethod
     def from_json(cls, text: str | bytes, *, source: str = "JSON text") -> Self:
@@ -161,6 +164,10 @@ class Plan(Frozen):
                 f"output{'s' if outputs > 1 else ''}"
             )
         self._check_dims()
+        unknown = unknown_label(self.postprocessing, self.dataset)
+        if unknown is not None:
+            names = [label.name for label in self.dataset.labels]
+            raise ValueError(f"postprocessing: no label is called '{unknown}'.{did_you_mean(unknown, names)}")
         start = self.training.initialization
         if start is not None and start.freeze_encoder_steps >= self.schedule.steps:
             raise ValueError(

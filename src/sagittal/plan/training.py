@@ -71,6 +71,8 @@ class Training(Frozen):
     """Hash of the weights of cases, where case_weights.csv in the data set's folder makes some come more often."""
     deterministic: bool = False
     """Whether only operations are used that give the same bits again on the same machine."""
+    postprocessing: Literal["choose", "none"] = "choose"
+    """Whether rules for the plan's `postprocessing` are chosen on the held-out cases at the end, where it has none."""
 
     later_fields: ClassVar[tuple[str, ...]] = (
         "initialization",
@@ -83,6 +85,7 @@ class Training(Frozen):
         "class_balanced",
         "case_weights_sha256",
         "deterministic",
+        "postprocessing",
     )
 
     @model_validator(mode="after")

@@ -43,6 +43,7 @@ _ALWAYS = {
     "training.ema_decay": "off: where the rate falls to nothing, a mean of the weights adds nothing (docs/lab-log.md)",
     "training.case_weights_sha256": "no case_weights.csv was taken into account",
     "training.deterministic": "not asked for; on a CPU the same bits come again anyway",
+    "training.postprocessing": "rules that help on the held-out cases are written into the bundle's plan",
     "training.loss": "off: Dice and cross-entropy alone",
     "schedule.warmup_start_factor": "a warm-up rises from nothing",
     "schedule.final_factor": "the rate falls to nothing",
@@ -52,6 +53,7 @@ _ALWAYS = {
     "schedule.keep": "the end's, which no validation has chosen",
     "inference.overlap": "nnU-Net's, half a window",
     "inference.mirror_axes": "the axes that training mirrors",
+    "postprocessing": "none before held-out cases tell what helps",
 }
 """Reasons of what is the same for every data set and network."""
 

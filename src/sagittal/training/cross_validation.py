@@ -38,6 +38,7 @@ from sagittal.training.joint_report import write_joint_report
 from sagittal.training.manifest import facts_of
 from sagittal.training.memory import told_of_memory
 from sagittal.training.peers import NO_PEERS, Peers, agree
+from sagittal.training.postprocessing_bundle import choose_for_bundle
 from sagittal.training.schedules import validation_steps
 from sagittal.training.side_by_side import FOLD_BUNDLE, OUTPUT_LOG, Ending, Place, places_on, train_side_by_side
 from sagittal.training.signals import StopFlag, StopReason, graceful_stop
@@ -129,7 +130,7 @@ def train_folds(run: Run, names: tuple[str, ...], peers: Peers) -> tuple[Mapping
             ended = _side_by_side(run, left, stop, failures)
         else:
             ended = _in_turn(run, left, stop, failures, peers, alone=len(names) == 1)
-        close = partial(_close, run, names, failures, stopped=ended in _STOPPED)
+        close = partial(_close, run, names, failures, stop, stopped=ended in _STOPPED)
         metrics: Mapping[str, Any] = peers.on_main(close)
     if failures and ended not in _STOPPED:
         told = "\n".join(f"  fold {name}: {_message(error)}" for name, error in failures.items())
@@ -295,12 +296,17 @@ def _side_by_side(run: Run, names: list[str], stop: StopFlag, failures: dict[str
     return ended
 
 
-def _close(run: Run, names: tuple[str, ...], failures: Mapping[str, Exception], *, stopped: bool) -> Mapping[str, Any]:
+def _close(
+    run: Run, names: tuple[str, ...], failures: Mapping[str, Exception], stop: StopFlag, *, stopped: bool
+) -> Mapping[str, Any]:
     """Tell of all folds together, in the bundle, in a table and in a report; return the bundle's metrics."""
     metrics = note_failures(run.out, run.plan, _kinds(failures), patients=run.patients)
     if len(names) > 1:
         for line in _table(names, metrics, failures):
             run.options.say(line)
+    if not stopped:
+        ends = None if run.budget is None else run.budget.ends
+        metrics = choose_for_bundle(run.out, run.folder, run.plan, run.data, stop, ends=ends, say=run.options.say)
     if not stopped and len(metrics.get("folds", {})) > 1:
         write_joint_report(run.folder, run.plan, run.data, metrics, run.options.say)
     return metrics

@@ -16,6 +16,7 @@ from sagittal.errors import DataError
 from sagittal.evaluation.bootstrap import CONFIDENCE, RESAMPLES, SEED, Interval, bootstrap_means
 from sagittal.plan.plan import Plan
 from sagittal.training.fold import COMPLETE
+from sagittal.training.postprocessing_choice import unchosen
 
 CASE_SCORES = {"dice": "cases", "hd95_mm": "cases_hd95_mm"}
 """Metric to the name under which a fold's entry has its values by hash of the case and label."""
@@ -43,7 +44,7 @@ def weights_name(fold: str) -> str:
 def finished_before(out: Path, plan: Plan, name: str) -> Mapping[str, Any] | None:
     """Return the bundle's metrics where it holds this fold, trained and validated to its end by the same plan."""
     bundle = bundle_at(out)
-    if bundle is None or bundle.plan != plan:
+    if bundle is None or unchosen(bundle.plan) != plan:
         return None
     entry = bundle.metrics.get("folds", {}).get(name)
     return bundle.metrics if entry is not None and is_finished(entry) else None
@@ -90,14 +91,19 @@ def note_failures(
 ) -> Mapping[str, Any]:
     """Write into a bundle which folds failed, where there is one; return its metrics."""
     bundle = bundle_at(out)
-    if bundle is None or bundle.plan != plan:
+    if bundle is None or unchosen(bundle.plan) != plan:
         return {}
     if bundle.metrics.get("failed_folds", {}) == failed:
         return bundle.metrics
     metrics = join_folds(plan, bundle.metrics["folds"], patients=patients, failed=failed)
-    arrays = {name: bundle.weights(name) for name in bundle.weight_names}
-    write_bundle(out, plan=plan, weights=arrays, metrics=metrics)
+    rewrite(bundle, plan, metrics)
     return metrics
+
+
+def rewrite(bundle: Bundle, plan: Plan, metrics: Mapping[str, Any]) -> None:
+    """Write a bundle again with the same weights and another plan or other metrics."""
+    arrays = {name: bundle.weights(name) for name in bundle.weight_names}
+    write_bundle(bundle.path, plan=plan, weights=arrays, metrics=metrics)
 
 
 def join_folds(
@@ -190,7 +196,7 @@ def unseen(plan: Plan, folds: Mapping[str, Entry]) -> str:
 def _finished(out: Path, plan: Plan) -> tuple[dict[str, Any], dict[str, Any]]:
     """Return weights and metrics of the folds that the bundle holds, trained to their end by the same plan."""
     bundle = bundle_at(out)
-    if bundle is None or bundle.plan != plan:
+    if bundle is None or unchosen(bundle.plan) != plan:
         return {}, {}
     folds = {name: entry for name, entry in bundle.metrics.get("folds", {}).items() if entry["ended"] in COMPLETE}
     weights = {weights_name(name): bundle.weights(weights_name(name)) for name in folds}

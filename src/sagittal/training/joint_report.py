@@ -109,8 +109,23 @@ def _page(plan: Plan, metrics: Mapping[str, Any], scored: Mapping[str, tuple[Cas
                 "how": together["interval"],
             },
             "Folds": per_fold,
+            **_postprocessing(metrics.get("postprocessing")),
         },
     )
+
+
+def _postprocessing(told: Mapping[str, Any] | None) -> dict[str, dict[str, Any]]:
+    """Return what the page tells of the rules that were chosen: the gain of each; the scores of the page lack them."""
+    if told is None:
+        return {}
+    if told.get("why") is not None:
+        return {"Post-processing": {"none": told["why"]}}
+    gains = {
+        item["words"]: ", ".join(f"{name} {gain:+.4f} Dice" for name, gain in item["gain"].items())
+        or "with the next rule"
+        for item in told["chosen"]
+    }
+    return {"Post-processing": {**gains, "how": told["note"]}}
 
 
 def _fold_words(entry: Mapping[str, Any]) -> str:

@@ -30,6 +30,7 @@ from sagittal.training.choice import PlanChoice, refuse_other_plan
 from sagittal.training.distributed import ALONE, World
 from sagittal.training.initialization import frozen_steps, with_frozen_steps, without_freezing
 from sagittal.training.peers import enough_samples
+from sagittal.training.postprocessing_choice import unchosen
 from sagittal.training.precision import faster_precision
 from sagittal.training.split import SplitSources
 from sagittal.training.step import measure_step_s
@@ -123,7 +124,7 @@ def find_plan(dataset: Dataset, stored: Path | None, choice: PlanChoice, options
     """
     sources = SplitSources(dataset, options.splits, options.workers, options.say)
     if stored is not None and stored.exists():
-        plan = Plan.read(stored)
+        plan = unchosen(Plan.read(stored))
         refuse_other_plan(plan, stored, choice)
         options.say(f"plan: the run's own, {stored.name}")
         is_new = False
