@@ -18,7 +18,7 @@ from jaxtyping import Float32
 
 from sagittal.bundle import Bundle
 from sagittal.errors import BundleError, DataError, ResourceError
-from sagittal.inference.engines import openvino_mednext
+from sagittal.inference.engines import openvino_mednext, openvino_segformer3d
 from sagittal.inference.engines.engine import LinearHead, NetworkMemory, Precision
 from sagittal.inference.engines.openvino_layers import Array
 from sagittal.inference.engines.openvino_memory import activation_bytes
@@ -27,7 +27,7 @@ from sagittal.plan.base import Triple
 
 Builder = Callable[..., openvino.Model]
 
-BUILDERS: dict[str, Builder] = {"mednext": openvino_mednext.build}
+BUILDERS: dict[str, Builder] = {"mednext": openvino_mednext.build, "segformer3d": openvino_segformer3d.build}
 """By the kind of network: (config, weights, in_channels, num_outputs, *, with_head) -> graph with open sizes."""
 
 HEADS: dict[str, Callable[..., tuple[Array, Array]]] = {"mednext": openvino_mednext.head}
