@@ -18,6 +18,8 @@ from importlib.machinery import EXTENSION_SUFFIXES
 from importlib.metadata import Distribution, PackageNotFoundError, distribution
 from pathlib import Path
 
+from packaging.requirements import Requirement
+
 import sagittal
 from sagittal.errors import ResourceError
 
@@ -39,7 +41,7 @@ def write_own_wheel(folder: Path, *, compiled: bool) -> Path:
             checkout.
     """
     installed = own_distribution()
-    kernels = [path for path in _package_files() if path.name.endswith(tuple(EXTENSION_SUFFIXES))]
+    kernels = [path for path in _package_files() if _is_compiled_for_here(path)]
     compiled = compiled and bool(kernels)
     tag = _own_tag() if compiled else "py3-none-any"
     stem = f"sagittal-{installed.version}"
@@ -102,8 +104,6 @@ def _declared(project: Path) -> set[str] | None:
 
 
 def _requirements(installed: Distribution) -> set[str]:
-    from packaging.requirements import Requirement
-
     found = set()
     for line in installed.requires or []:
         requirement = Requirement(line)
@@ -114,8 +114,6 @@ def _requirements(installed: Distribution) -> set[str]:
 
 
 def _key(requirement: str, extra: str) -> str:
-    from packaging.requirements import Requirement
-
     parsed = Requirement(requirement)
     return f"{parsed.name.lower()}{sorted(parsed.extras)}{parsed.specifier}@{extra}"
 
@@ -124,9 +122,14 @@ def _package_files() -> Iterator[Path]:
     root = Path(sagittal.__file__).parent
     for path in sorted(root.rglob("*")):
         skipped = "__pycache__" in path.parts or path.name.startswith(".") or path.suffix in _SOURCES
-        foreign = path.suffix in _COMPILED and not path.name.endswith(tuple(EXTENSION_SUFFIXES))
+        foreign = path.suffix in _COMPILED and not _is_compiled_for_here(path)
         if path.is_file() and not skipped and not foreign:
             yield path
+
+
+def _is_compiled_for_here(path: Path) -> bool:
+    # The whole ending: other Pythons' files end with .so too, which is an ending of its own.
+    return path.name[path.name.find(".") :] in EXTENSION_SUFFIXES
 
 
 def _own_tag() -> str:
