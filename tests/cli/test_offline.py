@@ -180,7 +180,7 @@ def test_pip_itself_is_asked_for_a_machine_like_this_and_what_it_says_is_told(
     target = tmp_path / "wheels"
     target.mkdir()
     (target / own.name).write_bytes(own.read_bytes())
-    with pytest.raises(ResourceError, match=r"pip can't get all wheels: .*plain==7.*run this command on a machine"):
+    with pytest.raises(ResourceError, match=r"pip can't get all wheels.*plain==7.*run this command on a machine"):
         collect(target, target / own.name, ["more"], machine(None, None), ["plain==7"])
     collect(target, target / own.name, ["more"], machine(None, None), ["plain==1"])
     assert sorted(path.name.partition("-")[0] for path in target.iterdir()) == ["plain", "sagittal"]
@@ -188,7 +188,7 @@ def test_pip_itself_is_asked_for_a_machine_like_this_and_what_it_says_is_told(
 
 def test_a_python_without_pip_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     own = fake_wheel(tmp_path, "sagittal")
-    done = subprocess.CompletedProcess([], 1, "", "python: No module named pip\n")
+    done = subprocess.CompletedProcess([], 1, "python: No module named pip\n")
     monkeypatch.setattr(subprocess, "run", lambda *arguments, **options: done)
     with pytest.raises(ResourceError, match=r"has no pip.*ensurepip"):
         collect(tmp_path, own, [], machine(None, None), [])

@@ -6,7 +6,6 @@ another one. So what the other machine needs besides is found in the metadata of
 
 from __future__ import annotations
 
-import os
 import platform as this
 import subprocess
 import sys
@@ -23,7 +22,7 @@ from packaging.utils import canonicalize_name
 from sagittal.errors import PlanError, ResourceError
 
 _ROUNDS = 10
-_TOLD_LINES = 6
+_TOLD_LINES = 12
 
 
 @dataclass(frozen=True)
@@ -173,18 +172,20 @@ def _requirements_of(wheel: Path) -> tuple[str, list[Requirement]]:
 
 def _pip(arguments: Sequence[str]) -> None:
     """Run this Python's pip; where its packages come from, its own settings say."""
-    command = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--quiet", *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "PIP_NO_INPUT": "1"})
+    command = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--no-input", *arguments]
+    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     if done.returncode == 0:
         return
-    if "No module named pip" in done.stderr:
+    if "No module named pip" in done.stdout:
         raise ResourceError(
             f"{sys.executable}: has no pip, which fetches the wheels. Install it: {sys.executable} -m ensurepip",
             code="pip",
         )
-    told = " ".join(line for line in done.stderr.splitlines()[-_TOLD_LINES:] if line.strip())
+    told = [line.strip() for line in done.stdout.splitlines() if line.strip()]
+    # What conflicts stands some lines above the last one.
     raise ResourceError(
-        f"pip can't get all wheels: {told} The versions wanted are those installed here. Check the network and pip's "
-        "settings (pip config list); for another kind of machine, run this command on a machine of that kind.",
+        f"pip can't get all wheels. It says: {' / '.join(told[-_TOLD_LINES:])}. The versions wanted are those "
+        "installed here. Check the network and pip's settings (pip config list); for another kind of machine, run this "
+        "command on a machine of that kind.",
         code="pip",
     )
