@@ -27,6 +27,7 @@ def demo(*, out: Path = Path("sagittal-demo"), network: str = "mednext-s", budge
     from sagittal.errors import DataError
     from sagittal.inference.folder import predict_folder
     from sagittal.inference.predictor import load
+    from sagittal.inference.run_report import Choices
     from sagittal.plan.networks import network_config
     from sagittal.report.evaluation import evaluate
     from sagittal.training.run import train
@@ -50,7 +51,7 @@ def demo(*, out: Path = Path("sagittal-demo"), network: str = "mednext-s", budge
         load(out / "bundle"),
         data / "imagesTs",
         out / "predictions",
-        mirror=False,
+        choices=Choices(mirror=False),
         on_case=_say,
     )
     if predicted.failures:

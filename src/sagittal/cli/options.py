@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 from cyclopts import Parameter
 
-from sagittal.errors import PlanError
+from sagittal.errors import PlanError, did_you_mean
 
 Settings = Annotated[
     list[str] | None,
@@ -24,12 +24,50 @@ _NUMBER = r"\d+(?:\.\d+)?"
 _DURATION = re.compile(
     rf"(?P<plain>{_NUMBER})|(?:(?P<h>{_NUMBER})h)?(?:(?P<m>{_NUMBER})m(?:in)?)?(?:(?P<s>{_NUMBER})s)?"
 )
+_DEVICE = re.compile(r"auto|mps|(cpu|cuda)(:\d+)?")
 
 
 def known_folder() -> Path:
     """Return where measurements of data sets are kept: SAGITTAL_CACHE, else sagittal in the user's cache folder."""
     given = os.environ.get("SAGITTAL_CACHE") or os.environ.get("XDG_CACHE_HOME")
     return (Path(given) if given else Path.home() / ".cache") / "sagittal" / "known"
+
+
+def networks_folder() -> Path:
+    """Return where networks that were compiled for this machine are kept, beside `known_folder`."""
+    return known_folder().with_name("networks")
+
+
+def parse_devices(text: str, option: str = "--device") -> tuple[str, ...]:
+    """Return the devices in `cuda:0,cuda:1`; whether this machine has them is not asked.
+
+    Raises:
+        PlanError: a name that is no device's.
+    """
+    names = tuple(part.strip().lower() for part in text.split(",") if part.strip())
+    for name in names or (text,):
+        if not _DEVICE.fullmatch(name):
+            hint = did_you_mean(name.partition(":")[0], ("auto", "cpu", "cuda", "mps"))
+            raise PlanError(
+                f"{option} {text}: '{name}' is not a device.{hint} A second GPU is 'cuda:1'.", code="bad_device"
+            )
+    return names
+
+
+def require_known_names(network: str | None, preset: str | None) -> None:
+    """Tell of a misspelt network or preset before a data set is looked at.
+
+    Raises:
+        PlanError: no network or preset has this name.
+    """
+    if network is not None:
+        from sagittal.plan.networks import network_config
+
+        network_config(network)
+    if preset is not None:
+        from sagittal.planning.presets import preset_named
+
+        preset_named(preset)
 
 
 def parse_duration_s(text: str, option: str = "--budget") -> float:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import Parameter
 
-from sagittal.cli.options import Settings, known_folder, parse_settings_option
+from sagittal.cli.options import Settings, known_folder, parse_settings_option, require_known_names
 
 if TYPE_CHECKING:
     from sagittal.plan import Plan
@@ -45,6 +45,7 @@ def plan(
     from sagittal.training.choice import PlanChoice
     from sagittal.training.stages import RunOptions, check, describe, find_plan
 
+    require_known_names(network, preset)
     say = _say_aside if json else print
     options = RunOptions(memory_gib=memory_gib, splits=splits, known=known_folder(), say=say)
     choice = PlanChoice(network=network, settings=parse_settings_option(settings), configuration=config, preset=preset)

@@ -2,11 +2,30 @@
 
 from __future__ import annotations
 
+import shlex
+import signal
 import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from types import FrameType
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import Parameter
+
+from sagittal.cli.options import networks_folder, parse_devices
+from sagittal.cli.predict_options import HowToPredict, Writing
+
+if TYPE_CHECKING:
+    from sagittal.bundle import Bundle
+    from sagittal.data.dataset import Case
+    from sagittal.inference.folder import Tell
+    from sagittal.inference.pipeline import Job
+    from sagittal.inference.run_report import CasePrediction, FolderResult
+
+STOPPED = 75
+"""Exit code after SIGTERM: the same command can go on."""
+RESEARCH_USE = "for research use; not a medical device"
 
 
 def predict(
@@ -14,38 +33,129 @@ def predict(
     input: Annotated[
         list[Path],
         Parameter(
-            help="a scan (file, or folder or zip of a DICOM series), its channels in order, or a folder of scans"
+            help="a scan (file, or folder or zip of a DICOM series), its channels in order, a folder of scans at any "
+            "depth, or a list (.csv, .tsv, .txt) with a case per line"
         ),
     ],
     /,
     *,
     out: Path,
-    mirror: bool = True,
-    memory_gib: float | None = None,
     device: str = "auto",
+    engine: Literal["auto", "torch", "openvino"] = "auto",
+    precision: Literal["fp32", "bf16", "int8"] = "fp32",
+    memory_gib: float | None = None,
+    overwrite: Annotated[bool, Parameter(negative="")] = False,
+    json: Annotated[bool, Parameter(negative="")] = False,
+    how: HowToPredict = HowToPredict(),  # noqa: B008 - frozen
+    write: Writing = Writing(),  # noqa: B008 - frozen
 ) -> int:
     """Segment scans; each label map has the grid of its scan and is written whole or not at all.
+
+    Finished cases are left alone when the same command is given again.
 
     Args:
         bundle: folder that `sagittal train` wrote
         out: folder for the label maps
-        mirror: average over mirrored copies (--no-mirror is up to eight times faster)
+        device: auto, cpu, cuda, cuda:1 or mps; several with commas share the cases
+        engine: what computes; auto takes OpenVINO on a CPU where it is installed and knows the network
+        precision: of the network's products; bf16 and int8 cost accuracy and need OpenVINO
         memory_gib: memory to stay within; refused before it starts where that can't be done
-        device: auto, cpu, cuda, cuda:1 or mps
+        overwrite: compute finished cases again
+        json: print an object per case and line, and one at the end
+        how: see HowToPredict
+        write: see Writing
     """
-    from sagittal.inference.folder import predict_folder
-    from sagittal.inference.predictor import load
+    devices = parse_devices(device)
+    from sagittal.bundle import read_bundle
+    from sagittal.inference.folder import model_of, run_folder
+    from sagittal.inference.pipeline import Job
+    from sagittal.inference.subset import chosen_spec
 
-    result = predict_folder(
-        load(bundle, device=device),
-        input[0] if len(input) == 1 else input,
-        out,
-        mirror=mirror,
-        memory_gib=memory_gib,
-        on_case=lambda case: print(case, flush=True),
-    )
-    if result.failures:
-        print(f"error: {len(result.failures)} of {len(result.cases)} cases failed:", file=sys.stderr)
-        for failure in result.failures:
+    print(RESEARCH_USE, file=sys.stderr)
+    read = read_bundle(bundle)
+    choices = write.choices(how, precision, _say_aside)
+    subset = tuple(label.name for label in chosen_spec(read.plan.dataset, choices.subset).labels)
+    choices = choices.replace(subset=subset if choices.subset else ())
+    model = model_of(read, read.plan, engine, devices)
+    job = Job(out, choices, model.sha256, ",".join(devices), memory_gib, model.threshold)
+
+    def compute(cases: Sequence[Case], tell: Tell) -> None:
+        if len(devices) > 1:
+            _on_several(devices, read, engine, job, cases, tell)
+        elif cases:
+            _on_one(devices[0], read, engine, job, cases, tell)
+
+    with _stoppable():
+        result = run_folder(model, job, input, compute, overwrite=overwrite, on_case=_teller(json))
+    return _told(result, out, json)
+
+
+def _on_one(device: str, bundle: Bundle, engine: str, job: Job, cases: Sequence[Case], tell: Tell) -> None:
+    from dataclasses import replace
+
+    from sagittal.inference.engines.choice import load_engine
+    from sagittal.inference.pipeline import CasePipeline
+    from sagittal.inference.predictor import Predictor
+
+    loaded = load_engine(bundle, device, engine, job.choices.precision, cache_folder=networks_folder())
+    _say_aside(f"{loaded.name} {loaded.precision} on {loaded.device}")
+    where = replace(job, device=f"{loaded.device} ({loaded.name})")
+    CasePipeline(Predictor(bundle.plan, loaded), where, tell).run(cases)
+
+
+def _on_several(
+    devices: Sequence[str], bundle: Bundle, engine: str, job: Job, cases: Sequence[Case], tell: Tell
+) -> None:
+    from sagittal.inference.processes import Loading, places_on, predict_on
+
+    loading = Loading(bundle.path, engine, networks_folder())
+    predict_on(places_on(devices), loading, job, cases, tell)
+
+
+def _teller(json: bool) -> Callable[[CasePrediction], None]:
+    if json:
+        return lambda case: print(case.model_dump_json(), flush=True)
+    return lambda case: print(case, flush=True)
+
+
+def _told(result: FolderResult, out: Path, json: bool) -> int:
+    """Say how a run ended and return the exit code."""
+    failures, flagged = result.failures, result.flagged
+    if json:
+        import json as json_module
+
+        counts = {"cases": len(result.cases), "failed": len(failures), "flagged": len(flagged)}
+        print(json_module.dumps({"summary": {**counts, "report": str(out / "prediction.json")}}))
+    if flagged and len(result.cases) > 1:
+        names = ", ".join(case.case for case in flagged[:20]) + (", ..." if len(flagged) > 20 else "")
+        print(f"look at {len(flagged)} of {len(result.cases)} cases: {names}", file=sys.stderr)
+    if failures:
+        print(f"error: {len(failures)} of {len(result.cases)} cases failed:", file=sys.stderr)
+        for failure in failures:
             print(f"  {failure}", file=sys.stderr)
-    return 1 if result.failures else 0
+    return 1 if failures else 0
+
+
+def _say_aside(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+@contextmanager
+def _stoppable() -> Iterator[None]:
+    """Let SIGTERM unwind the run, as Ctrl-C does, and say how to go on."""
+
+    def end(number: int, frame: FrameType | None) -> None:
+        raise SystemExit(STOPPED)
+
+    try:
+        previous = signal.signal(signal.SIGTERM, end)
+    except ValueError:  # not the main thread, which alone receives signals
+        yield
+        return
+    try:
+        yield
+    except (KeyboardInterrupt, SystemExit):
+        _say_aside(f"stopped; finished cases are kept; go on with: sagittal {shlex.join(sys.argv[1:])}")
+        raise
+    finally:
+        signal.signal(signal.SIGTERM, previous)

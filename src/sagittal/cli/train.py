@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import Parameter
 
-from sagittal.cli.options import Settings, parse_duration_s, parse_settings_option
+from sagittal.cli.options import Settings, parse_duration_s, parse_settings_option, require_known_names
 from sagittal.cli.train_options import HowToRun
 
 if TYPE_CHECKING:
@@ -58,6 +58,10 @@ def train(
         how: see HowToRun
     """
     from sagittal.errors import PlanError
+
+    require_known_names(network, preset)
+    parsed = parse_settings_option(settings)
+    budget_s = None if budget is None else parse_duration_s(budget)
     from sagittal.training.distributed import world_from_environment
     from sagittal.training.run import train as train_bundle
 
@@ -74,9 +78,9 @@ def train(
             plan=plan,
             configuration=config,
             preset=preset,
-            settings={**parse_settings_option(settings), **always},
+            settings={**parsed, **always},
             fold=fold,
-            budget_s=None if budget is None else parse_duration_s(budget),
+            budget_s=budget_s,
             init_from=init_from,
             freeze_encoder_epochs=freeze_encoder,
             options=how.options(world=world, live=world.main, say=_say if world.main else _say_nothing),
@@ -132,7 +136,8 @@ def _share_processors(processes: int) -> None:
     if processes > 1 and os.environ.get("OMP_NUM_THREADS", "1") == "1":
         import torch
 
-        torch.set_num_threads(max(len(os.sched_getaffinity(0)) // processes, 1))
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        torch.set_num_threads(max(cores // processes, 1))
 
 
 def _say_nothing(line: str) -> None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Parameter, validators
 
-from sagittal.cli.options import known_folder, parse_duration_s
+from sagittal.cli.options import known_folder, parse_devices, parse_duration_s
 
 if TYPE_CHECKING:
     from sagittal.training.stages import RunOptions
@@ -59,6 +59,9 @@ class HowToRun:
 
         if self.devices is not None and self.device != "auto":
             raise PlanError("--device and --devices exclude each other. Give one of them.", code="options")
+        for option, text in (("--device", self.device), ("--devices", self.devices)):
+            if text is not None:
+                parse_devices(text, option)
         return RunOptions(
             device=self.device,
             devices=_listed(self.devices),

@@ -1,185 +1,212 @@
-"""Predict every case of a folder: each output appears whole or not at all, and a bad case does not stop the others."""
+"""Predict thousands of cases with one command: what is finished is left alone, and a bad case does not stop the others.
+
+A case counts as finished where prediction.json says so, its files are as they were written, its scan is the one that
+was read, and bundle and choices are the same. So the same command, given again, goes on after anything that ended it.
+"""
 
 from __future__ import annotations
 
-import json
-import os
-import time
+import platform
+import threading
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Literal
 
-import numpy as np
-from pydantic import Field
-
-from sagittal.data.dataset import Case, read_cases
-from sagittal.errors import DataError, SagittalError
-from sagittal.inference.memory import budget_bytes
-from sagittal.inference.predictor import Predictor
-from sagittal.plan import DatasetSpec, Frozen
+from sagittal.bundle import Bundle
+from sagittal.data.dataset import Case
+from sagittal.errors import PlanError, ResourceError
+from sagittal.inference.inputs import FoundCases, Inputs, find_cases
+from sagittal.inference.outputs import (
+    DECLARATION,
+    declaration,
+    is_as_written,
+    is_same_input,
+    protect,
+    tidy,
+)
+from sagittal.inference.pipeline import CasePipeline, CasePredictor, Job
+from sagittal.inference.run_report import CasePrediction, Choices, FolderResult, RunLog, known_cases
+from sagittal.inference.subset import chosen_spec
+from sagittal.inference.uncertainty import threshold_of
 from sagittal.plan.base import write_atomically
-from sagittal.volumes import Volume
+from sagittal.plan.plan import Plan
 
-DECLARATION = "dataset.json"
-REPORT = "prediction.json"
-_MM3_PER_ML = 1000.0
-
-
-class CasePrediction(Frozen):
-    """What became of one case."""
-
-    case: str
-    status: Literal["done", "failed"]
-    seconds: float
-    """From the first byte read to the last one written."""
-    output: str | None = None
-    """Name of the label map in the folder, None where the case failed."""
-    volumes_ml: dict[str, float] = Field(default_factory=dict)
-    """Volume of each class or region."""
-    message: str | None = None
-    """Why the case failed."""
-    code: str | None = None
-    """The same for machines."""
-
-    def __str__(self) -> str:
-        """Return one line for a person."""
-        if self.status == "failed":
-            return f"{self.case}: failed, {self.message}"
-        volumes = ", ".join(f"{name} {volume:.4g} mL" for name, volume in self.volumes_ml.items())
-        return f"{self.case}: done in {self.seconds:.1f} s, {volumes}"
+Tell = Callable[[CasePrediction], None]
+Compute = Callable[[Sequence[Case], Tell], None]
+_PACKAGES = ("sagittal", "numpy", "torch", "openvino")
 
 
-class FolderResult(Frozen):
-    """The run report, `prediction.json`."""
+@dataclass(frozen=True)
+class Model:
+    """What a folder run says of its model: all but the networks themselves.
 
-    schema_version: Literal[1] = 1
-    network: str
-    device: str
-    mirror: bool
-    cases: tuple[CasePrediction, ...]
+    Attributes:
+        plan: what it was trained with.
+        name: of its bundle.
+        sha256: hash of the bundle's manifest; without one no case counts as finished.
+        engine: what computes, torch or openvino.
+        devices: where.
+        threshold: agreement below which a case is flagged, and where it comes from.
+    """
 
-    @property
-    def failures(self) -> tuple[CasePrediction, ...]:
-        """The cases that failed."""
-        return tuple(case for case in self.cases if case.status == "failed")
+    plan: Plan
+    name: str
+    sha256: str | None
+    engine: str
+    devices: tuple[str, ...]
+    threshold: tuple[float, str]
+
+
+def model_of(bundle: Bundle | None, plan: Plan, engine: str, devices: Sequence[str]) -> Model:
+    """Return what a run's report says of the model of `bundle`, None where it comes from none."""
+    return Model(
+        plan=plan,
+        name="" if bundle is None else bundle.path.resolve().name,
+        sha256=None if bundle is None else bundle.manifest.manifest_sha256,
+        engine=engine,
+        devices=tuple(devices),
+        threshold=threshold_of({} if bundle is None else bundle.metrics),
+    )
 
 
 def predict_folder(
-    predictor: Predictor,
-    inputs: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
-    out: str | os.PathLike[str],
+    predictor: CasePredictor,
+    inputs: Inputs,
+    out: str | Path,
     *,
-    mirror: bool = True,
+    choices: Choices | None = None,
     memory_gib: float | None = None,
-    on_case: Callable[[CasePrediction], None] | None = None,
+    overwrite: bool = False,
+    model: Model | None = None,
+    on_case: Tell | None = None,
 ) -> FolderResult:
     """Write a label map for every case to OUT/CASE.nii.gz, and beside them `dataset.json` and `prediction.json`.
 
     Args:
         predictor: the model.
-        inputs: a file, the channel files of a case, or a folder of them; see `data.dataset.read_cases`.
+        inputs: scans, folders of them or lists; see `inference.inputs.find_cases`.
         out: folder for the outputs; it is made.
-        mirror, memory_gib: see `Predictor.predict`.
-        on_case: called after each case.
+        choices: what is written and how it is computed; by default label maps, mirrored as the plan says.
+        memory_gib: see `Predictor.predict`; scans that wait and results that are being written count too.
+        overwrite: whether finished cases are computed again.
+        model: what the report says of the model; without it no case counts as finished.
+        on_case: called after each case, one call at a time.
 
     Returns:
-        What became of each case, failed ones included; the same is in `prediction.json`, kept up to date case by case.
+        What became of each case, failed ones included; the same is in `prediction.json`.
 
     Raises:
         DataError: the inputs make no case, or an output would overwrite something that is no prediction.
-        PlanError: `memory_gib` is not a positive number.
+        PlanError: `memory_gib` is not a positive number, or the subset names a class that the model does not have.
         ResourceError: the folder can't be written or the disk is full; what was finished stays.
     """
-    folder, spec = Path(out), predictor.plan.dataset
-    if memory_gib is not None:
-        budget_bytes(memory_gib)
-    cases = read_cases(inputs, spec.channel_names)
-    _protect(cases, folder, spec.file_ending)
-    write_atomically(folder / DECLARATION, _declaration(spec))
-    done: list[CasePrediction] = []
-    for case in cases:
-        done.append(_predict_case(predictor, case, folder, mirror, memory_gib))
-        result = FolderResult(
-            network=predictor.plan.network_name, device=str(predictor.device), mirror=mirror, cases=tuple(done)
-        )
-        result.write(folder / REPORT)
-        if on_case is not None:
-            on_case(done[-1])
-    return result
+    wanted = choices or Choices()
+    known = model or model_of(None, predictor.plan, "", ())
+    device = known.devices[0] if known.devices else None
+    job = Job(Path(out), wanted, known.sha256, device, memory_gib, known.threshold)
+
+    def compute(cases: Sequence[Case], tell: Tell) -> None:
+        CasePipeline(predictor, job, tell).run(cases)
+
+    return run_folder(known, job, inputs, compute, overwrite=overwrite, on_case=on_case)
 
 
-def volumes_ml(labels: Volume, spec: DatasetSpec) -> dict[str, float]:
-    """Return the volume of each class or region of a predicted label map, in mL."""
-    voxel_ml = abs(float(np.linalg.det(labels.affine[:3, :3]))) / _MM3_PER_ML
-    originals = dict(spec.label_map)
-    values = sorted({originals.get(value, value) for value in spec.foreground_values})
-    counts = dict.fromkeys(values, 0)
-    for plane in labels.array[0]:
-        # Plane by plane: counting makes copies of eight bytes per voxel.
-        if plane.dtype.kind == "u":
-            found = np.bincount(plane.reshape(-1))
-            present = {value: int(found[value]) for value in values if value < len(found)}
-        else:
-            present = {value: int((plane == value).sum()) for value in values}
-        for value, count in present.items():
-            counts[value] += count
+def run_folder(
+    model: Model,
+    job: Job,
+    inputs: Inputs,
+    compute: Compute,
+    *,
+    overwrite: bool = False,
+    on_case: Tell | None = None,
+) -> FolderResult:
+    """Find the cases, leave the finished ones alone, have the others computed, and keep the report.
+
+    Args:
+        model, job: what predicts, and what is made of each case.
+        inputs: see `inference.inputs.find_cases`.
+        compute: predicts cases and tells what became of each, in any order and from any thread.
+        overwrite, on_case: as for `predict_folder`, which tells the errors too.
+    """
+    folder, spec = job.folder, model.plan.dataset
+    if job.memory_gib is not None and not 0 < job.memory_gib < float("inf"):
+        raise PlanError(f"--memory-gib {job.memory_gib:g}: expected a number above 0, for example 8.", code="memory")
+    chosen = chosen_spec(spec, job.choices.subset)
+    found = find_cases(inputs, spec.channel_names, out=folder)
+    protect(found.good, folder, spec.file_ending)
+    earlier = {} if overwrite else _still_true(known_cases(folder), folder)
+    finished = {case.id for case in found.good if _is_finished(earlier.get(case.id), case, job)}
+    with RunLog(folder, _head(model, job), earlier.values()) as log:
+        write_atomically(folder / DECLARATION, declaration(chosen))
+        tidy(found.good, folder, spec.file_ending)
+        lock = threading.Lock()
+
+        def tell(case: CasePrediction) -> None:
+            with lock:
+                log.add(case)
+                if on_case is not None:
+                    on_case(case)
+
+        _tell_known(found, earlier, finished, tell)
+        try:
+            compute([case for case in found.good if case.id not in finished], tell)
+        except ResourceError as error:
+            done = sum(case.status == "done" for case in log.result.cases)
+            total = len(found.good) + len(found.bad)
+            raise ResourceError(
+                f"{error.message} {done} of {total} cases are finished; the same command goes on with the rest.",
+                code=error.code,
+            ) from None
+    return log.result
+
+
+def _tell_known(found: FoundCases, earlier: dict[str, CasePrediction], finished: set[str], tell: Tell) -> None:
+    for case in sorted(finished):
+        tell(earlier[case].replace(finished_before=True))
+    for bad in found.bad:
+        message, code = bad.error.message, bad.error.code
+        tell(CasePrediction(case=bad.id, status="failed", seconds=0.0, message=message, code=code))
+
+
+def _still_true(known: dict[str, CasePrediction], folder: Path) -> dict[str, CasePrediction]:
+    """Return the cases that were done and whose label map is still there."""
     return {
-        label.name: float(sum(counts[originals.get(value, value)] for value in label.values) * voxel_ml)
-        for label in spec.labels
+        name: case.replace(finished_before=False)
+        for name, case in known.items()
+        if case.status == "done" and case.output is not None and (folder / case.output).is_file()
     }
 
 
-def _predict_case(
-    predictor: Predictor, case: Case, folder: Path, mirror: bool, memory_gib: float | None
-) -> CasePrediction:
-    began = time.monotonic()
-    try:
-        labels = predictor.predict(case.images, mirror=mirror, memory_gib=memory_gib)
-    except SagittalError as error:
-        seconds = round(time.monotonic() - began, 3)
-        return CasePrediction(case=case.id, status="failed", seconds=seconds, message=error.message, code=error.code)
-    name = f"{case.id}{predictor.plan.dataset.file_ending}"
-    # Outside of the `try`: a disk that is full fails every further case too, and ends the run.
-    labels.write(folder / name)
-    return CasePrediction(
-        case=case.id,
-        status="done",
-        seconds=round(time.monotonic() - began, 3),
-        output=name,
-        volumes_ml=volumes_ml(labels, predictor.plan.dataset),
+def _is_finished(known: CasePrediction | None, case: Case, job: Job) -> bool:
+    if known is None or known.input is None or known.choices is None or job.bundle_sha256 is None:
+        return False
+    if known.bundle_sha256 != job.bundle_sha256 or not known.choices.covers(job.choices):
+        return False
+    return all(is_as_written(job.folder, stamp) for stamp in known.files) and is_same_input(case, known.input)
+
+
+def _head(model: Model, job: Job) -> FolderResult:
+    return FolderResult(
+        started=datetime.now(UTC).isoformat(timespec="seconds"),
+        seconds=0.0,
+        bundle=model.name,
+        bundle_sha256=model.sha256,
+        network=model.plan.network_name,
+        engine=model.engine,
+        devices=model.devices,
+        versions={"python": platform.python_version(), **_versions()},
+        choices=job.choices,
+        cases=(),
     )
 
 
-def _protect(cases: Sequence[Case], folder: Path, file_ending: str) -> None:
-    """Refuse to write over a scan or over a data set's own declaration."""
-    scans = {path.resolve() for case in cases for path in case.images}
-    for case in cases:
-        target = folder / f"{case.id}{file_ending}"
-        if target.resolve() in scans:
-            raise DataError(f"{target}: the output would overwrite a scan. Choose another folder.", code="overwrites")
-    if (folder / DECLARATION).exists() and not (folder / REPORT).exists():
-        raise DataError(
-            f"{folder}: holds a {DECLARATION} that no prediction wrote, so it looks like a data set. "
-            "Choose another folder.",
-            code="overwrites",
-        )
-
-
-def _declaration(spec: DatasetSpec) -> bytes:
-    """Return a dataset.json with what is needed to score the label maps: nnU-Net v2's keys."""
-    labels: dict[str, int | list[int]] = {"background": 0}
-    for label in spec.labels:
-        labels[label.name] = list(label.values) if len(label.values) > 1 else label.values[0]
-    if spec.ignore_value is not None:
-        labels["ignore"] = spec.ignore_value
-    content: dict[str, object] = {
-        "name": spec.name,
-        "channel_names": {str(number): name for number, name in enumerate(spec.channel_names)},
-        "labels": labels,
-        "file_ending": spec.file_ending,
-    }
-    if spec.label_map:
-        content["label_map"] = {str(value): original for value, original in spec.label_map}
-    if spec.regions_class_order is not None:
-        content["regions_class_order"] = list(spec.regions_class_order)
-    return (json.dumps(content, indent=2) + "\n").encode()
+def _versions() -> dict[str, str]:
+    found = {}
+    for name in _PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:  # an engine that is not installed, or a source tree that never was
+            continue
+    return found

@@ -1,0 +1,87 @@
+"""Options of `sagittal predict`: how a scan is predicted, and what is written beside the label map."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from cyclopts import Parameter, validators
+
+if TYPE_CHECKING:
+    from sagittal.inference.run_report import Choices
+
+FAST_STEP = 0.75
+
+Precision = Literal["fp32", "bf16", "int8"]
+
+_Flag = Annotated[bool, Parameter(negative="")]
+_Share = Annotated[float | None, Parameter(validator=validators.Number(gt=0, lte=1))]
+
+
+@Parameter(name="*")
+@dataclass(frozen=True)
+class HowToPredict:
+    """How a scan is predicted.
+
+    Attributes:
+        mirror: average over mirrored copies (--no-mirror is up to eight times faster)
+        step: distance of neighbouring windows as a share of the window, 0.5 for example; by itself the plan's
+        fast: no mirroring, and a step of 0.75 where --step gives no other
+    """
+
+    mirror: bool = True
+    step: _Share = None
+    fast: _Flag = False
+
+
+@Parameter(name="*")
+@dataclass(frozen=True)
+class Writing:
+    """What is written.
+
+    Attributes:
+        subset: names of the only classes to write, with commas: liver,spleen
+        preview: a picture per case, three planes through the largest structure; scans can be recognised in it
+        probabilities: CASE.npz with the probabilities of all classes as float16, (K, D, H, W) as the scan is stored
+        entropy: entropy/CASE with how unsure each voxel is, 0 to 1
+        quality: how far mirrored copies or folds agree, and which cases to look at because of it; needs mirroring
+    """
+
+    subset: str | None = None
+    preview: _Flag = False
+    probabilities: _Flag = False
+    entropy: _Flag = False
+    quality: _Flag = False
+
+    def choices(
+        self, how: HowToPredict, precision: Literal["fp32", "bf16", "int8"], say: Callable[[str], None]
+    ) -> Choices:
+        """Return what the library is told.
+
+        Raises:
+            PlanError: --quality without anything to compare.
+        """
+        from sagittal.errors import PlanError
+        from sagittal.inference.run_report import Choices
+
+        mirror, step = how.mirror and not how.fast, how.step
+        if how.fast:
+            step = FAST_STEP if step is None else step
+            say(f"fast: no mirroring, step {step:g}")
+        if self.quality and not mirror:
+            raise PlanError(
+                "--quality compares mirrored copies, and --no-mirror or --fast leaves them out. Leave one out.",
+                code="options",
+            )
+        return Choices(
+            precision=precision,
+            mirror=mirror,
+            step=step,
+            fast=how.fast,
+            subset=tuple(part.strip() for part in (self.subset or "").split(",") if part.strip()),
+            preview=self.preview,
+            probabilities=self.probabilities,
+            entropy=self.entropy,
+            quality=self.quality,
+        )

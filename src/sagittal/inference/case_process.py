@@ -1,0 +1,89 @@
+"""`python -m sagittal.inference.case_process`: one device's part of a folder; `processes` starts it.
+
+It is sent lines of JSON: first the task, then a case for each that it asks for. It answers with lines of JSON:
+{"ready": engine}, {"want": true}, {"case": ...}, {"fatal": ...}. The end of its input, which comes even from a parent
+that was killed, means that there are no more cases.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import threading
+import traceback
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, Any
+
+from sagittal.bundle import read_bundle
+from sagittal.data.dataset import Case
+from sagittal.errors import SagittalError
+from sagittal.inference.engines.choice import load_engine
+from sagittal.inference.pipeline import CasePipeline, Job
+from sagittal.inference.predictor import Predictor
+from sagittal.inference.run_report import CasePrediction, Choices
+
+
+def main() -> int:
+    """Do the task on standard input and return the exit code."""
+    with os.fdopen(os.dup(1), "w", encoding="utf-8") as channel:
+        # What libraries print must not mix with the messages.
+        os.dup2(2, 1)
+        lock = threading.Lock()
+
+        def send(**message: Any) -> None:
+            with lock:
+                channel.write(json.dumps(message) + "\n")
+                channel.flush()
+
+        try:
+            return _work(sys.stdin, send)
+        except SagittalError as error:
+            send(fatal={"type": type(error).__name__, "message": error.message, "code": error.code})
+        except BrokenPipeError:  # the parent is gone, and nobody is left to be told
+            return 1
+        except Exception as error:
+            traceback.print_exc()
+            send(fatal={"type": "SagittalError", "message": f"{type(error).__name__}: {error}", "code": "bug"})
+        return 1
+
+
+def _work(lines: IO[str], send: Any) -> int:
+    first = lines.readline()
+    if not first:
+        return 1
+    task = json.loads(first)
+    bundle = read_bundle(task["bundle"])
+    engine = load_engine(
+        bundle, task["device"], task["engine"], task["choices"]["precision"], cache_folder=task["cache_folder"]
+    )
+    job = Job(
+        folder=Path(task["folder"]),
+        choices=Choices.from_json(json.dumps(task["choices"])),
+        bundle_sha256=task["bundle_sha256"],
+        device=f"{engine.device} ({engine.name})",
+        memory_gib=task["memory_gib"],
+        threshold=(task["threshold"][0], task["threshold"][1]),
+    )
+    send(ready=engine.name)
+
+    def tell(case: CasePrediction) -> None:
+        send(case=case.model_dump(mode="json"))
+
+    CasePipeline(Predictor(bundle.plan, engine), job, tell).run(_cases(lines, send))
+    return 0
+
+
+def _cases(lines: IO[str], send: Any) -> Iterator[Case]:
+    while True:
+        send(want=True)
+        line = lines.readline()
+        if not line:
+            return
+        case = json.loads(line)
+        yield Case(case["id"], tuple(Path(image) for image in case["images"]))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,343 @@
+"""Cases one after the other, with reading the next and writing the last beside computing.
+
+    reader thread   scan n + 1: voxels, hash, is it like those of the training
+    this thread     scan n: the network
+    writer thread   scan n - 1: subset, volumes, label map, probabilities, entropy, preview
+
+A case that fails is told and the next one goes on. A full disk fails every further case too, so it ends the run.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+from sagittal.data.dataset import Case
+from sagittal.data.preprocessing import Frame, frame_of
+from sagittal.errors import ResourceError, SagittalError
+from sagittal.inference.consumers import SlabConsumer
+from sagittal.inference.input_check import check_grid, check_intensities
+from sagittal.inference.outputs import paths_of, stamp_input, stamp_output, volumes_ml
+from sagittal.inference.probabilities import ProbabilityFile
+from sagittal.inference.run_report import CasePrediction, Choices, FileStamp, Flag, InputStamp, Quality
+from sagittal.inference.subset import chosen_spec, keep_only
+from sagittal.inference.uncertainty import Disagreement, EntropyMap, quality_flags, quality_of
+from sagittal.plan.base import write_atomically
+from sagittal.plan.plan import Plan
+from sagittal.report.prediction import preview_png
+from sagittal.volumes import Volume
+from sagittal.volumes.io import read_header
+from sagittal.volumes.volume import read_scans, read_volume
+
+GIB = 1 << 30
+HELD_SHARE = 0.125
+"""Of the memory that is allowed, for scans that wait and results that are being written."""
+_FLOAT_BYTES = 4
+_MEMORY = "memory"
+
+
+@runtime_checkable
+class CasePredictor(Protocol):
+    """What a pipeline needs of `inference.predictor.Predictor`."""
+
+    @property
+    def plan(self) -> Plan:
+        """What the networks were trained with."""
+        ...
+
+    def predict(
+        self,
+        scan: Sequence[Path] | Sequence[Volume],
+        *,
+        mirror: bool = True,
+        step: float | None = None,
+        memory_gib: float | None = None,
+        on_window: Callable[[int, int], None] | None = None,
+        consumers: Sequence[SlabConsumer] = (),
+    ) -> Volume:
+        """Return the label map of a scan."""
+        ...
+
+
+@dataclass(frozen=True)
+class Job:
+    """What is to be made of each case.
+
+    Attributes:
+        folder: for the outputs.
+        choices: what was asked for.
+        bundle_sha256: hash of the model's manifest, None where it has none.
+        device: what the report says of it.
+        memory_gib: that this process may use; None: no limit.
+        threshold: agreement below which a case is flagged, and where it comes from.
+    """
+
+    folder: Path
+    choices: Choices
+    bundle_sha256: str | None = None
+    device: str | None = None
+    memory_gib: float | None = None
+    threshold: tuple[float, str] = (0.0, "")
+
+
+@dataclass(eq=False)
+class _Loaded:
+    """A case as the reader leaves it: its voxels, where they may be held, or why it can't be predicted."""
+
+    case: Case
+    seconds: float
+    volumes: tuple[Volume, ...] | None = None
+    frame: Frame | None = None
+    stamp: InputStamp | None = None
+    flags: tuple[Flag, ...] = ()
+    error: SagittalError | None = None
+
+    @property
+    def held_bytes(self) -> int:
+        """Memory that its voxels take."""
+        return sum(volume.array.nbytes for volume in self.volumes or ())
+
+
+@dataclass(frozen=True, eq=False)
+class _Computed:
+    """A case as the network leaves it."""
+
+    loaded: _Loaded
+    labels: Volume
+    seconds: float
+    open: ExitStack
+    probabilities: ProbabilityFile | None = None
+    entropy: EntropyMap | None = None
+    quality: Quality | None = None
+
+
+@dataclass
+class CasePipeline:
+    """Predicts cases with one predictor. Call `run` once.
+
+    Args:
+        predictor: the model.
+        job: what is to be made of each case.
+        tell: called with what became of each case as soon as it is known, from whichever thread knows.
+    """
+
+    predictor: CasePredictor
+    job: Job
+    tell: Callable[[CasePrediction], None]
+    _ahead: Future[_Loaded] | None = field(default=None, init=False)
+    _writing: Future[None] | None = field(default=None, init=False)
+    _written_bytes: int = field(default=0, init=False)
+
+    def run(self, cases: Iterable[Case]) -> None:
+        """Predict the cases; the next is asked for while one is computed.
+
+        Raises:
+            ResourceError: the disk is full or the folder can't be written.
+        """
+        waiting = iter(cases)
+        with ThreadPoolExecutor(1, "read") as reader, ThreadPoolExecutor(1, "write") as writer:
+            case = next(waiting, None)
+            while case is not None:
+                loaded = (self._ahead or reader.submit(self._load, case)).result()
+                self._ahead = None
+                case = next(waiting, None)
+                if case is not None and self._has_room(loaded, case):
+                    self._ahead = reader.submit(self._load, case)
+                computed = self._computed(loaded)
+                self._finish_writing()
+                if computed is not None:
+                    self._written_bytes = computed.labels.array.nbytes + loaded.held_bytes
+                    self._writing = writer.submit(self._write, computed)
+                del loaded, computed
+            self._finish_writing()
+
+    def _load(self, case: Case) -> _Loaded:
+        began = time.monotonic()
+
+        def seconds() -> float:
+            return time.monotonic() - began
+
+        plan = self.predictor.plan
+        try:
+            stamp = stamp_input(case)
+            volumes = read_scans(case.images)
+            flags = (*check_grid(volumes[0].geometry, plan), *check_intensities(volumes, plan))
+            needs_frame = self.job.choices.probabilities or self.job.choices.entropy
+            frame = frame_of(volumes, plan.preprocessing) if needs_frame else None
+            held = volumes if self._may_hold(sum(volume.array.nbytes for volume in volumes)) else None
+            return _Loaded(case, seconds(), held, frame, stamp, flags)
+        except SagittalError as error:
+            return _Loaded(case, seconds(), error=error)
+        except Exception as error:
+            return _Loaded(case, seconds(), error=_bug(error))
+
+    def _may_hold(self, count: int) -> bool:
+        return self.job.memory_gib is None or count <= HELD_SHARE * self.job.memory_gib * GIB
+
+    def _has_room(self, loaded: _Loaded, case: Case) -> bool:
+        """Whether the next scan may be read while this one is computed."""
+        if self.job.memory_gib is None:
+            return True
+        try:
+            coming = sum(_FLOAT_BYTES * math.prod(read_header(image).geometry.shape) for image in case.images)
+        except SagittalError:
+            return True  # reading it will say what is wrong
+        # Unpacking takes the voxels a second time for a moment.
+        return self._may_hold(loaded.held_bytes + 2 * coming)
+
+    def _computed(self, loaded: _Loaded) -> _Computed | None:
+        """Return the case's label map; None, and told, where it has none."""
+        began = time.monotonic()
+        if loaded.error is not None:
+            self.tell(_failure(loaded, loaded.error, 0.0))
+            return None
+        try:
+            try:
+                return self._predict(loaded)
+            except ResourceError as error:
+                if error.code != _MEMORY or self.job.memory_gib is None:
+                    raise
+                self._make_room(loaded)
+                return self._predict(loaded)
+        except ResourceError as error:
+            if error.code != _MEMORY:
+                raise
+            self.tell(_failure(loaded, error, time.monotonic() - began))
+        except SagittalError as error:
+            self.tell(_failure(loaded, error, time.monotonic() - began))
+        except Exception as error:
+            self.tell(_failure(loaded, _bug(error), time.monotonic() - began))
+        return None
+
+    def _make_room(self, loaded: _Loaded) -> None:
+        """Let go of everything that is held beside the network: the scan is read again, and the next one later."""
+        if self._ahead is not None:
+            self._ahead.result()
+            self._ahead = None
+        self._finish_writing()
+        loaded.volumes = None
+
+    def _predict(self, loaded: _Loaded) -> _Computed:
+        began, choices, spec = time.monotonic(), self.job.choices, self.predictor.plan.dataset
+        options: dict[str, Any] = {"mirror": choices.mirror, "memory_gib": self._memory_gib()}
+        if choices.step is not None:
+            options["step"] = choices.step
+        with ExitStack() as stack:
+            probabilities = entropy = disagreement = None
+            if choices.probabilities and loaded.frame is not None:
+                path = paths_of(self.job.folder, loaded.case.id, spec.file_ending).probabilities
+                probabilities = stack.enter_context(ProbabilityFile(path, spec, loaded.frame))
+            if choices.entropy and loaded.frame is not None:
+                entropy = EntropyMap(spec, loaded.frame)
+            consumers = tuple(consumer for consumer in (probabilities, entropy) if consumer is not None)
+            if consumers:
+                options["consumers"] = consumers
+            if choices.quality:
+                options["disagreement"] = disagreement = Disagreement(spec)
+            scan: Any = loaded.case.images if loaded.volumes is None else loaded.volumes
+            labels = self.predictor.predict(scan, on_window=self._look_at_writer, **options)
+            quality = None if disagreement is None else quality_of(disagreement, *self.job.threshold)
+            seconds = time.monotonic() - began
+            return _Computed(loaded, labels, seconds, stack.pop_all(), probabilities, entropy, quality)
+
+    def _memory_gib(self) -> float | None:
+        """Return what is left for the network beside what waits and what is being written."""
+        if self.job.memory_gib is None:
+            return None
+        writing = self._written_bytes / GIB if self._writing is not None and not self._writing.done() else 0.0
+        ahead = 0.0 if self._ahead is None else HELD_SHARE * self.job.memory_gib
+        return max(self.job.memory_gib - writing - ahead, self.job.memory_gib / 2)
+
+    def _look_at_writer(self, done: int, of: int) -> None:
+        """End at once where the disk is full, not after the scan in progress."""
+        if self._writing is not None and self._writing.done():
+            self._finish_writing()
+
+    def _finish_writing(self) -> None:
+        writing, self._writing = self._writing, None
+        if writing is not None:
+            writing.result()
+
+    def _write(self, computed: _Computed) -> None:
+        began, loaded = time.monotonic(), computed.loaded
+        try:
+            with computed.open:
+                files, volumes = self._written(computed)
+        except ResourceError:
+            raise
+        except SagittalError as error:
+            self.tell(_failure(loaded, error, computed.seconds + time.monotonic() - began))
+            return
+        except Exception as error:
+            self.tell(_failure(loaded, _bug(error), computed.seconds + time.monotonic() - began))
+            return
+        phases = {"read": loaded.seconds, "predict": computed.seconds, "write": time.monotonic() - began}
+        quality = computed.quality
+        self.tell(
+            CasePrediction(
+                case=loaded.case.id,
+                status="done",
+                seconds=round(sum(phases.values()), 3),
+                output=files[0].path,
+                volumes_ml=volumes,
+                phases_s={name: round(value, 3) for name, value in phases.items()},
+                flags=(*loaded.flags, *(() if quality is None else quality_flags(quality))),
+                quality=quality,
+                device=self.job.device,
+                input=loaded.stamp,
+                files=files,
+                choices=self.job.choices,
+                bundle_sha256=self.job.bundle_sha256,
+            )
+        )
+
+    def _written(self, computed: _Computed) -> tuple[tuple[FileStamp, ...], dict[str, float]]:
+        """Write the files of a case and return them, the label map first though it is written last."""
+        job, plan, labels = self.job, self.predictor.plan, computed.labels
+        paths = paths_of(job.folder, computed.loaded.case.id, plan.dataset.file_ending)
+        spec = chosen_spec(plan.dataset, job.choices.subset)
+        keep_only(labels.array[0], spec, plan.dataset)
+        files = []
+        if computed.probabilities is not None:
+            files.append(stamp_output(job.folder, computed.probabilities.finish(), hashed=False))
+        if computed.entropy is not None:
+            written = Volume.on(labels.geometry, computed.entropy.on_grid()).write(paths.entropy)
+            files.append(stamp_output(job.folder, written))
+        volumes = volumes_ml(labels, spec)
+        if job.choices.preview:
+            scan = _first_channel(computed.loaded)
+            picture = preview_png(computed.loaded.case.id, labels, scan, spec, volumes)
+            files.append(stamp_output(job.folder, write_atomically(paths.preview, picture)))
+        paths.labels.parent.mkdir(parents=True, exist_ok=True)
+        return (stamp_output(job.folder, labels.write(paths.labels)), *files), volumes
+
+
+def _first_channel(loaded: _Loaded) -> Volume:
+    held: Sequence[Volume] = loaded.volumes or ()
+    return held[0] if held else read_volume(loaded.case.images[0])
+
+
+def _failure(loaded: _Loaded, error: SagittalError, seconds: float) -> CasePrediction:
+    return CasePrediction(
+        case=loaded.case.id,
+        status="failed",
+        seconds=round(loaded.seconds + seconds, 3),
+        message=error.message,
+        code=error.code,
+        flags=loaded.flags,
+        input=loaded.stamp,
+    )
+
+
+def _bug(error: Exception) -> SagittalError:
+    """Return an error that is not the user's as one that a case is told to have failed with."""
+    if isinstance(error, OSError):
+        return SagittalError(f"{error.filename or 'a file'}: can't be read ({error.strerror}).", code="unreadable")
+    text = " ".join(str(error).split())[:300]
+    return SagittalError(f"{type(error).__name__}: {text}. This is a bug in Sagittal; --debug shows where.", code="bug")

@@ -1,0 +1,211 @@
+"""A folder shared between devices: a process for each, which asks for the next case when it is free.
+
+What the parent does; `case_process` is the other end. Each case is handed out once. Where a process dies, by the
+kernel's hand for want of memory for example, the case that it was at is told as failed and its others go to the rest.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import queue
+import subprocess
+import sys
+import threading
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sagittal.data.dataset import Case
+from sagittal.errors import ResourceError, SagittalError
+from sagittal.inference.pipeline import Job
+from sagittal.inference.run_report import CasePrediction
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where one process computes.
+
+    Attributes:
+        device: as the engine takes it; `cpu` may come several times.
+        threads: for its computing.
+    """
+
+    device: str
+    threads: int
+
+
+def places_on(devices: Sequence[str]) -> tuple[Place, ...]:
+    """Return a place for each device; they share the processors that this process may use."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    given = os.environ.get("OMP_NUM_THREADS", "")
+    threads = int(given) if given.isdigit() and int(given) > 0 else cores
+    return tuple(Place(device, max(1, threads // len(devices))) for device in devices)
+
+
+@dataclass(frozen=True)
+class Loading:
+    """How each process loads the model."""
+
+    bundle: Path
+    engine: str
+    cache_folder: Path | None = None
+
+
+def predict_on(
+    places: Sequence[Place],
+    loading: Loading,
+    job: Job,
+    cases: Sequence[Case],
+    tell: Callable[[CasePrediction], None],
+) -> None:
+    """Predict cases on several devices at a time.
+
+    Args:
+        places: where.
+        loading: how the model is loaded there.
+        job: what is made of each case; its memory is shared between the processes.
+        cases: each is computed once.
+        tell: called with what became of each case, from this thread.
+
+    Raises:
+        SagittalError: the disk is full, or the model can't be loaded on one of the devices.
+        ResourceError: every process died.
+    """
+    if not cases:
+        return
+    waiting = deque(cases)
+    events: queue.Queue[tuple[_Child, Mapping[str, Any] | None]] = queue.Queue()
+    children: list[_Child] = []
+    try:
+        for place in places[: len(cases)]:
+            children.append(_Child(place, _task(place, loading, job, min(len(places), len(cases))), events))
+        running = set(children)
+        while running:
+            child, message = events.get()
+            if message is None:
+                running.discard(child)
+                _take_back(child, waiting, running, tell)
+            elif "want" in message:
+                child.give(waiting.popleft() if waiting else None)
+            elif "case" in message:
+                case = CasePrediction.from_json(json.dumps(message["case"]))
+                child.done(case.case)
+                tell(case)
+            elif "fatal" in message:
+                raise _error(message["fatal"])
+    finally:
+        for child in children:
+            child.end()
+
+
+def _take_back(
+    child: _Child, waiting: deque[Case], running: set[_Child], tell: Callable[[CasePrediction], None]
+) -> None:
+    """Tell of the case that a dead process was at, and give back those that it had only been handed."""
+    lost = child.lost()
+    if not lost and child.code == 0:
+        return
+    how = f"by signal {-child.code}" if child.code < 0 else f"with code {child.code}"
+    cause = f"its process on {child.place.device} ended {how}, most likely for want of memory"
+    if lost:
+        first, *others = lost
+        message = f"{first.id}: {cause}. Give --memory-gib, or fewer devices at a time."
+        tell(CasePrediction(case=first.id, status="failed", seconds=0.0, message=message, code="process"))
+        waiting.extendleft(reversed(others))
+    if waiting and not running:
+        raise ResourceError(
+            f"{cause}; no other is left. Give --memory-gib, or fewer devices at a time.", code="process"
+        )
+
+
+def _task(place: Place, loading: Loading, job: Job, processes: int) -> dict[str, Any]:
+    return {
+        "bundle": str(loading.bundle),
+        "device": place.device,
+        "engine": loading.engine,
+        "cache_folder": None if loading.cache_folder is None else str(loading.cache_folder),
+        "folder": str(job.folder),
+        "choices": job.choices.model_dump(mode="json"),
+        "bundle_sha256": job.bundle_sha256,
+        "memory_gib": None if job.memory_gib is None else job.memory_gib / processes,
+        "threshold": list(job.threshold),
+    }
+
+
+def _error(given: Mapping[str, str]) -> SagittalError:
+    kinds = {kind.__name__: kind for kind in SagittalError.__subclasses__()}
+    return kinds.get(given["type"], SagittalError)(given["message"], code=given["code"])
+
+
+class _Child:
+    """A process, and a thread that reads what it says."""
+
+    def __init__(
+        self, place: Place, task: Mapping[str, Any], events: queue.Queue[tuple[_Child, Mapping[str, Any] | None]]
+    ) -> None:
+        self.place, self._events = place, events
+        self._cases: dict[str, Case] = {}
+        threads = str(place.threads)
+        try:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "sagittal.inference.case_process"],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                env={**os.environ, "OMP_NUM_THREADS": threads, "OMP_WAIT_POLICY": "passive"},
+            )
+        except OSError as error:
+            raise ResourceError(f"a process for {place.device} can't be started ({error}).", code="process") from None
+        self._send(task)
+        self._reader = threading.Thread(target=self._read, name=f"predict-{place.device}", daemon=True)
+        self._reader.start()
+
+    @property
+    def code(self) -> int:
+        """Its exit code, once its output has ended; negative for a signal."""
+        return self._process.wait()
+
+    def give(self, case: Case | None) -> None:
+        """Hand out a case; None says that there are no more."""
+        assert self._process.stdin is not None
+        if case is None:
+            with suppress(OSError):
+                self._process.stdin.close()
+            return
+        self._cases[case.id] = case
+        # The child may stand in another folder than the parent's user thinks of.
+        self._send({"id": case.id, "images": [str(image.absolute()) for image in case.images]})
+
+    def done(self, case: str) -> None:
+        """Note that it has told of a case."""
+        self._cases.pop(case, None)
+
+    def lost(self) -> list[Case]:
+        """Return the cases that it was handed and did not tell of, in order."""
+        return list(self._cases.values())
+
+    def end(self) -> None:
+        """End it at once; its outputs are whole or not there."""
+        if self._process.poll() is None:
+            self._process.kill()
+        self._process.wait()
+        self._reader.join()
+        assert self._process.stdin is not None and self._process.stdout is not None
+        with suppress(OSError):  # what was still to be sent is for nobody
+            self._process.stdin.close()
+        self._process.stdout.close()
+
+    def _send(self, message: Mapping[str, Any]) -> None:
+        assert self._process.stdin is not None
+        with suppress(OSError):  # it is gone, and the end of its output tells how
+            self._process.stdin.write((json.dumps(message) + "\n").encode())
+            self._process.stdin.flush()
+
+    def _read(self) -> None:
+        assert self._process.stdout is not None
+        for line in self._process.stdout:
+            self._events.put((self, json.loads(line)))
+        self._events.put((self, None))
