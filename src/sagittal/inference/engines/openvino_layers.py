@@ -93,24 +93,32 @@ def per_channel(values: Array, dims: int) -> Node:
 
 
 def convolution(
-    x: Node, weight: Array, bias: Array | None, *, strides: Sequence[int], padding: Sequence[int], groups: int = 1
+    x: Node,
+    weight: Array,
+    bias: Array | None,
+    *,
+    strides: Sequence[int],
+    padding: Sequence[int],
+    ends: Sequence[int] | None = None,
+    groups: int = 1,
 ) -> Node:
-    """Convolve with weights in PyTorch's order, (out, in / groups, kernel...), padding both sides of each axis alike.
+    """Convolve with weights in PyTorch's order, (out, in / groups, kernel...).
 
     Args:
         x: (N, in, ...).
         weight: (out, in / groups, kernel...).
         bias: (out,) or None.
         strides: one per spatial axis.
-        padding: zeros on either side of each spatial axis.
+        padding: zeros before each spatial axis.
+        ends: zeros behind each spatial axis; None is as many as before.
         groups: how many groups of channels are convolved apart.
     """
-    ends, ones = list(padding), [1] * len(strides)
+    geometry = list(strides), list(padding), list(padding if ends is None else ends), [1] * len(strides)
     if groups == 1:
-        y = ops.convolution(x, constant(weight), list(strides), ends, ends, ones)
+        y = ops.convolution(x, constant(weight), *geometry)
     else:
         grouped = weight.reshape(groups, weight.shape[0] // groups, *weight.shape[1:])
-        y = ops.group_convolution(x, constant(grouped), list(strides), ends, ends, ones)
+        y = ops.group_convolution(x, constant(grouped), *geometry)
     return y if bias is None else ops.add(y, per_channel(bias, len(strides)))
 
 
@@ -150,3 +158,34 @@ def pad_to_multiples(x: Node, multiples: Sequence[int]) -> Node:
 def crop_end(x: Node, sizes: Node, dims: int) -> Node:
     """Return the first `sizes` voxels of each spatial axis."""
     return ops.slice(x, integers([0] * dims), sizes, integers([1] * dims), integers(spatial_axes(dims)))
+
+
+def pad_front(x: Node, strides: Sequence[int]) -> Node:
+    """Put a plane of zeros before each spatial axis of stride 2."""
+    front = [0, 0, *(stride - 1 for stride in strides)]
+    return _pad_with_zeros(x, front, [0] * len(front))
+
+
+def spread_voxels(x: Node, strides: Sequence[int], *, at: int = 0) -> Node:
+    """Put zeros between voxels: along axes of stride 2, voxel i goes to 2i + `at`, and a size n becomes 2n.
+
+    Written on channels-last views, which OpenVINO's CPU plugin has in memory already: its transposes copy nothing.
+    """
+    if max(strides) == 1:
+        return x
+    dims = len(strides)
+    to_last, to_first = [0, *range(2, dims + 2), 1], [0, dims + 1, *range(1, dims + 1)]
+    last = ops.transpose(x, integers(to_last))
+    # Each axis of space becomes a pair: the voxel, and its place among the zeros.
+    pairs = ops.unsqueeze(last, integers([2 + 2 * axis for axis in range(dims)]))
+    zeros = [0] * (2 * dims + 2)
+    before, behind = list(zeros), list(zeros)
+    for axis, stride in enumerate(strides):
+        before[2 + 2 * axis], behind[2 + 2 * axis] = at * (stride - 1), (1 - at) * (stride - 1)
+    wide = _pad_with_zeros(pairs, before, behind)
+    sizes = ops.multiply(ops.shape_of(last), integers([1, *strides, 1]))
+    return ops.transpose(ops.reshape(wide, sizes, False), integers(to_first))
+
+
+def _pad_with_zeros(x: Node, before: Sequence[int], behind: Sequence[int]) -> Node:
+    return ops.pad(x, integers(before), integers(behind), "constant", constant(np.zeros(())))

@@ -24,11 +24,12 @@ from sagittal.inference.engines.openvino_layers import (
     integers,
     normalise_channels,
     normalise_space,
+    pad_front,
     pad_to_multiples,
-    per_channel,
     pointwise,
     sizes_of,
     spatial_axes,
+    spread_voxels,
 )
 from sagittal.plan.mednext import HALVINGS, MedNeXtConfig
 
@@ -127,7 +128,7 @@ class _Graph:
         x = self._stage(x, "bottleneck", HALVINGS, HALVINGS)
         for level in reversed(range(HALVINGS)):
             index = _STAGES - 1 - level
-            x = ops.add(self._block(x, self._resampling(f"up_{level}", "up", level, index)), skips.pop())
+            x = self._up(x, skips.pop(), self._resampling(f"up_{level}", "up", level, index))
             x = self._stage(x, f"dec_block_{level}", level, index)
         return x
 
@@ -172,32 +173,56 @@ class _Graph:
         return tuple(1 if level < levels else size for levels in self._flat)
 
     def _block(self, x: Node, block: _Block) -> Node:
-        wide = self._expanded(self._depthwise(x, block), block)
+        """Add the block of kind "same" or "down"."""
+        y = self._tail(self._depthwise(x, block), block, None)
+        if not block.residual:
+            return y
+        if block.kind == "same":
+            return ops.add(y, x)
+        weight, bias = self._residual_weights(block)
+        return ops.add(y, pointwise(x, weight, bias, strides=block.strides, dims=self._dims))
+
+    def _up(self, x: Node, skip: Node, block: _Block) -> Node:
+        """Add an up block, whose first planes are zero and whose residual path reaches the odd voxels, and the skip."""
+        weight, bias = self._residual_weights(block) if block.residual else (None, None)
+        y = self._tail(self._depthwise_transpose(x, block), block, bias)
+        y = ops.add(skip, pad_front(y, block.strides))
+        if weight is None:
+            return y
+        return ops.add(y, spread_voxels(pointwise(x, weight, None, dims=self._dims), block.strides, at=1))
+
+    def _depthwise(self, x: Node, block: _Block) -> Node:
+        weight, bias = self._depthwise_weights(block)
+        padding = [size // 2 for size in block.kernel]
+        return convolution(x, weight, bias, strides=block.strides, padding=padding, groups=block.in_channels)
+
+    def _depthwise_transpose(self, x: Node, block: _Block) -> Node:
+        """Convolve transposed: a size n becomes 2n - 1.
+
+        OpenVINO's own operator is many times slower than a plain convolution with zeros between the voxels. The zero
+        behind the last voxel takes the place of one of padding.
+        """
+        weight, bias = self._depthwise_weights(block)
+        flipped = np.flip(weight, spatial_axes(self._dims))
+        padding = [size // 2 for size in block.kernel]
+        ends = [size - stride + 1 for size, stride in zip(padding, block.strides, strict=True)]
+        ones = (1,) * self._dims
+        spread = spread_voxels(x, block.strides)
+        return convolution(spread, flipped, bias, strides=ones, padding=padding, ends=ends, groups=block.in_channels)
+
+    def _depthwise_weights(self, block: _Block) -> tuple[Array, Array | None]:
+        shape = (block.in_channels, 1, *block.kernel)
+        weight = self._reader.take(f"{block.name}.conv1.weight", shape)
+        bias = self._reader.take(f"{block.name}.conv1.bias", shape[:1])
+        return weight, None if self._config.norm == "group" else bias
+
+    def _tail(self, h: Node, block: _Block, extra_bias: Array | None) -> Node:
+        """Return conv3(GRN(GELU(conv2(norm(h))))) + `extra_bias`."""
+        wide = self._expanded(h, block)
         weight, bias, scale = self._contraction(wide, block)
         if scale is not None:
             wide = ops.multiply(wide, scale)
-        residual = self._residual(x, block) if block.residual else None
-        y = pointwise(wide, weight, bias, dims=self._dims)
-        if residual is not None:
-            y = ops.add(y, residual)
-        if block.kind == "up" and max(block.strides) > 1:
-            front = [0, 0, *(stride - 1 for stride in block.strides)]
-            y = ops.pad(y, integers(front), integers([0] * len(front)), "constant", constant(np.zeros(())))
-        return y
-
-    def _depthwise(self, x: Node, block: _Block) -> Node:
-        shape = (block.in_channels, 1, *block.kernel)
-        weight = self._reader.take(f"{block.name}.conv1.weight", shape)
-        bias: Array | None = self._reader.take(f"{block.name}.conv1.bias", shape[:1])
-        if self._config.norm == "group":
-            bias = None
-        padding = tuple(size // 2 for size in block.kernel)
-        if block.kind != "up":
-            return convolution(x, weight, bias, strides=block.strides, padding=padding, groups=block.in_channels)
-        y = ops.group_convolution_backprop_data(
-            x, constant(weight[:, None]), list(block.strides), None, list(padding), list(padding)
-        )
-        return y if bias is None else ops.add(y, per_channel(bias, self._dims))
+        return pointwise(wide, weight, bias if extra_bias is None else bias + extra_bias, dims=self._dims)
 
     def _expanded(self, h: Node, block: _Block) -> Node:
         """Return GELU(conv2(norm(h))), the norm's scale and shift folded into the weights."""
@@ -229,19 +254,14 @@ class _Graph:
         share = ops.divide(response, total)
         return weight, bias, ops.add(ops.multiply(share, constant(gamma)), constant(np.ones(())))
 
-    def _residual(self, x: Node, block: _Block) -> Node:
-        """Return what is added to the block's output: its input, strided or spread by a 1x1x1 convolution."""
-        if block.kind == "same":
-            return x
-        shape = (block.in_channels, block.out_channels)
-        name = f"{block.name}.res_conv"
-        bias = self._reader.take(f"{name}.bias", shape[1:])
-        if block.kind == "down":
+    def _residual_weights(self, block: _Block) -> tuple[Array, Array]:
+        """Return weight (out, in) and bias (out,) of a resampling block's residual path."""
+        name, shape = f"{block.name}.res_conv", (block.out_channels, block.in_channels)
+        bias = self._reader.take(f"{name}.bias", shape[:1])
+        if block.kind == "up":
             weight = self._reader.take(f"{name}.weight", (*shape[::-1], *(1,) * self._dims))
-            return pointwise(x, weight, bias, strides=block.strides, dims=self._dims)
-        weight = self._reader.take(f"{name}.weight", (*shape, *(1,) * self._dims))
-        y = ops.convolution_backprop_data(x, constant(weight), list(block.strides))
-        return ops.add(y, per_channel(bias, self._dims))
+            return weight.reshape(shape[::-1]).T, bias
+        return self._reader.take(f"{name}.weight", (*shape, *(1,) * self._dims)).reshape(shape), bias
 
     def _pointwise_weight(self, name: str, out_channels: int, in_channels: int) -> Array:
         """Return a 1x1x1 convolution's weights as a matrix (out, in) in float64, to fold others into it."""
