@@ -205,7 +205,7 @@ def _require_room(part: Path, total: int | None, offset: int) -> None:
 def _known(part: Path, url: str) -> dict[str, str] | None:
     """Return what the server said when the part was begun; None where that is unknown or of another address."""
     try:
-        notes = json.loads(_notes(part).read_text())
+        notes = json.loads(_notes(part).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
     return notes if isinstance(notes, dict) and notes.get("url") == url else None

@@ -100,7 +100,7 @@ def _is_lack(error: MemoryError | ResourceError) -> bool:
 
 def _free_on_machine() -> int | None:
     try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
+        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
     except OSError:
         return None
     for line in lines:
@@ -110,9 +110,10 @@ def _free_on_machine() -> int | None:
 
 
 def _free_in_group() -> int | None:
-    group = Path("/sys/fs/cgroup")
     try:
-        limit = (group / "memory.max").read_text().strip()
-        return None if limit == "max" else max(0, int(limit) - int((group / "memory.current").read_text()))
+        group = Path("/sys/fs/cgroup")
+        limit = (group / "memory.max").read_text(encoding="ascii").strip()
+        used = (group / "memory.current").read_text(encoding="ascii")
+        return None if limit == "max" else max(0, int(limit) - int(used))
     except (OSError, ValueError):
         return None

@@ -51,7 +51,7 @@ def _openmp_entry() -> int | None:
             # RTLD_NOLOAD: only what is loaded already; a second OpenMP runtime would be a second pool of threads
             library = ctypes.CDLL(name, mode=0x4) if name else ctypes.CDLL(None)
             return ctypes.cast(library.GOMP_parallel, ctypes.c_void_p).value
-        except (OSError, AttributeError):
+        except (OSError, AttributeError, TypeError):
             continue
     return None
 
@@ -141,7 +141,7 @@ def keep_freed_memory() -> bool:
     """
     try:
         mallopt = ctypes.CDLL(None).mallopt
-    except (OSError, AttributeError):
+    except (OSError, AttributeError, TypeError):  # another C library; Windows has no name for the process itself
         return False
     map_max, trim_threshold = -4, -1  # M_MMAP_MAX, M_TRIM_THRESHOLD
     return bool(mallopt(map_max, 0)) and bool(mallopt(trim_threshold, 2**31 - 1))

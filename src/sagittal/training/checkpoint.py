@@ -140,7 +140,7 @@ def _write(path: Path, tensors: Mapping[str, torch.Tensor], **metadata: str) -> 
 def _is_whole(path: Path) -> bool:
     """Tell whether a file is there with its hash, and as it was written."""
     try:
-        return hashlib.sha256(path.read_bytes()).hexdigest() == _hash_file(path).read_text()
+        return hashlib.sha256(path.read_bytes()).hexdigest() == _hash_file(path).read_text(encoding="ascii")
     except OSError:
         return False
 

@@ -358,7 +358,7 @@ def _error_of(ending: Ending) -> Exception:
     how = f"exit code {ending.code}"
     if ending.code < 0:
         how = signal.Signals(-ending.code).name
-        if ending.code == -signal.SIGKILL:
+        if how == "SIGKILL":
             how += ", which is how a system without memory left ends a process"
     return TrainingError(
         f"its process ended by {how}; what it said is in fold_{ending.name}/{OUTPUT_LOG}", code="process_lost"
