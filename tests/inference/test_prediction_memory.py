@@ -6,93 +6,162 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sagittal.errors import ResourceError
+from sagittal.errors import PlanError, ResourceError
+from sagittal.inference import memory
+from sagittal.inference.blending import carried_voxels, visiting_order
+from sagittal.inference.engines.engine import NetworkMemory
 from sagittal.inference.memory import (
     GIB,
+    KEPT_VALUES,
     MAX_SLAB_BYTES,
     MIN_SLAB_BYTES,
     PROCESS_BYTES,
     Choice,
-    NetworkMemory,
     Workload,
+    budget_bytes,
     choose,
     gib,
     phase_bytes,
+    row_bytes,
 )
+from sagittal.inference.windows import tile
 
-NETWORK = NetworkMemory(fixed_bytes=20 << 20, per_window_bytes=300 << 20)
+MIB = 1 << 20
+NETWORK = NetworkMemory(fixed_bytes=20 * MIB, per_window_bytes=300 * MIB)
 WORK = Workload(
-    channels=2,
-    outputs=5,
+    stored_bytes=2 * 512 * 512 * 100 * 2,
     stored_voxels=512 * 512 * 100,
-    cropped_voxels=400 * 300 * 90,
-    prepared_voxels=300 * 250 * 200,
-    is_padded=False,
+    between_voxels=400 * 300 * 120,
+    prepared_values=2 * 300 * 250 * 200,
+    may_halve_image=True,
+    channels=5,
+    carried_voxels=48 * 300 * 250,
+    halo_voxels=2 * 300 * 250,
     window_voxels=96**3,
+    window_channels=2,
     windows=40,
-    label_bytes=1,
-    plane_bytes=1 << 20,
-    keeps_scan=False,
+    copies=1,
+    label_bytes=512 * 512 * 100,
+    row_bytes=1 << 20,
 )
 
 
 def test_predicting_counts_what_is_alive() -> None:
-    needs = phase_bytes(WORK, NETWORK, Choice(2, MIN_SLAB_BYTES))
-    prepared, logits = 300 * 250 * 200 * 2 * 4, 300 * 250 * 200 * 5 * 4
-    window = 96**3 * (2 * 2 + 3 * 5) * 4
-    calls = 1.25 * (NETWORK.fixed_bytes + 2 * NETWORK.per_window_bytes)
-    assert needs["predicting"] == PROCESS_BYTES + 2 * prepared + logits + int(calls) + 2 * window
+    needs = phase_bytes(WORK, NETWORK, Choice(2, ahead=True, kept_values=1))
+    image, window = 2 * 300 * 250 * 200 * 4, 96**3 * 4
+    # Two windows of five channels are blended while two more are computed, and one is kept for constant windows.
+    outputs = (2 + 1) * 5 * window
+    given_windows = 2 * window * (2 + 2)
+    kept = 5 * (48 * 300 * 250 + 2 * 300 * 250) * 4
+    calls = NETWORK.fixed_bytes + 2 * NETWORK.per_window_bytes
+    expected = image + 512 * 512 * 100 + calls + outputs + given_windows + kept + MIN_SLAB_BYTES
+    assert needs["predicting"] == PROCESS_BYTES["torch"] + expected
 
 
-def test_a_held_scan_and_a_gpu_count() -> None:
-    choice = Choice(1, MIN_SLAB_BYTES)
-    plain = phase_bytes(WORK, NETWORK, choice)
-    held = phase_bytes(replace(WORK, keeps_scan=True), NETWORK, choice)
-    scan = 2 * WORK.stored_voxels * 4
-    assert held["predicting"] - plain["predicting"] == scan
-    assert held["making the label map"] - plain["making the label map"] == scan
-    beside = phase_bytes(replace(WORK, on_device=True), NETWORK, choice)
-    assert plain["predicting"] - beside["predicting"] > 1.25 * 320 * (1 << 20)
+def test_halves_are_half() -> None:
+    full, halved = (phase_bytes(WORK, NETWORK, Choice(1, halve_image=half, half=half)) for half in (False, True))
+    saved = 2 * 300 * 250 * 200 * 2 + 5 * 48 * 300 * 250 * 2
+    assert full["predicting"] - halved["predicting"] == saved
+    assert full["preparing the scan"] - halved["preparing the scan"] == 2 * 300 * 250 * 200 * 2
 
 
-def test_cutting_off_the_padding_takes_the_logits_twice() -> None:
-    choice = Choice(1, MIN_SLAB_BYTES)
-    small = NetworkMemory(0, 0)
-    one_voxel = replace(WORK, window_voxels=1)
-    plain, padded = (
-        phase_bytes(replace(one_voxel, is_padded=pads), small, choice)["predicting"] for pads in (False, True)
-    )
-    assert padded - plain == pytest.approx(WORK.prepared_voxels * 5 * 4, abs=100)
+def test_a_held_scan_and_mirrored_copies_count() -> None:
+    plain = phase_bytes(WORK, NETWORK, Choice(1))
+    held = phase_bytes(replace(WORK, keeps_scan=True), NETWORK, Choice(1))
+    assert held["predicting"] - plain["predicting"] == WORK.stored_bytes
+    assert held["writing the label map"] - plain["writing the label map"] == WORK.stored_bytes
+    mirrored = phase_bytes(replace(WORK, copies=8), NETWORK, Choice(1))
+    assert mirrored["predicting"] - plain["predicting"] == 5 * 96**3 * 4
 
 
-def test_a_thick_plane_counts_more_than_the_slab() -> None:
-    choice = Choice(1, MIN_SLAB_BYTES)
-    thick = phase_bytes(replace(WORK, plane_bytes=1 * GIB), NETWORK, choice)["making the label map"]
-    assert thick - phase_bytes(WORK, NETWORK, choice)["making the label map"] == 1 * GIB - MIN_SLAB_BYTES
+def test_a_thick_row_counts_more_than_the_slab() -> None:
+    thick = phase_bytes(replace(WORK, row_bytes=1 * GIB), NETWORK, Choice(1))["predicting"]
+    assert thick - phase_bytes(WORK, NETWORK, Choice(1))["predicting"] == 1 * GIB - MIN_SLAB_BYTES
 
 
-@given(budget=st.floats(1.0, 8.0), preferred=st.integers(1, 16))
+@given(budget=st.floats(1.0, 8.0), preferred=st.integers(1, 16), copies=st.sampled_from([1, 8]))
 @settings(max_examples=100, deadline=None, derandomize=True)
-def test_the_choice_stays_within_the_budget_or_is_refused(budget: float, preferred: int) -> None:
-    allowed = int(budget * GIB)
+def test_the_choice_stays_within_the_budget_or_is_refused(budget: float, preferred: int, copies: int) -> None:
+    allowed, work = int(budget * GIB), replace(WORK, copies=copies)
     try:
-        choice = choose(WORK, NETWORK, allowed, preferred_batch=preferred)
+        choice = choose(work, NETWORK, allowed, preferred_batch=preferred)
     except ResourceError as error:
-        least = max(phase_bytes(WORK, NETWORK, Choice(1, MIN_SLAB_BYTES)).values())
+        least = max(phase_bytes(work, NETWORK, Choice(1, halve_image=True, half=True)).values())
         assert least > allowed
         assert gib(least) in error.message and gib(allowed) in error.message
         assert error.code == "memory"
         return
     assert 1 <= choice.window_batch <= preferred
     assert MIN_SLAB_BYTES <= choice.slab_bytes <= MAX_SLAB_BYTES
-    assert max(phase_bytes(WORK, NETWORK, choice).values()) <= allowed
+    assert max(phase_bytes(work, NETWORK, choice).values()) <= allowed
 
 
 def test_plenty_gives_what_is_preferred() -> None:
-    assert choose(WORK, NETWORK, 100 * GIB, preferred_batch=4) == Choice(4, MAX_SLAB_BYTES)
+    best = Choice(4, ahead=True, kept_values=KEPT_VALUES, slab_bytes=MAX_SLAB_BYTES)
+    assert choose(WORK, NETWORK, 100 * GIB, preferred_batch=4) == best
     assert choose(replace(WORK, windows=2), NETWORK, 100 * GIB, preferred_batch=4).window_batch == 2
+    assert not choose(replace(WORK, windows=1), NETWORK, 100 * GIB, preferred_batch=4).ahead
+
+
+def test_float16_is_the_last_resort_and_only_where_it_may_be() -> None:
+    seen, wide = [], replace(WORK, channels=60)
+    for twentieth in range(100, 5, -1):
+        try:
+            seen.append(choose(wide, NETWORK, twentieth * GIB // 20, preferred_batch=4))
+        except ResourceError:
+            break
+    assert any(choice.halve_image and not choice.half for choice in seen) and any(choice.half for choice in seen)
+    assert all(choice.halve_image and choice.window_batch == 1 for choice in seen if choice.half)
+    assert [choice.half for choice in seen] == sorted(choice.half for choice in seen)
+    raw = replace(wide, may_halve_image=False)
+    least = max(phase_bytes(raw, NETWORK, Choice(1, half=True)).values())
+    assert not choose(raw, NETWORK, least, preferred_batch=4).halve_image
 
 
 def test_refusal_names_every_phase() -> None:
-    with pytest.raises(ResourceError, match=r"preparing the scan .*predicting .*making the label map .*--memory-gib"):
-        choose(WORK, NETWORK, 1 * GIB, preferred_batch=4)
+    with pytest.raises(ResourceError, match=r"preparing the scan .*predicting .*writing the label map .*--memory-gib"):
+        choose(WORK, NETWORK, GIB // 2, preferred_batch=4)
+
+
+@pytest.mark.parametrize(("budget", "half"), [(6, False), (4, True)])
+def test_117_classes_of_a_large_scan_fit(budget: int, half: bool) -> None:
+    # MedNeXt-B: 32 features; a window of 128 voxels on a scan of 512 x 512 x 800 of int16. 1.25 GiB is what one window
+    # of it may take for this to hold.
+    shape = (800, 512, 512)
+    tiling = tile(shape, (128, 128, 128), 0.5)
+    order = visiting_order(tiling)
+    voxels = 800 * 512 * 512
+    work = Workload(
+        stored_bytes=2 * voxels,
+        stored_voxels=voxels,
+        between_voxels=0,
+        prepared_values=voxels,
+        may_halve_image=True,
+        channels=32,
+        carried_voxels=carried_voxels(tiling, order),
+        halo_voxels=0,
+        window_voxels=128**3,
+        window_channels=1,
+        windows=tiling.num_windows,
+        copies=1,
+        label_bytes=voxels,
+        row_bytes=row_bytes(32, tiling.window, order[0], shape, shape),
+        process_bytes=PROCESS_BYTES["openvino"],
+    )
+    network = NetworkMemory(fixed_bytes=50 * MIB, per_window_bytes=1200 * MIB)
+    choice = choose(work, network, budget * GIB, preferred_batch=1)
+    assert choice.half == half and choice.window_batch == 1
+    assert order[0] == 0 and carried_voxels(tiling, order) < 88 * 512 * 512
+
+
+def test_without_a_budget_a_share_of_what_is_free_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory, "available_bytes", lambda: 10 * GIB)
+    assert budget_bytes(None) == 8 * GIB and budget_bytes(6.0) == 6 * GIB
+    monkeypatch.setattr(memory, "available_bytes", lambda: None)
+    assert budget_bytes(None) is None
+
+
+@pytest.mark.parametrize("memory_gib", [0.0, -1.0, float("nan"), float("inf")])
+def test_budgets_that_are_no_positive_number_are_refused(memory_gib: float) -> None:
+    with pytest.raises(PlanError, match="above 0"):
+        budget_bytes(memory_gib)

@@ -187,7 +187,7 @@ class Copies:
 
 
 def _flipped(array: np.ndarray, axes: Sequence[int]) -> np.ndarray:
-    return np.flip(array, [axis + 1 for axis in axes]) if axes else array
+    return np.flip(array, tuple(axis + 1 for axis in axes)) if axes else array
 
 
 def _equals_mirrored(window: np.ndarray, axes: Sequence[int]) -> bool:

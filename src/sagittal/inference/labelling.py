@@ -52,7 +52,7 @@ class LabelWriter:
             else:
                 logits = np.matmul(columns.T, self._head.weight.T)
                 logits += self._head.bias
-            return self._values[logits.argmax(axis=1)]
+            return np.asarray(self._values[logits.argmax(axis=1)])
         regions = columns if self._head is None else apply_head(self._head, columns)
         found = np.zeros(columns.shape[1], self._values.dtype)
         for value, region in zip(self._values, regions, strict=True):
@@ -62,9 +62,9 @@ class LabelWriter:
 
 def apply_head(head: LinearHead, columns: Float32[np.ndarray, "F n"]) -> Float32[np.ndarray, "K n"]:
     """Return the logits of voxels side by side."""
-    logits = np.matmul(head.weight, columns)
+    logits = head.weight @ columns
     logits += head.bias[:, None]
-    return logits
+    return np.asarray(logits)
 
 
 class ConsumerFeed:

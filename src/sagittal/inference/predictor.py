@@ -22,6 +22,8 @@ from sagittal.inference.copies import Copies, Mirror, mirrors_of, outputs_of
 from sagittal.inference.engines.choice import load_engine
 from sagittal.inference.engines.engine import Engine, NetworkMemory
 from sagittal.inference.memory import PROCESS_BYTES, Choice, Workload, budget_bytes, choose, row_bytes
+from sagittal.inference.missing import channels_given, fill, preprocessing_of
+from sagittal.inference.postprocessing import postprocess
 from sagittal.inference.slabs import halo_voxels, most_outputs
 from sagittal.inference.streaming import Target, stream
 from sagittal.inference.timings import Timings
@@ -48,13 +50,21 @@ class Predictor:
     Args:
         plan: what the networks were trained with.
         engine: computes them.
+        missing: names of channels that the scans lack, where the networks were trained to do without.
+        postprocessing: whether the plan's rules are applied to label maps.
+
+    Raises:
+        DataError: channels can't be missing, or there are none of these names.
 
     Attributes:
         last_timings: where the time of the last `predict` went; None before the first.
     """
 
-    def __init__(self, plan: Plan, engine: Engine) -> None:
+    def __init__(self, plan: Plan, engine: Engine, *, missing: Sequence[str] = (), postprocessing: bool = True) -> None:
         self.plan = plan
+        self._postprocessing = postprocessing
+        self._given = channels_given(plan, missing)
+        self._preprocessing = preprocessing_of(plan.preprocessing, self._given)
         self.engine = engine
         self.last_timings: Timings | None = None
         self._labels: LabelIndex = label_index(plan.dataset)
@@ -102,14 +112,15 @@ class Predictor:
             self._check(volumes)
             geometry = volumes[0].geometry
             with timings.phase("preparing"):
-                frame = frame_of(volumes, self.plan.preprocessing)
+                frame = frame_of(volumes, self._preprocessing)
             mirrors = self._mirrors(mirror)
             tiling = tile(frame.prepared_shape, self.plan.patch.size, overlap)
             keeps_scan = any(isinstance(image, Volume) for image in images)
             work = self._work(volumes, frame, tiling, mirrors, bool(consumers), keeps_scan)
             choice = self._choose(work, allowed)
             with timings.phase("preparing"):
-                image = prepare_image(volumes, self.plan.preprocessing, frame, compact=choice.halve_image)
+                image = prepare_image(volumes, self._preprocessing, frame, compact=choice.halve_image)
+                image = fill(image, self._given, len(self.plan.dataset.channel_names))
             # Files can be read again: their voxels need not stay while the network works.
             del volumes
             labels = np.zeros(frame.stored_shape, self._labels.values_of_classes().dtype)
@@ -118,9 +129,14 @@ class Predictor:
             )
             target = Target(self._labels, frame.crop(labels), consumers)
             stream(image, copies, tiling, target, choice, timings=timings, on_window=on_window)
+        del image
+        result = Volume.on(geometry, labels)
+        if self._postprocessing:
+            with timings.phase("finishing"):
+                result = postprocess(result, self.plan)
         timings.stop()
         self.last_timings = timings
-        return Volume.on(geometry, labels)
+        return result
 
     def _overlap(self, step: float | None) -> float:
         if step is None:
@@ -137,7 +153,7 @@ class Predictor:
         return mirrors_of(self.plan.inference.mirror_axes if mirror else (), swaps)
 
     def _check(self, volumes: Sequence[Volume]) -> None:
-        expected = self.plan.dataset.channel_names
+        expected = [self.plan.dataset.channel_names[position] for position in self._given]
         given = sum(volume.array.shape[0] for volume in volumes)
         if given != len(expected):
             raise DataError(
@@ -174,7 +190,7 @@ class Predictor:
             stored_bytes=sum(volume.array.nbytes for volume in volumes),
             stored_voxels=math.prod(frame.stored_shape),
             between_voxels=_between(target, own),
-            prepared_values=len(preprocessing.normalization) * math.prod(own),
+            prepared_values=self._prepared_channels * math.prod(own),
             may_halve_image=not raw,
             channels=channels,
             carried_voxels=carried_voxels(tiling, order),
@@ -201,13 +217,24 @@ class Predictor:
             preferred_batch=preferred,
         )
 
+    @property
+    def _prepared_channels(self) -> int:
+        """How many prepared channels there are at most at a time: those given lie beside all where some are missing."""
+        every = len(self.plan.preprocessing.normalization)
+        return every if len(self._given) == every else every + len(self._given)
+
     @cached_property
     def _network_memory(self) -> NetworkMemory:
         return self.engine.memory(self.plan.patch.size)
 
 
 def load(
-    bundle: str | os.PathLike[str] | Bundle, *, device: str = "auto", engine: str = "auto", precision: str = "fp32"
+    bundle: str | os.PathLike[str] | Bundle,
+    *,
+    device: str = "auto",
+    engine: str = "auto",
+    precision: str = "fp32",
+    cache_folder: str | os.PathLike[str] | None = None,
 ) -> Predictor:
     """Read and verify a bundle and return its Predictor; several folds are averaged.
 
@@ -216,6 +243,7 @@ def load(
         device: `auto`, `cpu`, `cuda`, `cuda:1`, `mps`.
         engine: `torch`, `openvino`, or `auto`: OpenVINO on a CPU where it is installed and knows the network.
         precision: `fp32`; `bf16` and `int8` where the engine has them.
+        cache_folder: where OpenVINO keeps compiled networks for the next process, or None.
 
     Raises:
         BundleError: the bundle is damaged, or its weights do not fit its plan.
@@ -223,7 +251,7 @@ def load(
         ResourceError: no such device, or an engine that is not installed.
     """
     bundle = bundle if isinstance(bundle, Bundle) else read_bundle(bundle)
-    return Predictor(bundle.plan, load_engine(bundle, device, engine, precision))
+    return Predictor(bundle.plan, load_engine(bundle, device, engine, precision, cache_folder=cache_folder))
 
 
 def _read(image: Scan) -> tuple[Volume, ...]:

@@ -118,11 +118,12 @@ def multiply(
     """Return `values` with `matrix` applied along one of the axes D, H, W."""
     channels, depth, height, width = values.shape
     if axis == 2:
-        return np.matmul(values.reshape(-1, width), matrix.T).reshape(channels, depth, height, len(matrix))
+        lines = values.reshape(-1, width)
+        return np.asarray(lines @ matrix.T).reshape(channels, depth, height, len(matrix))
     if axis == 1:
-        return np.matmul(matrix, values)
+        return np.asarray(matrix @ values)
     planes = values.reshape(channels, depth, height * width)
-    return np.matmul(matrix, planes).reshape(channels, len(matrix), height, width)
+    return np.asarray(matrix @ planes).reshape(channels, len(matrix), height, width)
 
 
 def halo_shapes(tiling: Tiling, order: Triple, shape: Triple, target: Triple) -> dict[int, Triple]:

@@ -64,7 +64,8 @@ class TorchEngine:
             return None
         count = np.float32(len(found))
         weight = np.concatenate([weight / count for weight, _ in found], axis=1)
-        return LinearHead(np.ascontiguousarray(weight), np.mean([bias for _, bias in found], axis=0, dtype=np.float32))
+        bias = np.asarray(sum(bias / count for _, bias in found))
+        return LinearHead(np.ascontiguousarray(weight), bias)
 
     def logits(self, windows: Float32[np.ndarray, "N C D H W"]) -> Float32[np.ndarray, "N K D H W"]:
         """Return the logits of windows; several networks' mean.
