@@ -1,7 +1,8 @@
 """Random changes to training patches: every sample from its own seed, whole batches on the device that they lie on.
 
-The order is nnU-Net's (space, then noise, blur, brightness, contrast, low resolution, gamma), the probabilities and
-ranges are those of the plan. A sample depends on nothing but its box, its seed and the plan, so it can be replayed.
+The order is nnU-Net's (space, then noise, blur, brightness, contrast, low resolution, gamma), and at the end channels
+are left out; the probabilities and ranges are those of the plan. A sample depends on nothing but its box, its seed and
+the plan, so it can be replayed.
 
 Everything is drawn on the processor first and sent in one copy; nothing is read back. An accelerator then changes the
 whole batch at once, in about as many operations as one sample takes. On the CPU, where starting an operation costs
@@ -21,7 +22,7 @@ from torch import Tensor
 
 from sagittal.data.cutting import CutTogether, cut_patch
 from sagittal.data.draws import seeded
-from sagittal.data.intensity import IntensityChanges, IntensityDraw, draw_intensities
+from sagittal.data.intensity import IntensityChanges, IntensityDraw, draw_dropout, draw_intensities
 from sagittal.data.mirroring import Swaps, composed
 from sagittal.data.parcel import Parcel
 from sagittal.data.spatial import SpatialDraw, draw_spatial
@@ -68,14 +69,19 @@ def augment(
     assert swaps is not None or not config.swapped_labels, "the plan swaps labels: give `swaps`"
     assert len(images) == len(labels) == len(seeds), "one seed and one label map for each box"
     channels, device = images[0].shape[0], images[0].device
-    spatial, intensity = [], []
+    spatial, intensity, dropped = [], [], []
     for seed in seeds:
         generator = seeded(seed)
         spatial.append(draw_spatial(generator, config, patch_size))
         intensity.append(draw_intensities(generator, config, channels, patch_size))
+        dropped.append(draw_dropout(generator, config, channels) if config.channel_dropout else ())
     batch = _Batch(spatial, intensity, patch_size, spacing_mm, tuple(masked_channels), swaps or {})
     together = device.type != "cpu" if at_once is None else at_once
-    return (batch.at_once if together else batch.one_by_one)(list(images), list(labels))
+    patches, targets = (batch.at_once if together else batch.one_by_one)(list(images), list(labels))
+    for patch, left_out in zip(patches, dropped, strict=True):
+        for channel in left_out:
+            patch[channel].zero_()
+    return patches, targets
 
 
 @dataclass(frozen=True)

@@ -97,6 +97,14 @@ def draw_intensities(
     return tuple(draws)
 
 
+def draw_dropout(generator: torch.Generator, config: Augmentation, channels: int) -> tuple[int, ...]:
+    """Draw the channels that are left out of a sample: each by itself, but never all of them."""
+    dropped = [channel for channel in range(channels) if happens(generator, config.channel_dropout)]
+    if len(dropped) == channels:
+        dropped.pop(min(channels - 1, int(uniform(generator, 0.0, float(channels)))))
+    return tuple(dropped)
+
+
 def _coarse_shape(patch_size: Triple, factor: float) -> Triple:
     thin = through_plane_axis(patch_size)
     d, h, w = (size if axis == thin else max(1, round(size * factor)) for axis, size in enumerate(patch_size))

@@ -40,12 +40,16 @@ class Augmentation(Frozen):
     swapped_labels: tuple[tuple[Literal[0, 1, 2], Count, Count], ...] = ()
     """(axis, label value, label value): two labels that change places where this axis of the network's arrays is
     mirrored, such as left and right kidney. Prediction changes them back (`inference.mirror_axes`)."""
+    channel_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Probability that a channel is left out of a patch, 0 in every voxel, but never all of them. A network that was
+    trained so predicts without channels that are declared missing (`sagittal predict --missing`)."""
 
     later_fields: ClassVar[tuple[str, ...]] = (
         "elastic_probability",
         "elastic_sigma",
         "elastic_magnitude",
         "swapped_labels",
+        "channel_dropout",
     )
 
     @model_validator(mode="after")

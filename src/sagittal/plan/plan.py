@@ -164,6 +164,11 @@ class Plan(Frozen):
                 f"output{'s' if outputs > 1 else ''}"
             )
         self._check_dims()
+        if self.training.augmentation.channel_dropout and channels == 1:
+            raise ValueError(
+                f"training.augmentation.channel_dropout is {self.training.augmentation.channel_dropout} and there is "
+                "one channel, which is never left out. Set it to 0"
+            )
         unknown = unknown_label(self.postprocessing, self.dataset)
         if unknown is not None:
             names = [label.name for label in self.dataset.labels]
