@@ -1,0 +1,114 @@
+"""A folder shared between two processes, which run the whole way of a prediction on a tiny bundle."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from known_network import scan_of, tiny_plan
+
+from sagittal.bundle import read_bundle
+from sagittal.data.dataset import Case
+from sagittal.errors import PlanError, ResourceError, SagittalError
+from sagittal.inference import processes
+from sagittal.inference.folder import model_of, run_folder
+from sagittal.inference.pipeline import Job
+from sagittal.inference.predictor import load
+from sagittal.inference.processes import Loading, Place, places_on, predict_on
+from sagittal.inference.run_report import CasePrediction, Choices
+from sagittal.testing.bundle import write_random_bundle
+from sagittal.volumes import read_labels
+
+pytest.importorskip("openvino", reason="OpenVINO starts faster than PyTorch, and these tests start processes")
+PLACES = (Place("cpu", 1), Place("cpu", 1))
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_random_bundle(tmp_path_factory.mktemp("model") / "bundle", tiny_plan())
+
+
+def write_scans(folder: Path, count: int) -> list[Case]:
+    cases = []
+    for number in range(count):
+        path = scan_of((9 + number, 10, 11), seed=number).write(folder / f"c{number}.nii.gz")
+        cases.append(Case(f"c{number}", (path,)))
+    return cases
+
+
+def test_two_processes_predict_each_case_once_and_as_one_does(tmp_path: Path, bundle: Path) -> None:
+    write_scans(tmp_path / "in", 5)
+    (tmp_path / "in" / "c2.nii.gz").write_bytes(b"no scan")
+    read = read_bundle(bundle)
+    model = model_of(read, read.plan, "openvino", ("cpu", "cpu"))
+    job = Job(tmp_path / "out", Choices(mirror=False), model.sha256, None, 8.0, model.threshold)
+    told: list[CasePrediction] = []
+    result = run_folder(
+        model,
+        job,
+        tmp_path / "in",
+        lambda cases, tell: predict_on(PLACES, Loading(bundle, "openvino"), job, cases, tell),
+        on_case=told.append,
+    )
+    assert sorted(case.case for case in told) == ["c0", "c1", "c2", "c3", "c4"]
+    assert [case.case for case in result.failures] == ["c2"] and result.cases[0].device == "cpu (openvino)"
+    alone = load(bundle, device="cpu", engine="openvino")
+    for name in ("c0", "c4"):
+        expected = alone.predict(tmp_path / "in" / f"{name}.nii.gz", mirror=False).array[0]
+        np.testing.assert_array_equal(read_labels(tmp_path / "out" / f"{name}.nii.gz")[0], expected)
+
+
+def test_a_process_that_is_killed_loses_one_case_and_the_rest_is_done(
+    tmp_path: Path, bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cases, told = write_scans(tmp_path / "in", 4), list[CasePrediction]()
+    killed: list[str] = []
+    give = processes._Child.give
+
+    def kill_at_the_first(child: processes._Child, case: Case | None) -> None:
+        if not killed and case is not None:
+            killed.append(case.id)
+            os.kill(child._process.pid, signal.SIGKILL)
+        give(child, case)
+
+    monkeypatch.setattr(processes._Child, "give", kill_at_the_first)
+    predict_on(PLACES, Loading(bundle, "openvino"), Job(tmp_path / "out", Choices(mirror=False)), cases, told.append)
+    assert sorted(case.case for case in told) == ["c0", "c1", "c2", "c3"]
+    (failure,) = (case for case in told if case.status == "failed")
+    assert failure.case == killed[0] and "signal 9" in str(failure.message)
+
+
+def test_when_no_process_is_left_the_run_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(processes.sys, "executable", "/bin/false")
+    cases = [Case("a", (tmp_path / "a.nii",))]
+    with pytest.raises(ResourceError, match=r"ended with code 1.*no other is left"):
+        predict_on(PLACES, Loading(tmp_path, "torch"), Job(tmp_path / "out", Choices()), cases, print)
+    monkeypatch.setattr(processes.sys, "executable", str(tmp_path / "absent"))
+    with pytest.raises(ResourceError, match="can't be started"):
+        predict_on(PLACES, Loading(tmp_path, "torch"), Job(tmp_path / "out", Choices()), cases, print)
+
+
+@pytest.mark.parametrize(("engine", "kind"), [("torhc", PlanError), ("torch", SagittalError)])
+def test_a_model_that_can_not_be_loaded_ends_the_run(
+    tmp_path: Path, bundle: Path, engine: str, kind: type[SagittalError]
+) -> None:
+    where = bundle if engine == "torhc" else tmp_path / "absent"
+    with pytest.raises(kind):
+        predict_on(PLACES[:1], Loading(where, engine), Job(tmp_path, Choices()), write_scans(tmp_path / "in", 1), print)
+
+
+def test_no_case_starts_no_process(tmp_path: Path) -> None:
+    began = time.monotonic()
+    predict_on(PLACES, Loading(tmp_path, "torch"), Job(tmp_path, Choices()), [], print)
+    assert time.monotonic() - began < 1
+
+
+def test_places_share_the_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "6")
+    assert [place.threads for place in places_on(["cuda:0", "cuda:1"])] == [3, 3]
+    monkeypatch.setenv("OMP_NUM_THREADS", "many")
+    assert all(place.threads >= 1 for place in places_on(["cpu"] * 500))
