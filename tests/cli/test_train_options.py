@@ -54,7 +54,7 @@ def test_values_that_make_no_sense_are_wrong_usage(wrong: list[str], capsys: pyt
 def test_options_that_can_not_be_followed_are_refused_before_anything_is_done(
     tiny_dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], wrong: list[str], told: str
 ) -> None:
-    assert run(["train", str(tiny_dataset), "--out", str(tmp_path / "b"), *wrong]) == 1
+    assert run(["train", str(tiny_dataset), "--out", str(tmp_path / "b"), *wrong]) == 2
     assert told in capsys.readouterr().err
     assert not (tmp_path / "b.run").exists()
 

@@ -19,14 +19,41 @@ from sagittal.cli.datasets import datasets
 from sagittal.cli.demo import demo
 from sagittal.cli.doctor import doctor
 from sagittal.cli.evaluate import evaluate
+from sagittal.cli.export import export
+from sagittal.cli.import_nnunet import import_nnunet
 from sagittal.cli.import_weights import import_weights
 from sagittal.cli.info import info
+from sagittal.cli.missing import lacking_package
+from sagittal.cli.models import models
 from sagittal.cli.networks import networks
+from sagittal.cli.offline import offline
+from sagittal.cli.package import package
 from sagittal.cli.plan import plan
 from sagittal.cli.predict import predict
 from sagittal.cli.train import train
-from sagittal.errors import SagittalError
+from sagittal.errors import ResourceError, SagittalError
 
+USAGE_CODES = frozenset(
+    {
+        "bad_device",
+        "bad_duration",
+        "bad_input",
+        "bad_setting",
+        "engine",
+        "options",
+        "precision",
+        "python",
+        "step",
+        "unknown_class",
+        "unknown_extra",
+        "unknown_field",
+        "unknown_network",
+        "unknown_preset",
+        "unknown_tracker",
+        "usage",
+    }
+)
+"""Codes of errors that are about what was typed, not about the data or the machine."""
 DONE, FAILED, USAGE, RESUMABLE, INTERRUPTED = 0, 1, 2, 75, 130
 
 app = App(
@@ -37,7 +64,24 @@ app = App(
     suppress_keyboard_interrupt=False,
     result_action="return_value",
 )
-for verb in (doctor, plan, train, predict, evaluate, import_weights, convert, info, networks, datasets, demo):
+for verb in (
+    doctor,
+    plan,
+    train,
+    predict,
+    evaluate,
+    import_weights,
+    import_nnunet,
+    convert,
+    info,
+    networks,
+    datasets,
+    demo,
+    export,
+    package,
+    models,
+    offline,
+):
     app.command(verb)
 
 
@@ -72,11 +116,22 @@ def run(arguments: list[str]) -> int:
         print("interrupted", file=sys.stderr)
         return INTERRUPTED
     except SagittalError as error:
-        if debug:
-            traceback.print_exc()
-        if "--json" in arguments:
-            print(json.dumps(error.as_dict()))
-        else:
-            print(f"error: {error.message}", file=sys.stderr)
-        return FAILED
+        return _told(error, arguments, debug)
+    except ImportError as error:
+        lacking = lacking_package(error, arguments[0] if arguments else "")
+        if lacking is None:
+            raise
+        return _told(lacking, arguments, debug)
     return code if isinstance(code, int) else DONE
+
+
+def _told(error: SagittalError, arguments: list[str], debug: bool) -> int:
+    if debug:
+        traceback.print_exc()
+    if "--json" in arguments:
+        print(json.dumps(error.as_dict()))
+    else:
+        print(f"error: {error.message}", file=sys.stderr)
+    # The same code stands for an engine that was misspelt and for one that is not installed.
+    is_usage = error.code in USAGE_CODES and not isinstance(error, ResourceError)
+    return USAGE if is_usage else FAILED
