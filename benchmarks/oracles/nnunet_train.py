@@ -5,7 +5,8 @@
 nnU-Net has no schedule by time. A few steps are measured, then its polynomial decay is spread over as many as fit into
 the minutes, in `EPOCHS` epochs (its rate falls once per epoch); or over N steps where `--steps` says so. Planning,
 preprocessing and the validation at the end do not count towards the time, which favours nnU-Net. The split is fold 0 of
-its own five. OUT/predictions holds the held-out cases as nnU-Net predicts them (mirrored), OUT/result.json the times.
+its own five. A run that was stopped goes on at its last epoch. OUT/predictions holds the held-out cases as nnU-Net
+predicts them (mirrored), OUT/result.json the times.
 """
 
 import argparse
@@ -73,6 +74,7 @@ def make_trainer(work: Path, processes: int, seed: int):
     declared = json.loads((made / "dataset.json").read_text())
     trainer = nnUNetTrainer(plans, "3d_fullres", 0, declared, device=torch.device("cpu"))
     trainer.num_val_iterations_per_epoch = VALIDATION_STEPS
+    trainer.save_every = 1
     return trainer
 
 
@@ -102,7 +104,11 @@ def train(args, trainer) -> dict:
     trainer.optimizer, trainer.lr_scheduler = trainer.configure_optimizers()
     trainer.lr_scheduler.max_steps = trainer.num_epochs
     losses = []
-    for _ in range(trainer.num_epochs):
+    latest = Path(trainer.output_folder, "checkpoint_latest.pth")
+    if latest.exists():
+        trainer.load_checkpoint(str(latest))
+        print(f"goes on at epoch {trainer.current_epoch}", flush=True)
+    for epoch in range(trainer.current_epoch, trainer.num_epochs):
         trainer.on_epoch_start()
         trainer.on_train_epoch_start()
         steps = [trainer.train_step(next(trainer.dataloader_train)) for _ in range(trainer.num_iterations_per_epoch)]
@@ -113,7 +119,7 @@ def train(args, trainer) -> dict:
             trainer.on_validation_epoch_end(checks)
         trainer.on_epoch_end()
         losses.append(float(steps[-1]["loss"]))
-        print(f"epoch {len(losses)}/{trainer.num_epochs}: loss {losses[-1]:.3f}", flush=True)
+        print(f"epoch {epoch + 1}/{trainer.num_epochs}: loss {losses[-1]:.3f}", flush=True)
     trainer.on_train_end()
     began = time.monotonic()
     trainer.perform_actual_validation(False)
