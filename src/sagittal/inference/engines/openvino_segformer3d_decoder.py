@@ -119,7 +119,9 @@ def _finest_rows(weights: WeightReader, grid: tuple[Grid, Affine], column: Array
     return tokens.with_tokens(rows, width + 1), matrix.astype(np.float32), column @ after.shift
 
 
-def _fuse(rows: Grid, matrix: Array, coarse: Sequence[Grid], dims: int, finish: Callable[[Node], Node]) -> Node:
+def _fuse(
+    rows: Grid, matrix: Array, coarse: Sequence[Grid], dims: int, finish: Callable[[Node], Node]
+) -> Node | openvino.Output:
     """Return finish(rows @ matrix + the maps interpolated to its grid): (N, ..., C or what `finish` makes of it)."""
     sizes = [size_along(rows.sizes, axis) for axis in range(dims)]
     matrices = [[interpolation(size_along(grid.sizes, axis), sizes[axis]) for grid in coarse] for axis in range(dims)]
@@ -149,7 +151,7 @@ def _fuse_plane(
 
 def _by_planes(
     compute: Callable[..., Node], rows: Node, maps: Sequence[Node], across: Sequence[Node], last: Node
-) -> Node:
+) -> openvino.Output:
     """Return compute(rows, maps, across, last), plane by plane along the first spatial axis."""
     sliced, whole = [rows, *maps], [*across, last]
     planes = []
@@ -166,5 +168,4 @@ def _by_planes(
         loop.set_sliced_input(parameter, value.output(0), 0, 1, 1, -1, 1)
     for parameter, value in zip(same, whole, strict=True):
         loop.set_invariant_input(parameter, value.output(0))
-    # An output of a node is no node; a reshape to its own shape is one, and costs nothing.
     return loop.get_concatenated_slices(result.output(0), 0, 1, 1, -1, 1)

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import openvino
 from openvino import opset13 as ops
 
 from sagittal.inference.engines.openvino_layers import Array, Node, WeightReader, constant, integers, sizes_of
@@ -62,7 +63,7 @@ def from_volume(volume: Node, width: int, dims: int) -> Grid:
     return Grid(flat(moved, width), sizes_of(volume), width)
 
 
-def flat(spatial: Node, width: int) -> Node:
+def flat(spatial: Node | openvino.Output, width: int) -> Node:
     """Return (N, ..., C) as (N, T, C)."""
     return ops.reshape(spatial, integers([0, -1, width]), special_zero=True)
 
