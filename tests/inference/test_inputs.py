@@ -131,3 +131,12 @@ def test_what_is_no_input_is_refused(tmp_path: Path) -> None:
     for wrong in (tmp_path / "absent", tmp_path / "empty", tmp_path / "picture.png", tmp_path / "binary.txt", []):
         with pytest.raises(DataError):
             find_cases(wrong, ["CT"])
+
+
+def test_files_keep_the_numbers_of_the_channels_that_are_there(tmp_path: Path) -> None:
+    touch(tmp_path, "a_0000.nii.gz", "a_0002.nii.gz", "b_0000.nii.gz", "b_0001.nii.gz")
+    found = find_cases(tmp_path, ["T1", "T2"], numbers=(0, 2))
+    assert [[image.name for image in case.images] for case in found.good] == [["a_0000.nii.gz", "a_0002.nii.gz"]]
+    assert "channel 2 (T2) is missing" in found.bad[0].error.message
+    (case,) = find_cases(tmp_path / "a_0002.nii.gz", ["T2"], numbers=(2,)).good
+    assert case.id == "a"

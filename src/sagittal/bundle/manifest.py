@@ -7,6 +7,8 @@ A bundle is a folder:
     metrics.json                how the weights were validated
     MODEL_CARD.md               the same for people
     weights/fold_N.safetensors  one per fold, or weights/all.safetensors
+    low/plan.json               where there is a second, faster model that sees less: its plan
+    low/weights/...             and its weights, named as above
 
 Nothing else may lie in it: no link, no further file, no path that leads out.
 """
@@ -17,7 +19,7 @@ import hashlib
 import json
 import re
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -34,6 +36,8 @@ METRICS = "metrics.json"
 MODEL_CARD = "MODEL_CARD.md"
 WEIGHTS_FOLDER = "weights"
 WEIGHTS_ENDING = ".safetensors"
+LOW = "low/"
+"""What begins the paths of a second model, which sees scans at a coarser spacing."""
 _FIXED_FILES = frozenset({PLAN, METRICS, MODEL_CARD})
 _WEIGHTS_NAME = re.compile(r"all|fold_(0|[1-9][0-9]{0,3})", flags=re.ASCII)
 _READ_BYTES = 4 << 20
@@ -65,7 +69,8 @@ class Manifest(Frozen):
     @model_validator(mode="after")
     def _check(self) -> Self:
         for name in self.files:
-            if name not in _FIXED_FILES and weights_name(name) is None:
+            own = name.removeprefix(LOW)
+            if name not in _FIXED_FILES and weights_name(own) is None and name != f"{LOW}{PLAN}":
                 raise ValueError(
                     f"file '{name}' has no place in a bundle (known: {', '.join(sorted(_FIXED_FILES))}, "
                     f"{WEIGHTS_FOLDER}/all{WEIGHTS_ENDING}, {WEIGHTS_FOLDER}/fold_N{WEIGHTS_ENDING})"
@@ -75,13 +80,24 @@ class Manifest(Frozen):
             raise ValueError(f"lists no {', '.join(sorted(absent))}")
         if not self.weight_names:
             raise ValueError("lists no weights")
+        if bool(self.low_weight_names) != (f"{LOW}{PLAN}" in self.files):
+            raise ValueError(f"lists {LOW}{PLAN} without weights in {LOW}{WEIGHTS_FOLDER}, or these without their plan")
         return self
 
     @property
     def weight_names(self) -> tuple[str, ...]:
         """Names of the weights, `fold_0`, `fold_1`, ... by number, or `all`."""
-        names = [name for path in self.files if (name := weights_name(path)) is not None]
-        return tuple(sorted(names, key=lambda name: (len(name), name)))
+        return _weight_names(self.files)
+
+    @property
+    def low_weight_names(self) -> tuple[str, ...]:
+        """The same of the second model; empty where there is none."""
+        return _weight_names(path.removeprefix(LOW) for path in self.files if path.startswith(LOW))
+
+
+def _weight_names(paths: Iterable[str]) -> tuple[str, ...]:
+    names = [name for path in paths if (name := weights_name(path)) is not None]
+    return tuple(sorted(names, key=lambda name: (len(name), name)))
 
 
 def make_manifest(files: dict[str, FileEntry], *, sagittal_version: str, created: str) -> Manifest:

@@ -18,6 +18,7 @@ from safetensors import numpy as safetensors_numpy
 
 from sagittal.bundle.archive import extract_archive
 from sagittal.bundle.manifest import (
+    LOW,
     METRICS,
     PLAN,
     Manifest,
@@ -42,17 +43,31 @@ class Bundle:
         manifest: its files and their hashes.
         plan: what the weights were made with, and what prediction does.
         metrics: how they were validated.
+        low_plan: plan of the bundle's second model, which sees scans at a coarser spacing; None where it has none.
+        whole: where this is the second model of a bundle, that bundle; see `low`.
     """
 
     path: Path
     manifest: Manifest
     plan: Plan
     metrics: dict[str, Any]
+    low_plan: Plan | None = None
+    whole: Bundle | None = None
+
+    @property
+    def low(self) -> Bundle | None:
+        """The second model as a bundle of its own, which engines load as any other; None where there is none.
+
+        Its metrics are those of the bundle, which tell in `fast` how it compares.
+        """
+        if self.low_plan is None:
+            return None
+        return Bundle(self.path, self.manifest, self.low_plan, self.metrics, whole=self)
 
     @property
     def weight_names(self) -> tuple[str, ...]:
         """`("all",)` or `("fold_0", ...)`."""
-        return self.manifest.weight_names
+        return self.manifest.weight_names if self.whole is None else self.manifest.low_weight_names
 
     def weights(self, name: str) -> dict[str, np.ndarray[Any, Any]]:
         """Return the arrays of the weights called `name`, by parameter name, in their stored dtype.
@@ -62,7 +77,7 @@ class Bundle:
         """
         if name not in self.weight_names:
             raise BundleError(f"{self.path}: has no weights '{name}'. It has {', '.join(self.weight_names)}.")
-        relative = weights_path(name)
+        relative = weights_path(name) if self.whole is None else f"{LOW}{weights_path(name)}"
         content = read_verified(self.path / relative, self.manifest.files[relative])
         try:
             arrays: dict[str, np.ndarray[Any, Any]] = safetensors_numpy.load(content)
@@ -92,7 +107,10 @@ def _read_folder(folder: Path) -> Bundle:
     verify_files(folder, manifest)
     for name in manifest.weight_names:
         _check_weights(folder / weights_path(name))
-    return Bundle(folder, manifest, _read_plan(folder, manifest), _read_metrics(folder, manifest))
+    for name in manifest.low_weight_names:
+        _check_weights(folder / LOW / weights_path(name))
+    plan = _read_plan(folder, manifest)
+    return Bundle(folder, manifest, plan, _read_metrics(folder, manifest), _read_low_plan(folder, manifest, plan))
 
 
 def _read_package(file: Path) -> Bundle:
@@ -154,10 +172,22 @@ def _unreadable(path: Path, error: Exception) -> BundleError:
     return BundleError(f"{path}: no readable safetensors file ({error}). Get the bundle from its maker again.")
 
 
-def _read_plan(folder: Path, manifest: Manifest) -> Plan:
-    content = read_verified(folder / PLAN, manifest.files[PLAN])
+def _read_low_plan(folder: Path, manifest: Manifest, plan: Plan) -> Plan | None:
+    if not manifest.low_weight_names:
+        return None
+    low = _read_plan(folder, manifest, LOW + PLAN)
+    if low.dataset != plan.dataset:
+        raise BundleError(
+            f"{folder}: its two models are for different channels or labels. Get the bundle from its maker again.",
+            code="models_differ",
+        )
+    return low
+
+
+def _read_plan(folder: Path, manifest: Manifest, name: str = PLAN) -> Plan:
+    content = read_verified(folder / name, manifest.files[name])
     try:
-        return Plan.from_json(content, source=str(folder / PLAN))
+        return Plan.from_json(content, source=str(folder / name))
     except PlanError as error:
         raise BundleError(
             f"{error.message} Expected a plan that this version of sagittal reads; the bundle was written by version "

@@ -20,11 +20,11 @@ from safetensors import numpy as safetensors_numpy
 
 from sagittal.bundle.card import model_card
 from sagittal.bundle.manifest import (
+    LOW,
     MANIFEST,
     METRICS,
     MODEL_CARD,
     PLAN,
-    WEIGHTS_FOLDER,
     entry_of,
     looks_like_bundle,
     make_manifest,
@@ -32,7 +32,7 @@ from sagittal.bundle.manifest import (
     walk_files,
     weights_path,
 )
-from sagittal.bundle.read import previous_folder, read_bundle
+from sagittal.bundle.read import Bundle, previous_folder, read_bundle
 from sagittal.errors import BundleError, ResourceError
 from sagittal.plan import Plan
 
@@ -55,6 +55,7 @@ def write_bundle(
     weights: Mapping[str, Arrays],
     metrics: Mapping[str, Any],
     data_license: str | None = None,
+    low: Bundle | None = None,
 ) -> Path:
     """Write a bundle and return its folder.
 
@@ -68,13 +69,14 @@ def write_bundle(
         metrics: values that JSON can hold; see `card.model_card` for the names that the card shows. It must name no
             case (see `hash_case`) and no path.
         data_license: licence of the data, for the card.
+        low: a bundle whose plan and weights become the second model, which sees scans at a coarser spacing.
 
     Raises:
         BundleError: the folder holds something else than a bundle, or weights or metrics that can't be kept.
         ResourceError: the disk is full or the folder can't be written. A bundle already there is untouched.
     """
     folder = Path(os.path.realpath(path))
-    files = _contents(plan, weights, metrics, data_license)
+    files = _contents(plan, weights, metrics, data_license, low)
     temporary: Path | None = None
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
@@ -96,7 +98,11 @@ def write_bundle(
 
 
 def _contents(
-    plan: Plan, weights: Mapping[str, Arrays], metrics: Mapping[str, Any], data_license: str | None
+    plan: Plan,
+    weights: Mapping[str, Arrays],
+    metrics: Mapping[str, Any],
+    data_license: str | None,
+    low: Bundle | None,
 ) -> dict[str, bytes]:
     """Return every file of the bundle by its relative path, the manifest last."""
     if not weights:
@@ -107,6 +113,10 @@ def _contents(
     except (TypeError, ValueError) as error:
         raise BundleError(f"metrics can't be kept as JSON ({error}). Give None for what is not defined.") from None
     files[PLAN] = plan.to_json().encode()
+    if low is not None:
+        files[LOW + PLAN] = low.plan.to_json().encode()
+        for name in low.weight_names:
+            files[LOW + weights_path(name)] = _serialise(name, low.weights(name))
     parameters = _count(next(iter(weights.values())))
     files[MODEL_CARD] = model_card(plan, metrics, parameters=parameters, data_license=data_license).encode()
     manifest = make_manifest(
@@ -145,14 +155,14 @@ def _count(arrays: Arrays) -> int:
 
 def _fill(folder: Path, files: Mapping[str, bytes]) -> None:
     folder.chmod(0o755)
-    (folder / WEIGHTS_FOLDER).mkdir()
     for name, content in files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
         with (folder / name).open("wb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
-    _sync_folder(folder / WEIGHTS_FOLDER)
-    _sync_folder(folder)
+    for parent in {(folder / name).parent for name in files} | {folder}:
+        _sync_folder(parent)
 
 
 def _put_in_place(new: Path, folder: Path) -> None:

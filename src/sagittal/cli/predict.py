@@ -67,6 +67,7 @@ def predict(
     """
     devices = parse_devices(device)
     from sagittal.bundle import read_bundle
+    from sagittal.errors import PlanError
     from sagittal.inference.folder import model_of, run_folder
     from sagittal.inference.pipeline import Job
     from sagittal.inference.subset import chosen_spec
@@ -76,6 +77,10 @@ def predict(
     choices = write.choices(how, precision, _say_aside)
     subset = tuple(label.name for label in chosen_spec(read.plan.dataset, choices.subset).labels)
     choices = choices.replace(subset=subset if choices.subset else ())
+    if choices.quality and not read.plan.inference.mirror_axes:
+        raise PlanError(
+            "--quality compares mirrored copies, and this model is not mirrored. Leave it out.", code="options"
+        )
     model = model_of(read, read.plan, engine, devices)
     job = Job(out, choices, model.sha256, ",".join(devices), memory_gib, model.threshold)
 
@@ -100,7 +105,9 @@ def _on_one(device: str, bundle: Bundle, engine: str, job: Job, cases: Sequence[
     loaded = load_engine(bundle, device, engine, job.choices.precision, cache_folder=networks_folder())
     _say_aside(f"{loaded.name} {loaded.precision} on {loaded.device}")
     where = replace(job, device=f"{loaded.device} ({loaded.name})")
-    CasePipeline(Predictor(bundle.plan, loaded), where, tell).run(cases)
+    choices = job.choices
+    predictor = Predictor(bundle.plan, loaded, missing=choices.missing, postprocessing=choices.postprocessing)
+    CasePipeline(predictor, where, tell).run(cases)
 
 
 def _on_several(

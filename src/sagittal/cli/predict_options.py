@@ -28,11 +28,15 @@ class HowToPredict:
         mirror: average over mirrored copies (--no-mirror is up to eight times faster)
         step: distance of neighbouring windows as a share of the window, 0.5 for example; by itself the plan's
         fast: no mirroring, and a step of 0.75 where --step gives no other
+        postprocessing: apply the rules of the plan to label maps (--no-postprocessing leaves them out)
+        missing: names of channels that the scans lack, with commas: t1ce; for models trained with channel dropout
     """
 
     mirror: bool = True
     step: _Share = None
     fast: _Flag = False
+    postprocessing: bool = True
+    missing: str | None = None
 
 
 @Parameter(name="*")
@@ -79,9 +83,15 @@ class Writing:
             mirror=mirror,
             step=step,
             fast=how.fast,
-            subset=tuple(part.strip() for part in (self.subset or "").split(",") if part.strip()),
+            subset=_listed(self.subset),
+            missing=_listed(how.missing),
+            postprocessing=how.postprocessing,
             preview=self.preview,
             probabilities=self.probabilities,
             entropy=self.entropy,
             quality=self.quality,
         )
+
+
+def _listed(text: str | None) -> tuple[str, ...]:
+    return tuple(part.strip() for part in (text or "").split(",") if part.strip())

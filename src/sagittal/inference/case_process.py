@@ -71,7 +71,9 @@ def _work(lines: IO[str], send: Any) -> int:
     def tell(case: CasePrediction) -> None:
         send(case=case.model_dump(mode="json"))
 
-    CasePipeline(Predictor(bundle.plan, engine), job, tell).run(_cases(lines, send))
+    choices = job.choices
+    predictor = Predictor(bundle.plan, engine, missing=choices.missing, postprocessing=choices.postprocessing)
+    CasePipeline(predictor, job, tell).run(_cases(lines, send))
     return 0
 
 

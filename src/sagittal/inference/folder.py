@@ -18,6 +18,7 @@ from sagittal.bundle import Bundle
 from sagittal.data.dataset import Case
 from sagittal.errors import PlanError, ResourceError
 from sagittal.inference.inputs import FoundCases, Inputs, find_cases
+from sagittal.inference.missing import channels_given
 from sagittal.inference.outputs import (
     DECLARATION,
     declaration,
@@ -134,7 +135,9 @@ def run_folder(
     if job.memory_gib is not None and not 0 < job.memory_gib < float("inf"):
         raise PlanError(f"--memory-gib {job.memory_gib:g}: expected a number above 0, for example 8.", code="memory")
     chosen = chosen_spec(spec, job.choices.subset)
-    found = find_cases(inputs, spec.channel_names, out=folder)
+    numbers = channels_given(model.plan, job.choices.missing)
+    names = [spec.channel_names[number] for number in numbers]
+    found = find_cases(inputs, names, out=folder, numbers=numbers)
     protect(found.good, folder, spec.file_ending)
     earlier = {} if overwrite else _still_true(known_cases(folder), folder)
     finished = {case.id for case in found.good if _is_finished(earlier.get(case.id), case, job)}

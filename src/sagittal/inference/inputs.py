@@ -44,14 +44,17 @@ class FoundCases:
     bad: tuple[BadCase, ...] = ()
 
 
-def find_cases(inputs: Inputs, channel_names: Sequence[str], *, out: Path | None = None) -> FoundCases:
+def find_cases(
+    inputs: Inputs, channel_names: Sequence[str], *, out: Path | None = None, numbers: Sequence[int] | None = None
+) -> FoundCases:
     """List the cases that a prediction is asked for; no scan is opened.
 
     Args:
         inputs: a scan; several files (the channels of one case in order, or of several by CASE_0000 names); a folder,
             searched to any depth, of which `imagesTs`, else `imagesTr`, is taken where it is a data set; the folder or
             zip archive of a DICOM series; a list, .csv, .tsv or .txt.
-        channel_names: the model's channels, in order.
+        channel_names: the channels of each case, in order.
+        numbers: what their file names end in, where some of the model's are missing; by default 0, 1, ...
         out: the folder for the outputs, which is not searched.
 
     Raises:
@@ -68,7 +71,7 @@ def find_cases(inputs: Inputs, channel_names: Sequence[str], *, out: Path | None
     for path in paths:
         if path not in lists:
             scans.extend(_scans_at(path, out))
-    found = _grouped(scans, channel_names)
+    found = _grouped(scans, channel_names, tuple(range(len(channel_names)) if numbers is None else numbers))
     for path in lists:
         found.extend(_of_list(path, channel_names))
     if not found:
@@ -135,7 +138,9 @@ def _is_slice(file: Path) -> bool:
         return False
 
 
-def _grouped(scans: Sequence[tuple[str, Path]], channel_names: Sequence[str]) -> list[Case | BadCase]:
+def _grouped(
+    scans: Sequence[tuple[str, Path]], channel_names: Sequence[str], numbers: tuple[int, ...]
+) -> list[Case | BadCase]:
     """Return the cases that channel files make, by the numbers at the ends of their names."""
     channels = len(channel_names)
     names = [scan_name(path) for _, path in scans]
@@ -147,21 +152,23 @@ def _grouped(scans: Sequence[tuple[str, Path]], channel_names: Sequence[str]) ->
     wrong: list[Case | BadCase] = []
     for (place, path), name, match in zip(scans, names, numbered, strict=True):
         # With one channel, a name may end in any four digits: scan_2021 is no channel 2021.
-        counts = match is not None and (channels > 1 or int(match["channel"]) == 0)
-        stem, channel = (match["case"], int(match["channel"])) if match is not None and counts else (name, 0)
+        counts = match is not None and (channels > 1 or int(match["channel"]) == numbers[0])
+        stem, channel = (match["case"], int(match["channel"])) if match is not None and counts else (name, numbers[0])
         group = groups.setdefault(_id(place, stem), {})
         if channel in group:
             wrong.append(BadCase(_id(place, stem), _twice(path, group[channel])))
         else:
             group[channel] = path
-    return [_complete(case, group, channel_names) for case, group in groups.items()] + wrong
+    return [_complete(case, group, channel_names, numbers) for case, group in groups.items()] + wrong
 
 
-def _complete(case: str, channels: Mapping[int, Path], channel_names: Sequence[str]) -> Case | BadCase:
+def _complete(
+    case: str, channels: Mapping[int, Path], channel_names: Sequence[str], numbers: tuple[int, ...]
+) -> Case | BadCase:
     some = next(iter(channels.values()))
     ending = some.name.removeprefix(scan_name(some))
     stem = case.rpartition("/")[2]
-    for number, channel in enumerate(channel_names):
+    for number, channel in zip(numbers, channel_names, strict=True):
         if number not in channels:
             missing = some.with_name(f"{stem}_{number:04d}{ending}")
             return BadCase(
@@ -172,17 +179,17 @@ def _complete(case: str, channels: Mapping[int, Path], channel_names: Sequence[s
                     code="missing_channel",
                 ),
             )
-    extra = sorted(set(channels) - set(range(len(channel_names))))
+    extra = sorted(set(channels) - set(numbers))
     if extra:
         return BadCase(
             case,
             DataError(
-                f"{channels[extra[0]]}: channel {extra[0]} of {case}, but the model has {len(channel_names)} "
+                f"{channels[extra[0]]}: channel {extra[0]} of {case}, but {len(channel_names)} are expected "
                 f"({', '.join(channel_names)}). Remove the file, or take another model.",
                 code="undeclared_channel",
             ),
         )
-    return Case(case, tuple(channels[number] for number in range(len(channel_names))))
+    return Case(case, tuple(channels[number] for number in numbers))
 
 
 def _of_list(path: Path, channel_names: Sequence[str]) -> list[Case | BadCase]:

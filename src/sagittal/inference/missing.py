@@ -46,6 +46,24 @@ def preprocessing_of(preprocessing: Preprocessing, given: Sequence[int]) -> Prep
     return preprocessing.replace(normalization=tuple(preprocessing.normalization[position] for position in given))
 
 
+def plan_of_scans(plan: Plan, missing: Sequence[str]) -> Plan:
+    """Return the plan as if the model had only the channels that scans have: for what is asked of the scans alone.
+
+    Raises:
+        DataError: as for `channels_given`.
+    """
+    if not missing:
+        return plan
+    given = channels_given(plan, missing)
+    names = tuple(plan.dataset.channel_names[position] for position in given)
+    training = plan.training.replace(augmentation=plan.training.augmentation.replace(channel_dropout=0.0))
+    return plan.replace(
+        dataset=plan.dataset.replace(channel_names=names),
+        preprocessing=preprocessing_of(plan.preprocessing, given),
+        training=training,
+    )
+
+
 def fill(image: Float[np.ndarray, "c D H W"], given: Sequence[int], channels: int) -> Float[np.ndarray, "C D H W"]:
     """Return a prepared image with 0 in the channels that are not `given`, which is how training left them out.
 

@@ -23,6 +23,7 @@ from sagittal.data.preprocessing import Frame, frame_of
 from sagittal.errors import ResourceError, SagittalError
 from sagittal.inference.consumers import SlabConsumer
 from sagittal.inference.input_check import check_grid, check_intensities
+from sagittal.inference.missing import plan_of_scans
 from sagittal.inference.outputs import paths_of, stamp_input, stamp_output, volumes_ml
 from sagittal.inference.probabilities import ProbabilityFile
 from sagittal.inference.run_report import CasePrediction, Choices, FileStamp, Flag, InputStamp, Quality
@@ -60,6 +61,7 @@ class CasePredictor(Protocol):
         memory_gib: float | None = None,
         on_window: Callable[[int, int], None] | None = None,
         consumers: Sequence[SlabConsumer] = (),
+        disagreement: Disagreement | None = None,
     ) -> Volume:
         """Return the label map of a scan."""
         ...
@@ -163,8 +165,8 @@ class CasePipeline:
         def seconds() -> float:
             return time.monotonic() - began
 
-        plan = self.predictor.plan
         try:
+            plan = plan_of_scans(self.predictor.plan, self.job.choices.missing)
             stamp = stamp_input(case)
             volumes = read_scans(case.images)
             flags = (*check_grid(volumes[0].geometry, plan), *check_intensities(volumes, plan))
@@ -242,7 +244,11 @@ class CasePipeline:
                 options["disagreement"] = disagreement = Disagreement(spec)
             scan: Any = loaded.case.images if loaded.volumes is None else loaded.volumes
             labels = self.predictor.predict(scan, on_window=self._look_at_writer, **options)
-            quality = None if disagreement is None else quality_of(disagreement, *self.job.threshold)
+            quality = (
+                None
+                if disagreement is None or not disagreement.looked
+                else quality_of(disagreement, *self.job.threshold)
+            )
             seconds = time.monotonic() - began
             return _Computed(loaded, labels, seconds, stack.pop_all(), probabilities, entropy, quality)
 

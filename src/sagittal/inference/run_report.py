@@ -74,6 +74,10 @@ class Choices(Frozen):
     fast: bool = False
     subset: tuple[str, ...] = ()
     """Names of the only classes that are written, in the model's order; none: all."""
+    missing: tuple[str, ...] = ()
+    """Names of the channels that the scans lack."""
+    postprocessing: bool = True
+    """Whether the plan's rules are applied."""
     preview: bool = False
     probabilities: bool = False
     entropy: bool = False
