@@ -1,0 +1,23 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from sagittal.plan import Plan
+from sagittal.testing.plans import untrained_plan, untrained_spec
+
+TINY: dict[str, Any] = {
+    "network.embed_dims": [4, 4, 8, 8],
+    "network.num_heads": [1, 1, 2, 2],
+    "network.depths": [1, 1, 1, 1],
+    "network.decoder_dim": 8,
+}
+
+
+@pytest.fixture
+def tiny_plan() -> Plan:
+    """A small SegFormer3D of two channels and three outputs, whose window is no cube."""
+    return untrained_plan(
+        "segformer3d", untrained_spec(3, 2), patch_size=(16, 24, 33), spacing_mm=(2.0, 1.0, 1.5), settings=TINY
+    )
