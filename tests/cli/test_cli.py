@@ -36,7 +36,7 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_help_lists_every_verb(capsys: pytest.CaptureFixture[str]) -> None:
     assert _call(["--help"]) == 0
     shown = capsys.readouterr().out
-    verbs = "doctor plan train predict evaluate import-weights convert info networks datasets demo"
+    verbs = "doctor plan train predict evaluate import-weights convert info networks datasets demo models offline"
     for verb in verbs.split():
         assert verb in shown
 

@@ -4,6 +4,7 @@ import base64
 import hashlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -25,7 +26,7 @@ from sagittal.cli.wheels import collect, installed_versions, machine, missing_re
 from sagittal.errors import BundleError, PlanError, ResourceError
 from sagittal.testing.plans import untrained_plan, untrained_spec
 
-PROJECT = Path(sagittal.__file__).parents[2] / "pyproject.toml"
+PROJECT = Path(__file__).parents[2] / "pyproject.toml"
 WINDOWS = machine("windows", "3.12")
 
 
@@ -246,7 +247,8 @@ def test_the_folder_says_what_is_in_it_and_notices_what_changed(bundle: Path, tm
     assert "@" not in text.replace("sagittal@", "")
     script = (folder / "install.bat").read_bytes()
     assert b"sagittal[openvino]==0.1.0" in script and script.count(b"\n") == script.count(b"\r\n")
-    subprocess.run(["sh", "-n", str(folder / "install.sh")], check=True)
+    if shutil.which("sh"):
+        subprocess.run(["sh", "-n", str(folder / "install.sh")], check=True)
     assert os.access(folder / "install.sh", os.X_OK)
 
     verify = [sys.executable, str(folder / "verify.py")]
