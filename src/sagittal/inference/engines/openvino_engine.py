@@ -115,6 +115,9 @@ class OpenVINOEngine:
         self._compiled: OrderedDict[tuple[Triple, bool], list[openvino.InferRequest]] = OrderedDict()
         self._memory: dict[Triple, NetworkMemory] = {}
         self.head = _joint_head(plan, self._folds)
+        for fold in self._folds:
+            # What does not fit is told now, not with the first window.
+            self._model(fold, plan.patch.size, with_head=True)
 
     @property
     def num_outputs(self) -> int:
@@ -202,8 +205,19 @@ class OpenVINOEngine:
         spec, network = self._plan.dataset, self._plan.network
         channels = len(spec.channel_names)
         model = BUILDERS[network.kind](network, fold, channels, spec.num_outputs, with_head=with_head)
+        # Fixing the sizes folds operators into constants, which note the names of what they were made of.
+        _name_by_order(model)
         model.reshape([1, channels, *window])
+        _name_by_order(model)
         return model
+
+
+def _name_by_order(model: openvino.Model) -> None:
+    """Give operators names that tell their place: OpenVINO's own count on through the process, and its cache on disk
+    goes by names too."""
+    for number, operator in enumerate(model.get_ordered_ops()):
+        operator.set_friendly_name(f"{operator.get_type_name()}_{number}")
+    model.outputs[0].get_tensor().set_names({"output"})
 
 
 def _settings(

@@ -1,0 +1,192 @@
+"""The OpenVINO engine: ensembles, heads, precisions, the cache on disk, memory, and that it tells nobody."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from sagittal.bundle import Bundle, read_bundle
+from sagittal.errors import BundleError, DataError, ResourceError
+from sagittal.inference.engines import openvino_engine
+from sagittal.inference.engines.openvino_engine import OpenVINOEngine, load, supports
+from sagittal.networks.build import build_network
+from sagittal.plan import Plan
+from sagittal.testing.bundle import write_random_bundle
+from sagittal.testing.plans import untrained_plan, untrained_spec
+
+openvino = pytest.importorskip("openvino")
+
+WINDOW = (16, 20, 18)
+SMALL = {"network.channels": 2, "network.block_counts": [1] * 9, "network.expansion_ratio": 1}
+
+
+def plan_of(network: str = "mednext-s", **settings: Any) -> Plan:
+    return untrained_plan(network, untrained_spec(3, 2), patch_size=WINDOW, settings={**SMALL, **settings})
+
+
+@pytest.fixture
+def bundle(tmp_path: Path) -> Bundle:
+    return read_bundle(write_random_bundle(tmp_path / "bundle", plan_of(), folds=("fold_0", "fold_1")))
+
+
+def windows(count: int = 2, channels: int = 2) -> np.ndarray[Any, Any]:
+    return np.random.default_rng(0).normal(1, 2, (count, channels, *WINDOW)).astype(np.float32)
+
+
+def mean_of_networks(bundle: Bundle, images: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    outputs = []
+    for name in bundle.weight_names:
+        network = build_network(bundle.plan.network, 2, 3).eval()
+        network.load_state_dict({key: torch.from_numpy(array.copy()) for key, array in bundle.weights(name).items()})
+        with torch.no_grad():
+            outputs.append(network(torch.from_numpy(images)).numpy())
+    mean: np.ndarray[Any, Any] = np.mean(outputs, axis=0)
+    return mean
+
+
+def difference(one: np.ndarray[Any, Any], other: np.ndarray[Any, Any]) -> float:
+    assert one.shape == other.shape
+    return float(np.abs(one - other).max() / np.abs(other).max())
+
+
+def test_folds_are_averaged(bundle: Bundle) -> None:
+    engine = load(bundle, threads=1)
+    images = windows()
+    expected = mean_of_networks(bundle, images)
+    assert (engine.name, engine.device, engine.precision, engine.num_outputs) == ("openvino", "cpu", "fp32", 3)
+    assert difference(engine.logits(images), expected) < 1e-4
+    # A second call reuses the compiled networks' volumes, and must not write into the first one's result.
+    first = engine.logits(images)
+    engine.logits(images + 1)
+    assert difference(first, expected) < 1e-4
+
+
+def test_the_joint_head_turns_all_folds_features_into_the_mean(bundle: Bundle) -> None:
+    engine = load(bundle, threads=1)
+    images = windows()
+    features = engine.features(images)
+    assert engine.head is not None
+    assert features.shape == (2, 4, *WINDOW)
+    logits = np.einsum("kf,nfdhw->nkdhw", engine.head.weight, features) + engine.head.bias[:, None, None, None]
+    assert difference(logits, mean_of_networks(bundle, images)) < 1e-4
+
+
+def test_bf16_is_close_where_the_processor_has_it(bundle: Bundle) -> None:
+    if "BF16" not in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+        pytest.skip("this processor has no bfloat16")
+    images = windows(1)
+    off = difference(load(bundle, precision="bf16", threads=1).logits(images), mean_of_networks(bundle, images))
+    assert 1e-5 < off < 0.1
+
+
+def test_bf16_is_refused_where_the_processor_lacks_it(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Old(openvino.Core):  # type: ignore[misc, name-defined]
+        def get_property(self, *_: str) -> list[str]:
+            return ["FP32", "INT8"]
+
+    monkeypatch.setattr(openvino_engine.openvino, "Core", Old)
+    with pytest.raises(ResourceError, match="no bfloat16"):
+        load(bundle, precision="bf16")
+    load(bundle)
+
+
+def test_compiled_networks_are_found_on_disk(bundle: Bundle, tmp_path: Path) -> None:
+    folder = tmp_path / "cache"
+    images = windows(1)
+    first = load(bundle, cache_folder=folder, threads=1).logits(images)
+    kept = {path.name: path.stat().st_mtime_ns for path in folder.glob("*.blob")}
+    assert len(kept) == 2
+    engine = load(bundle, cache_folder=folder, threads=1)
+    assert np.array_equal(engine.logits(images), first)
+    assert {path.name: path.stat().st_mtime_ns for path in folder.glob("*.blob")} == kept
+    assert all(request.get_compiled_model().get_property("LOADED_FROM_CACHE") for request in _requests(engine))
+
+
+def test_without_a_folder_nothing_is_written(bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    monkeypatch.chdir(empty)
+    load(bundle, threads=1).logits(windows(1))
+    assert list(empty.iterdir()) == []
+
+
+def _requests(engine: OpenVINOEngine) -> list[Any]:
+    return [request for requests in engine._compiled.values() for request in requests]
+
+
+def test_few_compiled_networks_are_kept(bundle: Bundle) -> None:
+    engine = OpenVINOEngine(bundle.plan, [bundle.weights("fold_0")], threads=1)
+    for size in (16, 17, 18):
+        engine.logits(windows(1)[..., :size])
+    assert len(engine._compiled) == 2
+
+
+def test_networks_without_a_graph_are_named() -> None:
+    assert supports(plan_of()) is None
+    other = untrained_plan("plainconvunet", untrained_spec(3))
+    assert supports(other) == "no OpenVINO form of plainconvunet"
+    with pytest.raises(ResourceError, match="no OpenVINO form of plainconvunet"):
+        OpenVINOEngine(other, [{}])
+
+
+def test_weights_of_another_plan_are_refused_by_the_bundles_name(bundle: Bundle) -> None:
+    other = Bundle(bundle.path, bundle.manifest, plan_of(**{"network.kernel_size": 5}), bundle.metrics)
+    with pytest.raises(BundleError, match=f"{bundle.path}: the weights' 'enc_block_0.0.conv1.weight' has shape"):
+        load(other)
+
+
+def test_windows_of_other_channels_are_refused(bundle: Bundle) -> None:
+    with pytest.raises(DataError, match=r"shape \(1, 3, 16, 20, 18\). Expected \(N, 2, D, H, W\)"):
+        load(bundle).logits(windows(1, channels=3))
+
+
+def test_nothing_is_sent(bundle: Bundle) -> None:
+    # In a process of its own: in this one, somebody may have imported OpenVINO before us.
+    program = f"""
+import sys, socket
+def refuse(*arguments, **options):
+    raise AssertionError("a socket was opened")
+socket.socket.connect = socket.create_connection = socket.getaddrinfo = refuse
+from sagittal.bundle import read_bundle
+from sagittal.inference.engines import openvino_engine
+import numpy
+engine = openvino_engine.load(read_bundle({str(bundle.path)!r}), threads=1)
+engine.logits(numpy.zeros((1, 2, 16, 20, 18), numpy.float32))
+assert sys.modules["openvino_telemetry"] is None
+assert not [name for name in sys.modules if name.startswith("openvino_telemetry.")]
+assert "torch" not in sys.modules
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False, timeout=120)
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_stated_memory_is_what_a_call_takes(tmp_path: Path) -> None:
+    if not Path("/proc/self/status").exists():
+        pytest.skip("the system does not tell a process's highest memory")
+    plan = untrained_plan("mednext-s", untrained_spec(3), patch_size=(64, 48, 64))
+    path = write_random_bundle(tmp_path / "bundle", plan)
+    program = f"""
+from pathlib import Path
+from sagittal.bundle import read_bundle
+from sagittal.inference.engines import openvino_engine
+import numpy
+def highest():
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(1024 * int(line.split()[1]) for line in lines if line.startswith("VmHWM:"))
+bundle = read_bundle({str(path)!r})
+before = highest()
+engine = openvino_engine.load(bundle, threads=1)
+stated = engine.memory((64, 48, 64))
+engine.features(numpy.zeros((1, 1, 64, 48, 64), numpy.float32))
+print(highest() - before, stated.fixed_bytes + stated.per_window_bytes)
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False, timeout=120)
+    assert done.returncode == 0, done.stderr
+    taken, stated = (int(number) for number in done.stdout.split())
+    assert 0.6 * stated < taken < stated

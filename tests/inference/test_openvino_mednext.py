@@ -1,0 +1,120 @@
+"""MedNeXt as an OpenVINO graph against the PyTorch network, for every option of its configuration."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from sagittal.errors import BundleError
+from sagittal.inference.engines.openvino_mednext import build, head
+from sagittal.networks.build import build_network
+from sagittal.plan.mednext import MedNeXtConfig
+
+openvino = pytest.importorskip("openvino")
+
+Arrays = dict[str, np.ndarray[Any, Any]]
+TINY: dict[str, Any] = {"channels": 4, "block_counts": (1,) * 9, "deep_supervision": False}
+SIZE = (18, 33, 20)
+
+OPTIONS: dict[str, dict[str, Any]] = {
+    "as published": {"block_counts": (2, 1, 1, 1, 1, 1, 1, 1, 2), "expansion_ratio": (2, 3, 4, 4, 4, 4, 4, 3, 2)},
+    "deep supervision": {"deep_supervision": True},
+    "kernel 5": {"kernel_size": 5},
+    "kernel 7": {"kernel_size": 7},
+    "two kernels": {"kernel_size": 3, "decoder_kernel_size": 5},
+    "norm over channels": {"norm": "layer"},
+    "GRN of v1": {"grn": True},
+    "GRN of v2": {"grn": "v2"},
+    "GRN and norm over channels": {"grn": "v2", "norm": "layer"},
+    "no residual in blocks": {"block_residual": False},
+    "no residual in resampling": {"resampling_residual": False},
+    "anisotropic": {"strides": ((1, 2, 2), (1, 2, 2), (2, 2, 2), (1, 1, 1)), "flat_levels": (2, 0, 0)},
+    "slices": {"spatial_dims": 2},
+    "anisotropic slices": {"spatial_dims": 2, "strides": ((1, 2), (2, 2), (2, 1), (2, 2)), "flat_levels": (1, 0)},
+}
+
+
+def network_and_weights(config: MedNeXtConfig, channels: int = 2) -> tuple[torch.nn.Module, Arrays]:
+    """Return a network whose every parameter is random, biases and GRN's too, and its arrays."""
+    generator = torch.Generator().manual_seed(0)
+    network = build_network(config, channels, 3).eval()
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.add_(torch.empty_like(parameter).normal_(0, 0.1, generator=generator))
+    return network, {name: tensor.numpy() for name, tensor in network.state_dict().items()}
+
+
+def run(model: openvino.Model, image: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    settings = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": 1}
+    result: np.ndarray[Any, Any] = openvino.Core().compile_model(model, "CPU", settings)(image)[0]
+    return result
+
+
+def image_of(*shape: int) -> np.ndarray[Any, Any]:
+    return np.random.default_rng(0).normal(2, 1, shape).astype(np.float32)
+
+
+def logits_of(network: torch.nn.Module, image: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    with torch.no_grad():
+        logits: np.ndarray[Any, Any] = network(torch.from_numpy(image)).numpy()
+    return logits
+
+
+def difference(one: np.ndarray[Any, Any], other: np.ndarray[Any, Any]) -> float:
+    assert one.shape == other.shape
+    return float(np.abs(one - other).max() / np.abs(other).max())
+
+
+@pytest.mark.parametrize("changes", OPTIONS.values(), ids=OPTIONS)
+def test_the_graph_equals_the_network(changes: Mapping[str, Any]) -> None:
+    config = MedNeXtConfig(**{**TINY, **changes})
+    network, weights = network_and_weights(config)
+    image = image_of(1, 2, *((1, *SIZE[1:]) if config.dims == 2 else SIZE))
+    model = build(config, weights, 2, 3, with_head=True)
+    model.reshape(image.shape)
+    assert difference(run(model, image), logits_of(network, image)) < 1e-4
+
+
+@pytest.mark.parametrize("shape", [(16, 32, 16), (1, 1, 1), (5, 17, 40)])
+def test_sizes_may_stay_open(shape: tuple[int, int, int]) -> None:
+    config = MedNeXtConfig(**TINY)
+    network, weights = network_and_weights(config)
+    image = image_of(2, 2, *shape)
+    assert difference(run(build(config, weights, 2, 3, with_head=True), image), logits_of(network, image)) < 1e-4
+
+
+def test_the_head_on_features_gives_the_logits() -> None:
+    config = MedNeXtConfig(**TINY)
+    network, weights = network_and_weights(config)
+    image = image_of(1, 2, *SIZE)
+    features = run(build(config, weights, 2, 3, with_head=False), image)
+    weight, bias = head(config, weights, 3)
+    logits = np.einsum("kf,nfdhw->nkdhw", weight, features) + bias[:, None, None, None]
+    assert features.shape == (1, config.channels, *SIZE)
+    assert difference(logits, logits_of(network, image)) < 1e-4
+
+
+def test_half_precision_weights_are_taken() -> None:
+    config = MedNeXtConfig(**TINY)
+    network, weights = network_and_weights(config)
+    halves = {name: array.astype(np.float16) for name, array in weights.items()}
+    network.load_state_dict({name: torch.from_numpy(array.astype(np.float32)) for name, array in halves.items()})
+    image = image_of(1, 2, 16, 16, 16)
+    model = build(config, halves, 2, 3, with_head=True)
+    assert difference(run(model, image), logits_of(network, image)) < 1e-4
+
+
+def test_weights_that_do_not_fit_are_refused() -> None:
+    config = MedNeXtConfig(**TINY)
+    _, weights = network_and_weights(config)
+    lacking = {name: array for name, array in weights.items() if name != "down_1.conv2.weight"}
+    with pytest.raises(BundleError, match=r"lack 'down_1.conv2.weight', expected of shape \(16, 8, 1, 1, 1\)"):
+        build(config, lacking, 2, 3, with_head=True)
+    with pytest.raises(BundleError, match=r"'stem.weight' has shape \(4, 2, 1, 1, 1\), expected \(4, 1, 1, 1, 1\)"):
+        build(config, weights, 1, 3, with_head=True)
+    with pytest.raises(BundleError, match=r"hold enc_block_0\.7\.conv1\.weight"):
+        build(config, {**weights, "enc_block_0.7.conv1.weight": weights["stem.bias"]}, 2, 3, with_head=True)
