@@ -18,7 +18,6 @@ import numpy as np
 import openvino
 from openvino import opset13 as ops
 
-from sagittal.errors import PlanError
 from sagittal.inference.engines.openvino_layers import (
     Array,
     Node,
@@ -40,6 +39,7 @@ from sagittal.inference.engines.openvino_tokens import (
     linear_weights,
     normalise,
 )
+from sagittal.plan.base import Triple
 from sagittal.plan.segformer3d import SegFormer3DConfig
 
 _STRIDES = (4, 8, 16, 32)
@@ -64,25 +64,21 @@ def build(
         weights: arrays of the bundle, by parameter name.
         in_channels: channels of the image.
         num_outputs: K.
-        with_head: must be true: SegFormer3D has no linear layer at the image's grid. What it interpolates to that grid
-            are its logits.
+        with_head: false ends the network before its last step, the linear interpolation to the image's grid: logits
+            (N, K, d, h, w) with a fourth of the sizes, rounded up; see `coarse_stride`.
 
     Raises:
-        PlanError: `with_head` is false.
         BundleError: a weight is missing, has another shape, or belongs to no layer.
     """
-    if not with_head:
-        raise PlanError(
-            "SegFormer3D was asked for features at the image's grid. Expected its logits: they are what its decoder "
-            "interpolates to that grid."
-        )
     reader, dims = WeightReader(weights), config.dims
     image = ops.parameter([-1, in_channels, -1, -1, -1], np.float32, name="image")
     volume = image if dims == 3 else ops.squeeze(image, integers([2]))
     sizes = sizes_of(volume)
     grids = _encode(config, reader, _padded(config, volume, sizes), in_channels)
-    logits = upsample_logits(decode(config, reader, grids, num_outputs).volume(dims), _STRIDES[0], sizes, dims)
+    logits = decode(config, reader, grids, num_outputs).volume(dims)
     reader.require_all_taken()
+    if with_head:
+        logits = upsample_logits(logits, _STRIDES[0], sizes, dims)
     if dims == 2:
         logits = ops.unsqueeze(logits, integers([2]))
     result = ops.result(logits, name="logits")
@@ -91,9 +87,23 @@ def build(
     return openvino.Model([result], [image], "segformer3d")
 
 
+def coarse_stride(config: SegFormer3DConfig, window: Triple) -> int:
+    """Return by how much the logits are coarser than such a window before the last interpolation, 1 for as fine.
+
+    1 stands as well for windows of whose result the network crops something, and for slices.
+    """
+    aligned = config.dims == 3 and all(size >= _least(config) and size % _STRIDES[0] == 0 for size in window)
+    return _STRIDES[0] if aligned else 1
+
+
+def _least(config: SegFormer3DConfig) -> int:
+    """Return the shortest axis that the reduction of keys and values takes unpadded."""
+    return max(stride * (ratio - 1) + 1 for stride, ratio in zip(_STRIDES, config.sr_ratios, strict=True))
+
+
 def _padded(config: SegFormer3DConfig, volume: Node, sizes: Node) -> Node:
     """Repeat the last plane of each axis that is too short for the reduction of keys and values."""
-    least = max(stride * (ratio - 1) + 1 for stride, ratio in zip(_STRIDES, config.sr_ratios, strict=True))
+    least = _least(config)
     if least == 1:
         return volume
     target = math.ceil(least / _PAD_MULTIPLE) * _PAD_MULTIPLE
