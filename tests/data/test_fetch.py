@@ -86,3 +86,10 @@ def test_a_set_behind_a_login_tells_how_to_get_it(tmp_path: Path) -> None:
         fetch(CATALOGUE["btcv"], tmp_path / "new")
     assert caught.value.code == "needs_login"
     assert not (tmp_path / "new").exists()
+
+
+def test_a_refusal_is_told_with_the_page_of_the_data_set(tmp_path: Path) -> None:
+    with serving(Served(CONTENT, fail_with=[404])) as server:
+        with pytest.raises(DataError, match=rf"says 404.*Its page: {CATALOGUE['acdc'].address}") as caught:
+            fetch(entry(server.url), tmp_path)
+        assert caught.value.code == "refused"

@@ -7,8 +7,8 @@ from sagittal.errors import ResourceError
 _EXTRAS = {
     "torch": ("PyTorch", "torch"),
     "openvino": ("OpenVINO", "openvino"),
-    "onnx": ("the ONNX packages", "onnx"),
-    "onnxscript": ("the ONNX packages", "onnx"),
+    "onnx": ("ONNX", "onnx"),
+    "onnxscript": ("ONNX Script", "onnx"),
 }
 """By the name of a module: what people call it, and the extra that installs it."""
 _NEEDS = {"train": "training", "demo": "training", "predict": "this prediction", "import-weights": "importing weights"}
@@ -21,7 +21,8 @@ def lacking_package(error: ImportError, verb: str) -> ResourceError | None:
         error: of an import.
         verb: the command that the user gave, `train` for example.
     """
-    module = (error.name or "").partition(".")[0]
+    module = error.name
+    # Only the package itself: a module that it lacks means another version of it, which this would not tell.
     if module not in _EXTRAS:
         return None
     title, extra = _EXTRAS[module]

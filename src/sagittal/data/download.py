@@ -115,7 +115,7 @@ def _fetch(url: str, part: Path, on_progress: Progress | None, pause_s: float) -
             if error.code < 500 and error.code not in (408, 429):
                 raise DataError(
                     f"{url}: the server says {error.code} {error.reason}. Check the address; the publisher may have "
-                    "moved the file ('sagittal datasets show NAME' tells the page).",
+                    "moved the file.",
                     code="refused",
                 ) from None
             cause = f"the server says {error.code} {error.reason}"

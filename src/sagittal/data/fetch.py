@@ -42,7 +42,12 @@ def fetch(
             f"got: sagittal datasets convert {entry.name} FILES --out FOLDER.",
             code="needs_login",
         )
-    return tuple(_fetch_one(item, folder, say, on_progress) for item in entry.downloads)
+    try:
+        return tuple(_fetch_one(item, folder, say, on_progress) for item in entry.downloads)
+    except DataError as error:
+        if error.code != "refused":
+            raise
+        raise DataError(f"{error.message} Its page: {entry.address}", code=error.code) from None
 
 
 def _fetch_one(item: Download, folder: Path, say: Callable[[str], None], on_progress: Progress | None) -> Path:
