@@ -33,6 +33,9 @@ BUILDERS: dict[str, Builder] = {"mednext": openvino_mednext.build, "segformer3d"
 HEADS: dict[str, Callable[..., tuple[Array, Array]]] = {"mednext": openvino_mednext.head}
 """By the kind of network, where its last layer is linear: (config, weights, num_outputs) -> weight, bias."""
 
+COARSE_STRIDES: dict[str, Callable[..., int]] = {"segformer3d": openvino_segformer3d.coarse_stride}
+"""By the kind of network, where a graph without head ends before an interpolation: (config, window) -> its factor."""
+
 _HINTS = {"fp32": "f32", "bf16": "bf16"}
 _KEPT = 2
 """Compiled networks that are kept: each holds its weights once more, and its volumes."""
@@ -131,18 +134,19 @@ class OpenVINOEngine:
             DataError: another number of channels than the network takes.
             ResourceError: the memory does not suffice.
         """
-        requests = self._requests(windows, with_head=True)
-        logits = np.empty((len(windows), self.num_outputs, *windows.shape[2:]), np.float32)
-        one = np.empty_like(logits[:1]) if len(requests) > 1 else None
-        for number, window in enumerate(windows):
-            into = logits[number : number + 1]
-            _infer(requests[0], window, into)
-            if one is not None:
-                for request in requests[1:]:
-                    _infer(request, window, one)
-                    into += one
-                into /= len(requests)
-        return logits
+        return self._mean(windows, windows.shape[2:], with_head=True)
+
+    def coarse_stride(self, window: Triple) -> int:
+        """Return by how much `coarse_logits` are coarser than a window of this shape; 1 where there are none."""
+        stride = COARSE_STRIDES.get(self._plan.network.kind)
+        return 1 if stride is None else stride(self._plan.network, window)
+
+    def coarse_logits(self, windows: Float32[np.ndarray, "N C D H W"]) -> Float32[np.ndarray, "N K d h w"]:
+        """Return the logits before the last interpolation; several folds' mean. Errors are those of `logits`."""
+        d, h, w = windows.shape[2:]
+        stride = self.coarse_stride((d, h, w))
+        assert stride > 1, "this network does not end in an interpolation at this size"
+        return self._mean(windows, (d // stride, h // stride, w // stride), with_head=False)
 
     def features(self, windows: Float32[np.ndarray, "N C D H W"]) -> Float32[np.ndarray, "N F D H W"]:
         """Return what `head` is applied to; only where there is one. Several folds' features one after the other.
@@ -177,6 +181,23 @@ class OpenVINOEngine:
                 per_window_bytes=4 * math.prod(window) * (channels + width * len(self._folds)),
             )
         return self._memory[window]
+
+    def _mean(
+        self, windows: Float32[np.ndarray, "N C D H W"], sizes: tuple[int, ...], *, with_head: bool
+    ) -> Float32[np.ndarray, "N K d h w"]:
+        """Return the mean of the folds' results, whose spatial axes measure `sizes`."""
+        requests = self._requests(windows, with_head=with_head)
+        mean = np.empty((len(windows), self.num_outputs, *sizes), np.float32)
+        one = np.empty_like(mean[:1]) if len(requests) > 1 else None
+        for number, window in enumerate(windows):
+            into = mean[number : number + 1]
+            _infer(requests[0], window, into)
+            if one is not None:
+                for request in requests[1:]:
+                    _infer(request, window, one)
+                    into += one
+                into /= len(requests)
+        return mean
 
     def _requests(self, windows: Float32[np.ndarray, "N C D H W"], *, with_head: bool) -> list[openvino.InferRequest]:
         channels = len(self._plan.dataset.channel_names)
