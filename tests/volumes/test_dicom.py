@@ -21,6 +21,7 @@ from reader_contract import ReaderContract, a_scan, quick
 from sagittal.errors import DataError
 from sagittal.testing.strategies import volumes
 from sagittal.volumes import Volume, read_channels, read_header, read_volume
+from sagittal.volumes.dicom import dicom_modality
 from sagittal.volumes.io import read_stored, scan_files
 
 
@@ -340,3 +341,10 @@ def test_a_real_series_with_a_missing_slice(shared_data):
     assert read_volume(folder, resample_slices=True).array.shape == (1, 19, 128, 84)
     with pytest.raises(DataError, match=r"2 series: MR, 19 images of 384 x 384 .*MR, 18 images of 128 x 84"):
         read_volume(shared_data / "dicom")
+
+
+def test_the_modality_is_that_of_the_header(tmp_path):
+    assert dicom_modality(write_series(tmp_path / "ct", a_scan(shape=(3, 4, 5)), modality="CT")) == "CT"
+    assert dicom_modality(write_series(tmp_path / "none", a_scan(shape=(3, 4, 5)), modality="unknown")) is None
+    (tmp_path / "empty").mkdir()
+    assert dicom_modality(tmp_path / "empty") is None

@@ -22,7 +22,7 @@ from sagittal.data.dataset import Case
 from sagittal.data.preprocessing import Frame, frame_of
 from sagittal.errors import ResourceError, SagittalError
 from sagittal.inference.consumers import SlabConsumer
-from sagittal.inference.input_check import check_grid, check_intensities
+from sagittal.inference.input_check import check_grid, check_intensities, check_modality
 from sagittal.inference.missing import plan_of_scans
 from sagittal.inference.outputs import paths_of, stamp_input, stamp_output, volumes_ml
 from sagittal.inference.probabilities import ProbabilityFile
@@ -33,7 +33,8 @@ from sagittal.plan.base import write_atomically
 from sagittal.plan.plan import Plan
 from sagittal.report.prediction import preview_png
 from sagittal.volumes import Volume
-from sagittal.volumes.io import read_header
+from sagittal.volumes.dicom import dicom_modality
+from sagittal.volumes.io import is_dicom, read_header
 from sagittal.volumes.volume import read_scans, read_volume
 
 GIB = 1 << 30
@@ -169,7 +170,12 @@ class CasePipeline:
             plan = plan_of_scans(self.predictor.plan, self.job.choices.missing)
             stamp = stamp_input(case)
             volumes = read_scans(case.images)
-            flags = (*check_grid(volumes[0].geometry, plan), *check_intensities(volumes, plan))
+            modalities = [dicom_modality(image) if is_dicom(image) else None for image in case.images]
+            flags = (
+                *check_modality(case.images, modalities, plan),
+                *check_grid(volumes[0].geometry, plan),
+                *check_intensities(volumes, plan),
+            )
             needs_frame = self.job.choices.probabilities or self.job.choices.entropy
             frame = frame_of(volumes, plan.preprocessing) if needs_frame else None
             held = volumes if self._may_hold(sum(volume.array.nbytes for volume in volumes)) else None

@@ -16,7 +16,7 @@ from jaxtyping import Bool, Float, Integer, Shaped
 from PIL import Image, ImageDraw, ImageFont
 
 from sagittal.plan.dataset import DatasetSpec, Label
-from sagittal.report.colours import PREDICTION_COLOUR, class_colour
+from sagittal.report.colours import CLASS_COLOURS, PREDICTION_COLOUR, class_colour
 from sagittal.report.cuts import largest_plane
 from sagittal.report.pictures import (
     CT_SOFT_TISSUE,
@@ -196,21 +196,41 @@ def _drawn(panel: _Panel, scale: float, window: Window, classes: int) -> Image.I
         for ring in outline_path(mask, panel.size_mm).split("M")[1:]:
             points = [(float(x) * scale, float(y) * scale) for x, y in _POINT.findall(ring)]
             draw.line([*points, points[0]], fill=colour, width=_LINE_WIDTH, joint="curve")
+    if classes > len(CLASS_COLOURS):
+        for number, mask in panel.masks.items():
+            if mask.any():
+                row, column = _inside(mask)
+                place = column * panel.size_mm[1] * scale, row * panel.size_mm[0] * scale
+                _write(draw, place, str(number + 1), "mm")
     _mark(draw, picture.size, panel, scale)
     return picture
 
 
 def _mark(draw: ImageDraw.ImageDraw, size: tuple[int, int], panel: _Panel, scale: float) -> None:
-    font = ImageFont.load_default(_TEXT_PX)
     width, height = size
     sides = panel.layout.sides
-    draw.text((4, height // 2), sides["left"], fill=_INK, font=font, anchor="lm")
-    draw.text((width - 4, height // 2), sides["right"], fill=_INK, font=font, anchor="rm")
-    draw.text((width // 2, 3), sides["top"], fill=_INK, font=font, anchor="ma")
-    draw.text((width // 2, height - 3), sides["bottom"], fill=_INK, font=font, anchor="md")
+    _write(draw, (4, height // 2), sides["left"], "lm")
+    _write(draw, (width - 4, height // 2), sides["right"], "rm")
+    _write(draw, (width // 2, 3), sides["top"], "ma")
+    _write(draw, (width // 2, height - 3), sides["bottom"], "md")
     length_mm = round_length(width / scale / 4)
-    draw.line([(6, height - 6), (6 + length_mm * scale, height - 6)], fill=_INK, width=2)
-    draw.text((6, height - 9), f"{length_mm:g} mm", fill=_INK, font=font, anchor="ld")
+    bar = [(6, height - 6), (6 + length_mm * scale, height - 6)]
+    draw.line(bar, fill=_PAPER, width=4)
+    draw.line(bar, fill=_INK, width=2)
+    _write(draw, (6, height - 9), f"{length_mm:g} mm", "ld")
+
+
+def _write(draw: ImageDraw.ImageDraw, place: tuple[float | int, float | int], text: str, anchor: str) -> None:
+    """Write with a dark rim, which can be read on bone as well as on air."""
+    font = ImageFont.load_default(_TEXT_PX)
+    draw.text(place, text, fill=_INK, font=font, anchor=anchor, stroke_width=2, stroke_fill=_PAPER)
+
+
+def _inside(mask: Bool[np.ndarray, "rows columns"]) -> tuple[float, float]:
+    """Return the row and column of the voxel of a structure that is closest to its centre."""
+    voxels = np.argwhere(mask)
+    row, column = voxels[np.square(voxels - voxels.mean(axis=0)).sum(axis=1).argmin()]
+    return float(row) + 0.5, float(column) + 0.5
 
 
 def _legend(
@@ -225,7 +245,9 @@ def _legend(
         name = spec.labels[number].name
         colour = PREDICTION_COLOUR if len(spec.labels) == 1 else class_colour(number)
         where = "" if number in shown else ", not in these planes"
-        rows.append((colour if number in shown else None, f"{name}, {volumes_ml[name]:.4g} mL{where}"))
+        # Colours come again after the eighth class; its number tells them apart.
+        numbered = f"{number + 1} {name}" if len(spec.labels) > len(CLASS_COLOURS) else name
+        rows.append((colour if number in shown else None, f"{numbered}, {volumes_ml[name]:.4g} mL{where}"))
     if len(found) > _MOST_IN_LEGEND:
         rows.append((None, f"and {len(found) - _MOST_IN_LEGEND} more"))
     return rows or [(None, "no voxel of any class was found")]

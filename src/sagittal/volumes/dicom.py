@@ -104,6 +104,18 @@ def read_dicom_header(path: Path, *, resample_slices: bool = False, series_uid: 
         return _series(path, files, resample_slices, series_uid).header()
 
 
+def dicom_modality(path: Path) -> str | None:
+    """Return what the first slice's header calls its modality, `CT` or `MR` for example; None where it says nothing.
+
+    Raises:
+        DataError: a file is damaged, or pydicom is not installed.
+    """
+    with members(path) as files:
+        headers = (read_image_header(member, path) for member in files)
+        found = next((header for header in headers if header is not None), None)
+    return None if found is None or found.modality == "unknown" else found.modality
+
+
 def dicom_files(path: Path) -> tuple[Path, ...]:
     """Return the files of the scan: the archive, or the DICOM files of the folder."""
     return (path,) if is_archive(path) and not path.is_dir() else folder_files(path)

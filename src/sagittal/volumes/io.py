@@ -76,6 +76,12 @@ def is_scan(path: str | os.PathLike[str]) -> bool:
     return holds_dicom(path) if path.is_dir() else known_suffix(path) is not None or is_archive(path)
 
 
+def is_dicom(path: str | os.PathLike[str]) -> bool:
+    """Whether a scan is read as a DICOM series: a folder or a zip archive."""
+    path = Path(path)
+    return path.is_dir() or is_archive(path)
+
+
 def scan_name(path: str | os.PathLike[str]) -> str:
     """Return the name of the file or folder without the suffix of its format."""
     path = Path(path)

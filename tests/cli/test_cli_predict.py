@@ -1,0 +1,164 @@
+"""`sagittal predict` as a user types it: exit codes, what is printed, and that a killed run goes on."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from sagittal.cli import run
+from sagittal.inference.run_report import FolderResult
+from sagittal.testing.bundle import write_random_bundle
+from sagittal.testing.plans import untrained_plan, untrained_spec
+from sagittal.volumes import Volume, read_labels
+
+SETTINGS = {
+    "network.embed_dims": [4, 4, 8, 8],
+    "network.num_heads": [1, 1, 2, 2],
+    "network.depths": [1, 1, 1, 1],
+    "network.decoder_dim": 8,
+    "preprocessing.crop_to_nonzero": False,
+}
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    plan = untrained_plan("segformer3d", untrained_spec(3), patch_size=(16, 18, 20), settings=SETTINGS)
+    return write_random_bundle(tmp_path_factory.mktemp("model") / "bundle", plan)
+
+
+@pytest.fixture
+def scans(tmp_path: Path) -> Path:
+    write_scans(tmp_path / "in", 3)
+    return tmp_path / "in"
+
+
+def write_scans(folder: Path, count: int) -> None:
+    for number in range(count):
+        array = np.random.default_rng(number).normal(size=(1, 9 + number % 5, 16, 14)).astype(np.float32)
+        Volume(array, np.eye(4)[:, [2, 1, 0, 3]]).write(folder / f"c{number:02d}.nii.gz")
+
+
+def predict(*arguments: str | Path) -> int:
+    return run(["predict", *map(str, arguments)])
+
+
+def test_a_run_tells_what_it_is_for_what_computes_and_where_it_can_be_read(
+    bundle: Path, scans: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    extras = ("--preview", "--entropy", "--probabilities", "--quality")
+    assert predict(bundle, scans, "--out", out, "--device", "cpu", "--subset", "CLASS_2", *extras) == 0
+    told = capsys.readouterr()
+    assert told.err.count("not a medical device") == 1 and " fp32 on cpu" in told.err
+    assert [line.partition(":")[0] for line in told.out.splitlines() if line.startswith("c")] == ["c00", "c01", "c02"]
+    labels, _ = read_labels(out / "c00.nii.gz")
+    assert set(np.unique(labels)) <= {0, 2}
+    names = sorted(path.relative_to(out).as_posix() for path in out.rglob("c00*"))
+    assert names == ["c00.nii.gz", "c00.npz", "entropy/c00.nii.gz", "previews/c00.png"]
+    report = FolderResult.read(out / "prediction.json")
+    assert report.choices.subset == ("class_2",) and report.cases[0].quality is not None
+    assert report.bundle == "bundle" and report.cases[0].volumes_ml.keys() == {"class_2"}
+    assert predict(bundle, scans, "--out", out, "--device", "cpu", "--subset", "class_2") == 0
+    assert capsys.readouterr().out.count("finished before") == 3
+
+
+def test_json_is_one_object_a_line(
+    bundle: Path, scans: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (scans / "c01.nii.gz").write_bytes(b"no scan")
+    assert predict(bundle, scans, "--out", tmp_path / "out", "--device", "cpu", "--fast", "--json") == 1
+    told = capsys.readouterr()
+    *cases, summary = [json.loads(line) for line in told.out.splitlines()]
+    assert {case["case"]: case["status"] for case in cases} == {"c00": "done", "c01": "failed", "c02": "done"}
+    assert summary["summary"]["cases"] == 3 and summary["summary"]["failed"] == 1
+    assert "fast: no mirroring, step 0.75" in told.err and "1 of 3 cases failed" in told.err
+    assert cases[-1]["choices"]["mirror"] is False
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        ["--engine", "opnvino"],
+        ["--precision", "fp8"],
+        ["--device", "gpu"],
+        ["--device", "cpu,gpu"],
+        ["--subset", "class_9"],
+        ["--step", "1.5"],
+        ["--step", "0"],
+        ["--quality", "--no-mirror"],
+        ["--quality", "--fast"],
+    ],
+)
+def test_slips_of_usage_end_with_two_and_write_nothing(
+    bundle: Path, scans: Path, tmp_path: Path, wrong: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert predict(bundle, scans, "--out", tmp_path / "out", *wrong) == 2
+    assert not (tmp_path / "out").exists()
+    assert capsys.readouterr().err
+
+
+def test_what_is_wrong_with_the_data_or_the_machine_ends_with_one(
+    bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert predict(bundle, tmp_path / "absent", "--out", tmp_path / "out") == 1
+    assert predict(tmp_path / "absent", tmp_path, "--out", tmp_path / "out") == 1
+    assert "absent" in capsys.readouterr().err and not (tmp_path / "out").exists()
+
+
+def command(bundle: Path, scans: Path, out: Path) -> list[str]:
+    return [sys.executable, "-m", "sagittal", "predict", *map(str, (bundle, scans, "--out", out)), "--device", "cpu"]
+
+
+def wait_for(out: Path, names: Sequence[str], process: subprocess.Popen[str]) -> None:
+    while process.poll() is None and not all((out / name).exists() for name in names):
+        time.sleep(0.002)
+
+
+@pytest.mark.kill
+def test_a_killed_run_leaves_nothing_half_written_and_goes_on(bundle: Path, tmp_path: Path) -> None:
+    write_scans(tmp_path / "in", 30)
+    out, whole = tmp_path / "out", tmp_path / "whole"
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "passive"}
+    for name in ("c02", "c07", "c15"):
+        with subprocess.Popen(
+            command(bundle, tmp_path / "in", out), stdout=subprocess.PIPE, text=True, env=environment
+        ) as process:
+            wait_for(out, [f"{name}.nii.gz"], process)
+            process.send_signal(signal.SIGKILL)
+        assert process.returncode == -signal.SIGKILL
+        for path in out.glob("c*.nii.gz"):
+            read_labels(path)
+    last = subprocess.run(
+        command(bundle, tmp_path / "in", out), env=environment, capture_output=True, text=True, check=True
+    )
+    assert last.stdout.count("finished before") >= 14
+    subprocess.run(command(bundle, tmp_path / "in", whole), env=environment, capture_output=True, check=True)
+    assert {path.name: path.read_bytes() for path in out.glob("*.nii.gz")} == {
+        path.name: path.read_bytes() for path in whole.glob("*.nii.gz")
+    }
+    assert sorted(path.name for path in out.iterdir()) == sorted(path.name for path in whole.iterdir())
+    assert FolderResult.read(out / "prediction.json").status == "finished"
+
+
+@pytest.mark.kill
+def test_a_stopped_run_says_how_to_go_on(bundle: Path, tmp_path: Path) -> None:
+    write_scans(tmp_path / "in", 40)
+    out = tmp_path / "out"
+    with subprocess.Popen(
+        command(bundle, tmp_path / "in", out), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+    ) as process:
+        wait_for(out, ["c00.nii.gz"], process)
+        process.send_signal(signal.SIGTERM)
+        said = process.communicate()[1]
+    assert process.returncode == 75, said
+    assert "go on with: sagittal predict" in said.splitlines()[-1] and "Traceback" not in said
+    assert FolderResult.read(out / "prediction.json").status == "ended early"
