@@ -6,6 +6,8 @@ from collections.abc import Iterable
 from typing import Any, Literal
 
 import numpy as np
+import torch
+from torch import nn
 
 from sagittal.data.label_index import label_index
 from sagittal.inference.copies import Copies, mirrors_of
@@ -78,6 +80,29 @@ class Known:
         return NetworkMemory(0, 0)
 
 
+class KnownCoarse(Known):
+    """The same, known at a fraction of the resolution and interpolated linearly to the window."""
+
+    stride = 2
+
+    def coarse_stride(self, window: Triple) -> int:
+        return 1 if any(size % self.stride for size in window) else self.stride
+
+    def coarse_logits(self, windows: Array) -> Array:
+        self.asked.add("coarse")
+        halves = [size // self.stride for size in windows.shape[2:]]
+        blocks = windows.reshape(*windows.shape[:2], *(n for half in halves for n in (half, self.stride)))
+        return self._mixed(np.ascontiguousarray(blocks.mean(axis=(3, 5, 7))))
+
+    def logits(self, windows: Array) -> Array:
+        if self.coarse_stride((windows.shape[2], windows.shape[3], windows.shape[4])) == 1:
+            return super().logits(windows)
+        coarse = torch.from_numpy(self.coarse_logits(windows))
+        fine = nn.functional.interpolate(coarse, scale_factor=self.stride, mode="trilinear", align_corners=False)
+        self.asked = {"logits"}
+        return fine.numpy()
+
+
 class Slabs:
     """A consumer that keeps everything."""
 
@@ -115,6 +140,7 @@ def run(
     copies = Copies(
         engine,
         mirrors_of(tuple(mirror_axes), mirror_swaps or {}),
+        window,
         window_batch=choice.window_batch,
         kept_values=choice.kept_values,
         half=choice.half,

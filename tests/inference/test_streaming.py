@@ -10,7 +10,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from streamed import Known, Slabs, classes, image_of, run
+from streamed import Known, KnownCoarse, Slabs, classes, image_of, run
 from torch import nn
 
 from sagittal.data.label_index import label_index
@@ -24,7 +24,9 @@ from sagittal.plan.base import Triple
 
 AXIS = st.integers(1, 12)
 TRIPLE = st.tuples(AXIS, AXIS, AXIS)
-OVERLAP = st.sampled_from([0.0, 0.3, 0.5, 0.75])
+SIDE = st.integers(3, 12)
+WINDOW = st.tuples(SIDE, SIDE, SIDE)
+OVERLAP = st.sampled_from([0.0, 0.3, 0.5, 0.6])
 REGIONS = DatasetSpec(
     name="d",
     channel_names=("a",),
@@ -54,7 +56,7 @@ def whole(engine: Known, image: np.ndarray[Any, Any], window: Triple, target: Tr
 
 @given(
     shape=TRIPLE,
-    window=TRIPLE,
+    window=WINDOW,
     target=TRIPLE,
     overlap=OVERLAP,
     mirror=st.sets(st.sampled_from([0, 1, 2])),
@@ -64,7 +66,7 @@ def whole(engine: Known, image: np.ndarray[Any, Any], window: Triple, target: Tr
     ahead=st.booleans(),
     slab=st.sampled_from([1, 4000, 1 << 24]),
 )
-@settings(max_examples=40, deadline=None, derandomize=True)
+@settings(max_examples=25, deadline=None, derandomize=True)
 def test_logits_and_labels_equal_the_whole_volume(
     shape: Triple,
     window: Triple,
@@ -92,8 +94,46 @@ def test_logits_and_labels_equal_the_whole_volume(
     np.testing.assert_array_equal(alone[clear], labels[clear])
 
 
-@given(shape=TRIPLE, window=TRIPLE, target=TRIPLE, with_head=st.booleans())
-@settings(max_examples=30, deadline=None, derandomize=True)
+EVEN = st.sampled_from([4, 6, 8, 12])
+
+
+@given(
+    shape=TRIPLE,
+    window=st.tuples(EVEN, EVEN, EVEN),
+    target=st.tuples(AXIS, AXIS, st.sampled_from([1, 9, 40, 70])),
+    overlap=OVERLAP,
+    mirror=st.sets(st.sampled_from([0, 1, 2])),
+    regions=st.booleans(),
+)
+@settings(max_examples=25, deadline=None, derandomize=True)
+def test_coarse_logits_give_the_whole_volumes_logits_and_labels(
+    shape: Triple, window: Triple, target: Triple, overlap: float, mirror: set[int], regions: bool
+) -> None:
+    outputs = 3 if regions else 5
+    image, engine = image_of(shape), KnownCoarse(outputs)
+    options: dict[str, Any] = {"overlap": overlap, "mirror_axes": tuple(mirror)}
+    expected = whole(engine, image, window, target, **options)
+    options |= {"choice": Choice(2, ahead=True, kept_values=1), "spec": REGIONS if regions else None}
+    seen = Slabs()
+    run(engine, image, window, target, consumers=(seen,), **options)
+    np.testing.assert_allclose(seen.whole(), expected.numpy(), rtol=1e-4, atol=1e-4)
+    engine.asked.clear()
+    labels = run(engine, image, window, target, **options)
+    assert engine.asked == {"coarse"}
+    wanted = labels_on_grid(expected, target, label_index(REGIONS if regions else classes(1, 2, 3, 4)))
+    best, second = expected.topk(2, dim=0).values
+    clear = (((expected.abs() > 1e-4).all(dim=0)) if regions else (best - second > 1e-4)).numpy()
+    np.testing.assert_array_equal(labels[clear], wanted[clear])
+
+
+def test_coarse_logits_are_taken_only_where_the_stride_divides_the_window() -> None:
+    engine, image = KnownCoarse(5), image_of((9, 8, 7))
+    run(engine, image, (5, 6, 6), (9, 8, 7))
+    assert engine.asked == {"logits"}
+
+
+@given(shape=TRIPLE, window=WINDOW, target=TRIPLE, with_head=st.booleans())
+@settings(max_examples=25, deadline=None, derandomize=True)
 def test_regions_are_those_of_the_whole_volume(shape: Triple, window: Triple, target: Triple, with_head: bool) -> None:
     image, engine = image_of(shape), Known(3, features=2 if with_head else None)
     expected = whole(engine, image, window, target)
@@ -104,8 +144,8 @@ def test_regions_are_those_of_the_whole_volume(shape: Triple, window: Triple, ta
     np.testing.assert_array_equal(got[clear], wanted[clear])
 
 
-@given(shape=TRIPLE, window=TRIPLE, overlap=OVERLAP, mirror=st.sets(st.sampled_from([0, 1, 2])))
-@settings(max_examples=40, deadline=None, derandomize=True)
+@given(shape=TRIPLE, window=WINDOW, overlap=OVERLAP, mirror=st.sets(st.sampled_from([0, 1, 2])))
+@settings(max_examples=25, deadline=None, derandomize=True)
 def test_an_identity_network_returns_its_input(shape: Triple, window: Triple, overlap: float, mirror: set[int]) -> None:
     image = image_of(shape, channels=2)
     before = image.copy()

@@ -16,8 +16,11 @@ from jaxtyping import Float32
 
 from sagittal.data.mirroring import Swaps, composed
 from sagittal.errors import DataError, ResourceError
-from sagittal.inference.engines.engine import Engine, LinearHead
+from sagittal.inference.engines.engine import CoarseEngine, Engine, LinearHead
 from sagittal.inference.timings import Timings
+from sagittal.inference.uncertainty import Disagreement, Votes, votes_of
+from sagittal.inference.windows import gaussian
+from sagittal.plan.base import Triple
 
 _FLOAT16_LIMIT = 6e4
 
@@ -43,22 +46,25 @@ class Outputs(NamedTuple):
         channels: of what is blended: K, or the features of each group of mirrors side by side.
         head: from them to logits; None where they are the logits.
         groups: for each mirror, which group its features belong to; all zeros without a head.
+        stride: by how much coarser than the window they are (`CoarseEngine`).
     """
 
     channels: int
     head: LinearHead | None
     groups: tuple[int, ...]
+    stride: int = 1
 
 
-def outputs_of(engine: Engine, mirrors: Sequence[Mirror]) -> Outputs:
-    """Return features with their head where these are fewer than logits, else the logits.
+def outputs_of(engine: Engine, mirrors: Sequence[Mirror], window: Triple) -> Outputs:
+    """Return features with their head where these are fewer than logits, else the logits, coarse ones where there are.
 
     Mirrors that make labels change places change the rows of the head, so that their features are kept apart.
     """
     tables = list(dict.fromkeys(mirror.outputs for mirror in mirrors))
     head = engine.head
     if head is None or len(tables) * head.weight.shape[1] >= engine.num_outputs:
-        return Outputs(engine.num_outputs, None, (0,) * len(mirrors))
+        stride = engine.coarse_stride(window) if isinstance(engine, CoarseEngine) else 1
+        return Outputs(engine.num_outputs, None, (0,) * len(mirrors), stride)
     groups = tuple(tables.index(mirror.outputs) for mirror in mirrors)
     weights, bias = [], np.zeros_like(head.bias)
     for group, table in enumerate(tables):
@@ -76,16 +82,27 @@ class Copies:
     Args:
         engine: computes.
         mirrors: which copies of each window it sees.
+        window: D, H, W of the windows.
         window_batch: copies per call.
         kept_values: of how many values the outputs of constant windows are kept.
         half: whether float16 has to hold the outputs.
+        disagreement: is shown what each copy of a window decides; of windows of one value, once.
     """
 
     def __init__(
-        self, engine: Engine, mirrors: Sequence[Mirror], *, window_batch: int, kept_values: int, half: bool = False
+        self,
+        engine: Engine,
+        mirrors: Sequence[Mirror],
+        window: Triple,
+        *,
+        window_batch: int,
+        kept_values: int,
+        half: bool = False,
+        disagreement: Disagreement | None = None,
     ) -> None:
+        self._disagreement = disagreement if len(mirrors) > 1 else None
         self._engine, self._mirrors, self._half = engine, tuple(mirrors), half
-        self.outputs = outputs_of(engine, mirrors)
+        self.outputs = outputs_of(engine, mirrors, window)
         self._window_batch, self._kept_values = window_batch, kept_values
         self._constants: dict[bytes, Float32[np.ndarray, "F d h w"]] = {}
         self._sizes = [self.outputs.groups.count(group) for group in range(max(self.outputs.groups) + 1)]
@@ -97,7 +114,7 @@ class Copies:
 
     def __call__(
         self, windows: Sequence[Float32[np.ndarray, "C d h w"]], timings: Timings
-    ) -> list[Float32[np.ndarray, "F d h w"]]:
+    ) -> list[Float32[np.ndarray, "F a b c"]]:
         """Return the mean output of each window's copies, as arrays that the caller may change.
 
         The engine's time counts as `network` in `timings`.
@@ -127,11 +144,12 @@ class Copies:
     def _computed(self, windows: Sequence[np.ndarray], timings: Timings) -> list[np.ndarray]:
         jobs = [(at, uses) for at, window in enumerate(windows) for uses in self._distinct(window)]
         totals: dict[int, np.ndarray] = {}
+        votes: dict[int, list[Votes]] = {}
         for start in range(0, len(jobs), self._window_batch):
             batch = jobs[start : start + self._window_batch]
             shown = np.stack([_flipped(windows[at], self._mirrors[uses[0]].axes) for at, uses in batch])
             with timings.phase("network"):
-                given = self._engine.logits(shown) if self.outputs.head is None else self._engine.features(shown)
+                given = self._asked(shown)
             for (at, uses), output in zip(batch, given, strict=True):
                 self._require_usable(output)
                 if len(self._mirrors) == 1:
@@ -141,7 +159,20 @@ class Copies:
                     totals[at] = np.zeros((self.outputs.channels, *output.shape[1:]), np.float32)
                 for mirror in uses:
                     self._add(totals[at], output, mirror)
+                    if self._disagreement is not None:
+                        votes.setdefault(at, []).append(self._vote(output, mirror, self._disagreement.has_regions))
+        for members in votes.values():
+            assert self._disagreement is not None
+            self._disagreement.count(members, _importance(members[0].shape[-3:]))
         return [totals[at] for at in range(len(windows))]
+
+    def _asked(self, shown: Float32[np.ndarray, "N C D H W"]) -> Float32[np.ndarray, "N F d h w"]:
+        if self.outputs.head is not None:
+            return self._engine.features(shown)
+        if self.outputs.stride > 1:
+            assert isinstance(self._engine, CoarseEngine)
+            return self._engine.coarse_logits(shown)
+        return self._engine.logits(shown)
 
     def _add(self, total: np.ndarray, output: np.ndarray, number: int) -> None:
         """Add the mirrored output of one copy to the mean of its group."""
@@ -154,6 +185,12 @@ class Copies:
             return
         for row, source in enumerate(mirror.outputs or range(len(output))):
             total[row] += back[source] * share
+
+    def _vote(self, output: np.ndarray, number: int, has_regions: bool) -> Votes:
+        """Return what one copy alone would decide."""
+        mirror = self._mirrors[number]
+        head = None if self.outputs.head is None else self._engine.head
+        return votes_of(_flipped(output, mirror.axes), head, mirror.outputs, has_regions=has_regions)
 
     def _require_usable(self, output: np.ndarray) -> None:
         # No mask of the volume's size; NaN and infinity both reach the extremes.
@@ -184,6 +221,12 @@ class Copies:
             else:
                 sets.append([number])
         return sets
+
+
+def _importance(window: tuple[int, ...]) -> Float32[np.ndarray, "d h w"]:
+    """Return the weight of each voxel of a window in the blend, up to a factor."""
+    d, h, w = (gaussian(size).astype(np.float32) for size in window)
+    return d[:, None, None] * h[:, None] * w
 
 
 def _flipped(array: np.ndarray, axes: Sequence[int]) -> np.ndarray:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
-from jaxtyping import Float32, Integer
+from jaxtyping import Float32, Int64, Integer
 
 from sagittal.data.label_index import LabelIndex
 from sagittal.inference.blending import Place
@@ -35,16 +36,32 @@ class LabelWriter:
         self._head = head
         self._labels = labels
 
-    def __call__(self, place: Place, values: Float32[np.ndarray, "F d h w"]) -> None:
-        """Write the labels of a block."""
-        columns = values.reshape(len(values), -1)
-        found = np.empty(columns.shape[1], self._values.dtype)
+    @property
+    def bound(self) -> float | None:
+        """Where an output that stays at or below it leaves no label: 0 for regions, None for classes."""
+        return 0.0 if self._has_regions else None
+
+    def __call__(
+        self,
+        place: Place,
+        values: Float32[np.ndarray, "F d h w"],
+        outputs: Int64[np.ndarray, " k"] | None = None,
+    ) -> None:
+        """Write the labels of a block; `outputs` tells which ones are given, where others can't win."""
+        codes = self._values if outputs is None else self._values[outputs]
+        if outputs is not None and len(outputs) <= 1 and not self._has_regions:
+            self._labels[place] = codes[0]
+            return
+        columns = values.reshape(len(values), math.prod(values.shape[1:]))
+        found = np.empty(columns.shape[1], codes.dtype)
         for start in range(0, columns.shape[1], VOXELS_AT_ONCE):
             piece = slice(start, start + VOXELS_AT_ONCE)
-            found[piece] = self._decide(columns[:, piece])
+            found[piece] = self._decide(columns[:, piece], codes)
         self._labels[place] = found.reshape(values.shape[1:])
 
-    def _decide(self, columns: Float32[np.ndarray, "F n"]) -> Integer[np.ndarray, " n"]:
+    def _decide(
+        self, columns: Float32[np.ndarray, "F n"], codes: Integer[np.ndarray, " k"]
+    ) -> Integer[np.ndarray, " n"]:
         if not self._has_regions:
             # Voxels first: the search for the largest then runs through neighbouring numbers.
             if self._head is None:
@@ -52,10 +69,10 @@ class LabelWriter:
             else:
                 logits = np.matmul(columns.T, self._head.weight.T)
                 logits += self._head.bias
-            return np.asarray(self._values[logits.argmax(axis=1)])
+            return np.asarray(codes[logits.argmax(axis=1)])
         regions = columns if self._head is None else apply_head(self._head, columns)
-        found = np.zeros(columns.shape[1], self._values.dtype)
-        for value, region in zip(self._values, regions, strict=True):
+        found = np.zeros(columns.shape[1], codes.dtype)
+        for value, region in zip(codes, regions, strict=True):
             found[region > 0] = value
         return found
 

@@ -46,9 +46,11 @@ class Workload:
     channels: int
     """Of what is blended: features or logits."""
     carried_voxels: int
-    """Of each of these channels, kept between windows (`blending.carried_voxels`)."""
+    """Of each of these channels, kept between windows (`blending.carried_voxels`, `coarse.kept_windows`)."""
     halo_voxels: int
     """Of each of these channels, kept between blocks (`slabs.halo_voxels`)."""
+    output_voxels: int
+    """Of what the network gives for a window."""
     window_voxels: int
     window_channels: int
     """Of the image."""
@@ -58,7 +60,7 @@ class Workload:
     label_bytes: int
     """The label map on the scan's grid."""
     row_bytes: int
-    """Finishing one row of a block (`row_bytes`)."""
+    """Finishing the least that can be finished at once (`row_bytes`, `coarse.piece_bytes`)."""
     consumer_bytes: int = 0
     """What is gathered for consumers."""
     keeps_scan: bool = False
@@ -93,7 +95,7 @@ def phase_bytes(work: Workload, network: NetworkMemory, choice: Choice) -> dict[
     # The crop and normalisation inside of it make masks of one byte per voxel.
     preparing = work.stored_bytes + 2 * work.stored_voxels + image + work.between_voxels * _FLOAT_BYTES + _PIECES_BYTES
     held = work.stored_bytes if work.keeps_scan else 0
-    output = work.channels * work.window_voxels * _FLOAT_BYTES
+    output = work.channels * work.output_voxels * _FLOAT_BYTES
     per_call = max(1, choice.window_batch // work.copies)
     # Besides what the engine counts: the mean over mirrored copies, and what is blended while the engine computes.
     outputs = output * per_call * ((work.copies > 1) + choice.ahead) + output * choice.kept_values

@@ -17,6 +17,7 @@ from sagittal.data.mirroring import output_swaps
 from sagittal.data.preprocessing import Frame, frame_of, prepare_image
 from sagittal.errors import DataError, PlanError, ResourceError
 from sagittal.inference.blending import carried_voxels, visiting_order
+from sagittal.inference.coarse import coarse_voxels, kept_windows, piece_bytes
 from sagittal.inference.consumers import SlabConsumer
 from sagittal.inference.copies import Copies, Mirror, mirrors_of, outputs_of
 from sagittal.inference.engines.choice import load_engine
@@ -27,6 +28,7 @@ from sagittal.inference.postprocessing import postprocess
 from sagittal.inference.slabs import halo_voxels, most_outputs
 from sagittal.inference.streaming import Target, stream
 from sagittal.inference.timings import Timings
+from sagittal.inference.uncertainty import Disagreement
 from sagittal.inference.windows import Tiling, tile
 from sagittal.plan import Plan
 from sagittal.plan.base import Triple
@@ -83,6 +85,7 @@ class Predictor:
         memory_gib: float | None = None,
         on_window: Progress | None = None,
         consumers: Sequence[SlabConsumer] = (),
+        disagreement: Disagreement | None = None,
     ) -> Volume:
         """Return the label map of a scan, (1, D, H, W), on exactly the scan's grid.
 
@@ -95,6 +98,7 @@ class Predictor:
             memory_gib: main memory that may be used, without a GPU's own; None is four fifths of what is available.
             on_window: called with the number of windows done and in all.
             consumers: get the logits on the cropped scan's grid, slab by slab.
+            disagreement: is shown what each mirrored copy decides.
 
         Raises:
             DataError: a scan that can't be read, another number of channels, grids that differ, or values that are not
@@ -125,7 +129,13 @@ class Predictor:
             del volumes
             labels = np.zeros(frame.stored_shape, self._labels.values_of_classes().dtype)
             copies = Copies(
-                self.engine, mirrors, window_batch=choice.window_batch, kept_values=choice.kept_values, half=choice.half
+                self.engine,
+                mirrors,
+                tiling.window,
+                window_batch=choice.window_batch,
+                kept_values=choice.kept_values,
+                half=choice.half,
+                disagreement=disagreement,
             )
             target = Target(self._labels, frame.crop(labels), consumers)
             stream(image, copies, tiling, target, choice, timings=timings, on_window=on_window)
@@ -183,7 +193,14 @@ class Predictor:
         preprocessing = self.plan.preprocessing
         own, target = frame.prepared_shape, frame.cropped_shape
         order = visiting_order(tiling, 0 if has_consumers else None)
-        channels = outputs_of(self.engine, mirrors).channels
+        outputs = outputs_of(self.engine, mirrors, tiling.window)
+        channels = outputs.channels
+        output_voxels = coarse_voxels(tiling.window, outputs.stride)
+        carried, halo = carried_voxels(tiling, order), halo_voxels(tiling, order, own, target)
+        finishing = row_bytes(channels, tiling.window, order[0], own, target)
+        if outputs.stride > 1:
+            carried = output_voxels * kept_windows(tiling, order, outputs.stride, (own, target))
+            halo, finishing = 0, piece_bytes(channels, outputs.stride)
         gathered = most_outputs(tiling, 0, own[0], target[0]) * target[1] * target[2] * channels * _FLOAT_BYTES
         raw = any(isinstance(scheme, NoNormalization) for scheme in preprocessing.normalization)
         return Workload(
@@ -193,14 +210,15 @@ class Predictor:
             prepared_values=self._prepared_channels * math.prod(own),
             may_halve_image=not raw,
             channels=channels,
-            carried_voxels=carried_voxels(tiling, order),
-            halo_voxels=halo_voxels(tiling, order, own, target),
+            carried_voxels=carried,
+            halo_voxels=halo,
+            output_voxels=output_voxels,
             window_voxels=math.prod(tiling.window),
             window_channels=len(preprocessing.normalization),
             windows=tiling.num_windows,
             copies=len(mirrors),
             label_bytes=math.prod(frame.stored_shape) * self._labels.values_of_classes().itemsize,
-            row_bytes=row_bytes(channels, tiling.window, order[0], own, target),
+            row_bytes=finishing,
             consumer_bytes=gathered if has_consumers else 0,
             keeps_scan=keeps_scan,
             process_bytes=PROCESS_BYTES[self.engine.name],

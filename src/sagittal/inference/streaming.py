@@ -16,6 +16,7 @@ from jaxtyping import Float, Float32, Integer
 
 from sagittal.data.label_index import LabelIndex
 from sagittal.inference.blending import Blender, Place, visiting_order, visits
+from sagittal.inference.coarse import CoarseBlender
 from sagittal.inference.consumers import SlabConsumer
 from sagittal.inference.copies import Copies
 from sagittal.inference.labelling import ConsumerFeed, LabelWriter
@@ -74,24 +75,44 @@ def stream(
     """
     timings = timings or Timings()
     order = visiting_order(tiling, target.first_axis)
-    channels = copies.outputs.channels
-    blender = Blender(tiling, order, channels, np.float16 if choice.half else np.float32)
-    finisher = _Finisher(image.shape[1:], tiling, order, copies, target, choice)
+    sink = _Sink(tiling, image.shape[1:], copies, target, choice)
+    take = _taker(tiling, order, copies, sink, choice, timings)
     done = 0
-
-    def take(number: Triple, output: Float32[np.ndarray, "F d h w"]) -> None:
-        with timings.phase("blending"):
-            place, block = blender.add(number, output)
-        with timings.phase("finishing"):
-            finisher.finish(place, block, ends_layer=_is_last(number, tiling, order))
-
     for numbers, outputs in _computed(image, copies, tiling, order, choice, timings):
         for number in numbers:
             # Taken out of the list: nothing holds it while the next window is computed.
             take(number, outputs.pop(0))
+            if _is_last(number, tiling, order):
+                sink.end_layer()
         done += len(numbers)
         if on_window is not None:
             on_window(done, tiling.num_windows)
+
+
+def _taker(
+    tiling: Tiling, order: Triple, copies: Copies, sink: _Sink, choice: Choice, timings: Timings
+) -> Callable[[Triple, np.ndarray], None]:
+    """Return what takes each window's output, in the order of `visits`."""
+    dtype = np.float16 if choice.half else np.float32
+    outputs = copies.outputs
+    if outputs.stride > 1:
+        coarse = CoarseBlender(tiling, order, outputs.stride, sink.grids, dtype)
+
+        def interpolate(number: Triple, output: np.ndarray) -> None:
+            with timings.phase("finishing"):
+                coarse.add(number, output, sink.write, bound=sink.bound)
+
+        return interpolate
+    blender = Blender(tiling, order, outputs.channels, dtype)
+    finisher = _Finisher(tiling, order, outputs.channels, sink, choice)
+
+    def blend(number: Triple, output: np.ndarray) -> None:
+        with timings.phase("blending"):
+            place, block = blender.add(number, output)
+        with timings.phase("finishing"):
+            finisher.finish(place, block)
+
+    return blend
 
 
 def _computed(
@@ -131,25 +152,47 @@ def cut(image: Float[np.ndarray, "C D H W"], tiling: Tiling, number: Triple) -> 
     return window
 
 
-class _Finisher:
-    """Bring finished blocks to the target: without padding, on its grid, as labels, and to the consumers."""
+class _Sink:
+    """Take finished values on the target's grid: labels are written, and consumers fed."""
 
-    def __init__(
-        self, shape: tuple[int, ...], tiling: Tiling, order: Triple, copies: Copies, target: Target, choice: Choice
-    ) -> None:
-        own: Triple = (shape[0], shape[1], shape[2])
+    def __init__(self, tiling: Tiling, shape: tuple[int, ...], copies: Copies, target: Target, choice: Choice) -> None:
         d, h, w = target.labels.shape
-        self._shape, self._tiling, self._outer = own, tiling, order[0]
-        channels, head = copies.outputs.channels, copies.outputs.head
-        self._resampler = BlockResampler(tiling, order, own, (d, h, w), channels)
-        self._write = LabelWriter(target.index, head, target.labels)
+        self.grids: tuple[Triple, Triple] = ((shape[0], shape[1], shape[2]), (d, h, w))
+        outputs = copies.outputs
+        self._label = LabelWriter(target.index, outputs.head, target.labels)
         self._feed = None
         if target.consumers:
-            rows = most_outputs(tiling, 0, own[0], d)
-            self._feed = ConsumerFeed(target.consumers, head, (channels, rows, h, w), choice.slab_bytes)
-        self._rows = max(1, choice.slab_bytes // row_bytes(channels, tiling.window, self._outer, own, (d, h, w)))
+            rows = most_outputs(tiling, 0, shape[0], d)
+            self._feed = ConsumerFeed(target.consumers, outputs.head, (outputs.channels, rows, h, w), choice.slab_bytes)
 
-    def finish(self, place: Place, block: Float32[np.ndarray, "F a b c"], *, ends_layer: bool) -> None:
+    @property
+    def bound(self) -> float | None:
+        """Below which outputs may be left out (`CoarseBlender.add`): consumers get all."""
+        return self._label.bound if self._feed is None else -np.inf
+
+    def write(self, place: Place, values: np.ndarray, outputs: np.ndarray | None = None) -> None:
+        """Take values, or only those of some outputs."""
+        self._label(place, values, outputs)
+        if self._feed is not None:
+            self._feed(place, values)
+
+    def end_layer(self) -> None:
+        """Hand the slab on: no voxel of it is missing."""
+        if self._feed is not None:
+            self._feed.end_layer()
+
+
+class _Finisher:
+    """Bring finished blocks to the target's grid, without padding, a few rows at a time."""
+
+    def __init__(self, tiling: Tiling, order: Triple, channels: int, sink: _Sink, choice: Choice) -> None:
+        self._tiling, self._outer, self._sink = tiling, order[0], sink
+        shape, target = sink.grids
+        self._shape = shape
+        self._resampler = BlockResampler(tiling, order, shape, target, channels)
+        self._rows = max(1, choice.slab_bytes // row_bytes(channels, tiling.window, self._outer, shape, target))
+
+    def finish(self, place: Place, block: Float32[np.ndarray, "F a b c"]) -> None:
         """Take a block at its place in the padded volume."""
         inside, kept = [], []
         for axis in range(3):
@@ -165,13 +208,8 @@ class _Finisher:
             part = [slice(None)] * 4
             part[self._outer + 1] = slice(rows.start - layer.start, rows.stop - layer.start)
             there, values = self._resampler.resample((kept[0], kept[1], kept[2]), block[tuple(part)], layer.start)
-            if values.size == 0:
-                continue
-            self._write(there, values)
-            if self._feed is not None:
-                self._feed(there, values)
-        if ends_layer and self._feed is not None:
-            self._feed.end_layer()
+            if values.size:
+                self._sink.write(there, values)
 
 
 def _is_last(number: Triple, tiling: Tiling, order: Triple) -> bool:

@@ -76,3 +76,22 @@ class Engine(Protocol):
     def memory(self, window: Triple) -> NetworkMemory:
         """Return what a call on windows of this shape takes of the host's memory."""
         ...
+
+
+@runtime_checkable
+class CoarseEngine(Engine, Protocol):
+    """An engine that can stop before a last linear interpolation to the window's grid, as SegFormer3D's.
+
+    logits = interpolate(coarse_logits, scale_factor=stride, linear, corners not aligned).
+    """
+
+    def coarse_stride(self, window: Triple) -> int:
+        """Return by how much `coarse_logits` are coarser than a window of this shape; 1 where there are none.
+
+        It divides the window's sides, so that the interpolation is symmetric and nothing is cropped.
+        """
+        ...
+
+    def coarse_logits(self, windows: Float32[np.ndarray, "N C D H W"]) -> Float32[np.ndarray, "N K d h w"]:
+        """Return the logits before the interpolation; several folds' mean."""
+        ...

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Literal
@@ -19,12 +20,15 @@ from sagittal.inference.engines.engine import LinearHead, NetworkMemory, Precisi
 from sagittal.networks.build import build_network
 from sagittal.networks.cost import step_memory_bytes
 from sagittal.networks.mednext import MedNeXt
+from sagittal.networks.segformer3d import SegFormer3D
 from sagittal.plan import Plan
 from sagittal.plan.base import Triple
 
 NETWORK_MARGIN = 1.25
 """Resident memory over the sum of live tensors, measured on MedNeXt at 64 and 96 voxels: 1.11 to 1.27."""
 _FLOAT_BYTES = 4
+_SEGFORMER3D_STRIDE = 4
+"""Of its finest grid, by its first patch embedding."""
 
 
 class TorchEngine:
@@ -100,28 +104,51 @@ class TorchEngine:
 
         return self._run(run, windows)
 
+    def coarse_stride(self, window: Triple) -> int:
+        """Return by how much `coarse_logits` are coarser than a window of this shape; 1 where there are none."""
+        can = all(
+            isinstance(network, SegFormer3D) and network.spatial_dims == 3 and min(window) >= network.min_size
+            for network in self._networks
+        )
+        return _SEGFORMER3D_STRIDE if can and all(size % _SEGFORMER3D_STRIDE == 0 for size in window) else 1
+
+    def coarse_logits(self, windows: Float32[np.ndarray, "N C D H W"]) -> Float32[np.ndarray, "N K d h w"]:
+        """Return the logits before SegFormer3D's last interpolation; several networks' mean.
+
+        Raises:
+            MemoryError: the device's memory does not suffice.
+        """
+
+        def run(given: Tensor) -> Tensor:
+            first, *others = (_without_upsampling(network) for network in self._networks)
+            total: Tensor = first(given).float()
+            for network in others:
+                total = total + network(given)
+            return total / len(self._networks) if others else total
+
+        return self._run(run, windows)
+
     def memory(self, window: Triple) -> NetworkMemory:
         """Return what a call on windows of this shape takes of the host's memory, its result included.
 
         On a GPU that is the result alone. Measured on tensors without data (`networks.cost`).
         """
-        head = self.head
-        with_head = head is None or head.weight.shape[1] >= self.num_outputs
-        channels = self.num_outputs if head is None or with_head else head.weight.shape[1]
-        result = channels * int(np.prod(window)) * _FLOAT_BYTES
+        head, stride = self.head, self.coarse_stride(window)
+        voxels = math.prod(size // stride for size in window)
+        measured, channels = self._networks[0], self.num_outputs
+        if head is not None and head.weight.shape[1] < self.num_outputs:
+            measured, channels = _without_head(measured), head.weight.shape[1]
+        elif stride > 1:
+            measured = _without_upsampling(measured)
+        result = channels * voxels * _FLOAT_BYTES
         if self._device.type != "cpu":
             return NetworkMemory(0, result)
-        return self._measured(window, with_head)
-
-    def _measured(self, window: Triple, with_head: bool) -> NetworkMemory:
-        shape = (len(self._plan.dataset.channel_names), *window)
-        network = self._networks[0]
         with _explained_out_of_memory(), _evaluating(self._networks):
-            measured = network if with_head else _without_head(network)
-            one, two = _steps(measured, shape)
-        weights = (len(self._networks) - 1) * sum(each.nbytes for each in network.parameters())
+            one, two = _steps(measured, (len(self._plan.dataset.channel_names), *window))
+        others = len(self._networks) - 1
+        weights = others * sum(each.nbytes for each in measured.parameters())
         # Of several networks one works at a time, beside the others' results.
-        results = (len(self._networks) > 1) * 2 * self.num_outputs * int(np.prod(window)) * _FLOAT_BYTES
+        results = 2 * result if others else 0
         return NetworkMemory(
             fixed_bytes=int(NETWORK_MARGIN * max(0, 2 * one - two)) + weights,
             per_window_bytes=int(NETWORK_MARGIN * (two - one)) + results,
@@ -178,6 +205,11 @@ def _without_head(network: nn.Module) -> nn.Module:
     twin = copy.copy(network)
     twin._modules = {**network._modules, "out_0": nn.Identity()}
     return twin
+
+
+def _without_upsampling(network: nn.Module) -> nn.Module:
+    """Return a SegFormer3D that ends before the interpolation to its input's grid, weights shared."""
+    return nn.Sequential(network.get_submodule("segformer_encoder"), network.get_submodule("segformer_decoder"))
 
 
 def _steps(network: nn.Module, shape: tuple[int, ...]) -> tuple[int, int]:
