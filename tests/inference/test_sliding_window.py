@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from sagittal.errors import DataError
-from sagittal.inference.ensemble import Ensemble
 from sagittal.inference.sliding_window import predict_logits
 from sagittal.inference.windows import gaussian, window_starts
 from sagittal.plan.base import Triple
@@ -219,18 +218,3 @@ def test_train_mode_and_wrong_shapes_are_our_own_bugs() -> None:
 def test_half_precision_outputs_are_summed_in_float32() -> None:
     got = predict(Recorder(lambda x: x.half()), image_of((9, 9, 9)), (8, 8, 8))
     assert got.dtype == torch.float32
-
-
-def test_an_ensemble_is_the_mean_of_whole_predictions() -> None:
-    torch.manual_seed(1)
-    members = [nn.Conv3d(2, 3, 3, padding=1).eval() for _ in range(3)]
-    image = image_of((9, 10, 11))
-    options = {"num_outputs": 3, "mirror_axes": (1,)}
-    together = predict(Ensemble(members).eval(), image, (8, 6, 8), **options)
-    apart = torch.stack([predict(member, image, (8, 6, 8), **options) for member in members]).mean(dim=0)
-    torch.testing.assert_close(together, apart, rtol=1e-5, atol=1e-6)
-
-
-def test_an_empty_ensemble_is_our_own_bug() -> None:
-    with pytest.raises(AssertionError):
-        Ensemble([])

@@ -12,12 +12,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from streamed import Known, KnownCoarse, Slabs, classes, image_of, run
 from torch import nn
+from whole_volume import labels_on_grid
 
 from sagittal.data.label_index import label_index
 from sagittal.errors import DataError, ResourceError
 from sagittal.inference.engines.engine import LinearHead
 from sagittal.inference.memory import Choice
-from sagittal.inference.restore import labels_on_grid
 from sagittal.inference.sliding_window import predict_logits
 from sagittal.plan import DatasetSpec, Label
 from sagittal.plan.base import Triple

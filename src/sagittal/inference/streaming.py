@@ -2,7 +2,7 @@
 
 Memory follows from what overlaps, never from classes x volume: see `blending` for what is kept between windows, `slabs`
 for the way to the scan's grid, `labelling` for the decision and `copies` for mirrored windows. The whole-volume
-computation that this equals, except for rounding, is `sliding_window.predict_logits` with `restore.labels_on_grid`.
+computation that this equals, except for rounding, is `sliding_window.predict_logits`, interpolated linearly.
 """
 
 from __future__ import annotations
