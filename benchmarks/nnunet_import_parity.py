@@ -20,7 +20,7 @@ from sagittal.inference.folder import predict_folder
 from sagittal.training.import_nnunet import import_nnunet
 
 
-def compare(out: Path) -> dict[str, object]:
+def compare(out: Path, theirs_in: str) -> dict[str, object]:
     """Import OUT's model, predict OUT's scans, and return how far nnU-Net's predictions are."""
     with tempfile.TemporaryDirectory() as folder:
         result = import_nnunet(out / "model", Path(folder) / "bundle")
@@ -28,7 +28,7 @@ def compare(out: Path) -> dict[str, object]:
         predict_folder(predictor, out / "scans", Path(folder) / "labels")
         same, voxels, worst = 0, 0, 1.0
         overlap = np.zeros((2, len(result.plan.dataset.labels)))
-        theirs = sorted((out / "predictions").glob("*.nii.gz"))
+        theirs = sorted((out / theirs_in).glob("*.nii.gz"))
         for path in theirs:
             expected = sagittal.read_volume(path).array
             given = sagittal.read_volume(Path(folder) / "labels" / path.name).array
@@ -54,8 +54,10 @@ def main() -> None:
     """Read the command line, compare, print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path, nargs="+")
-    for out in parser.parse_args().out:
-        print(json.dumps(compare(out)), flush=True)
+    parser.add_argument("--against", default="predictions", help="or predictions_alike")
+    given = parser.parse_args()
+    for out in given.out:
+        print(json.dumps(compare(out, given.against)), flush=True)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,8 @@ OUT/model is then nnU-Net's folder of a trained model, OUT/scans holds cases tha
 what nnU-Net predicts of them, mirrored, on the CPU. Planning and preprocessing are nnU-Net's; only the plan's widths
 and window are made small and its spacing may be set. --steps 0 leaves the weights random. `--synthetic` draws volumes
 of two channels (CT and another) with voxels four times longer than wide: `same` all of 4 mm, `other` of 3.2 to 5 mm, so
-that slices are resampled too.
+that slices are resampled too. OUT/predictions_alike is the same with two deliberate differences taken away: sums in
+fp32 instead of fp16, and logits interpolated between slices instead of repeated.
 """
 
 import argparse
@@ -48,7 +49,8 @@ def main() -> None:
     for fold in range(given.folds):
         model = train(plans, work, fold, given.steps)
     shutil.copytree(model, given.out / "model", dirs_exist_ok=True)
-    predict(given.out, tuple(range(given.folds)))
+    predict(given.out, tuple(range(given.folds)), "predictions")
+    predict(given.out, tuple(range(given.folds)), "predictions_alike", alike=True)
 
 
 def take(dataset: Path, raw: Path, scans: Path) -> None:
@@ -186,15 +188,19 @@ def train(plans: dict, work: Path, fold: int, steps: int) -> Path:
     return Path(trainer.output_folder_base)
 
 
-def predict(out: Path, folds: tuple[int, ...]) -> None:
-    """Predict the held-out cases as `nnUNetv2_predict -device cpu` does."""
+def predict(out: Path, folds: tuple[int, ...], name: str, *, alike: bool = False) -> None:
+    """Predict the held-out cases as `nnUNetv2_predict -device cpu` does, or as it would without two of its choices."""
     import torch
     from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 
-    (out / "predictions").mkdir(exist_ok=True)
+    (out / name).mkdir(exist_ok=True)
     predictor = nnUNetPredictor(device=torch.device("cpu"), allow_tqdm=False)
     predictor.initialize_from_trained_model_folder(str(out / "model"), folds, "checkpoint_final.pth")
-    predictor.predict_from_files_sequential(str(out / "scans"), str(out / "predictions"))
+    if alike:
+        predictor.configuration_manager.configuration["resampling_fn_probabilities_kwargs"]["order_z"] = 1
+        # What its accumulators are made with.
+        torch.half = torch.float32
+    predictor.predict_from_files_sequential(str(out / "scans"), str(out / name))
 
 
 if __name__ == "__main__":

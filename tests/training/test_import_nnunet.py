@@ -31,6 +31,7 @@ from sagittal.networks import MedNeXt
 from sagittal.plan.baselines import PlainConvUNetConfig, ResEncUNetConfig
 from sagittal.plan.mednext import MedNeXtConfig
 from sagittal.plan.plan import CTNormalization, ZScore
+from sagittal.plan.postprocessing import LargestComponent
 from sagittal.training.import_nnunet import ImportedModel, Selection, import_nnunet
 
 PLAN_FILES = ("plans.json", "dataset.json")
@@ -224,7 +225,8 @@ def test_scores_and_rules_come_along(tmp_path: Path) -> None:
     home.mkdir()
     (home / "postprocessing.json").write_text(json.dumps(rules))
     result, said = bring(model)
-    assert result.components == ((1, 2), (2,)) and "2 rules of postprocessing.json" in said
+    assert result.plan.postprocessing == (LargestComponent(), LargestComponent(labels=("right",)))
+    assert "all foreground together; keep only the largest component of right" in said
     metrics = sagittal.read_bundle(result.bundle).metrics
     assert metrics["dice"] == {"left": 0.625, "right": None} and metrics["mean_dice"] is None
     assert "by nnU-Net" in metrics["validation"]
@@ -254,7 +256,9 @@ def test_pickled_rules_are_never_read(tmp_path: Path) -> None:
     model = write_model(tmp_path / "model")
     (model / "postprocessing.pkl").write_bytes(b"cos\nsystem\n(S'exit 1'\ntR.")
     result, said = bring(model)
-    assert result.components == () and "postprocessing.pkl is a pickle of functions, which is never read" in said
+    assert (
+        result.plan.postprocessing == () and "postprocessing.pkl is a pickle of functions, which is never read" in said
+    )
 
 
 def test_rules_of_other_folds_are_told_of(tmp_path: Path) -> None:
@@ -331,7 +335,16 @@ def test_regions_keep_their_order(tmp_path: Path) -> None:
         "labels": {"background": 0, "whole": [1, 2, 3], "core": [2, 3], "rim": [3], "ignore": 4},
         "regions_class_order": [1, 2, 3],
     }
-    spec = bring(write_model(tmp_path / "model", declared=declared))[0].plan.dataset
+    model = write_model(tmp_path / "model", declared=declared)
+    kwargs = [{"labels_or_regions": values} for values in ([2, 3], [[1, 2, 3], [2, 3], 3], [[2, 3], 3])]
+    keep = ["remove_all_but_largest_component_from_segmentation"] * 3
+    rules = {"postprocessing_fns": keep, "postprocessing_kwargs": kwargs}
+    (model / "postprocessing.json").write_text(json.dumps(rules))
+    result, said = bring(model)
+    inner = LargestComponent(labels=("core", "rim"))
+    assert result.plan.postprocessing == (inner, LargestComponent(), inner)
+    assert "becomes the region around it" in said
+    spec = result.plan.dataset
     assert [label.values for label in spec.labels] == [(1, 2, 3), (2, 3), (3,)]
     assert spec.regions_class_order == (1, 2, 3) and spec.ignore_value == 4
 

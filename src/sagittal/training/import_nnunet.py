@@ -59,6 +59,7 @@ from sagittal.training.import_nnunet_plans import (
 _TRAINER = "nnUNetTrainer"
 _NO_DEEP_SUPERVISION = "nnUNetTrainerNoDeepSupervision"
 _LOW = "3d_lowres"
+_WHY_RULES = "nnU-Net's choice on its cross-validation, postprocessing.json"
 _NOT_MEASURED = "none: imported from nnU-Net, whose folder holds no scores of all its folds"
 _MEASURED = "by nnU-Net, on the cases that each imported fold held out (validation/summary.json), before the import"
 
@@ -80,17 +81,10 @@ class Selection:
 
 @dataclass(frozen=True)
 class ImportedModel:
-    """The bundle, its plan, and nnU-Net's rules of post-processing.
-
-    Attributes:
-        bundle: its folder.
-        plan: its plan.
-        components: of each of these sets of label values, nnU-Net keeps the largest component only, in this order.
-    """
+    """The bundle and its plan."""
 
     bundle: Path
     plan: Plan
-    components: tuple[tuple[int, ...], ...]
 
 
 def import_nnunet(
@@ -127,14 +121,17 @@ def import_nnunet(
     first = next(iter(files.values()))
     checkpoint = read_checkpoint(first)
     say(f"read: {checkpoint.configuration} by {checkpoint.trainer}, {first.name} of {', '.join(files)}")
-    plan = override(_plan(spec, plans, checkpoint, str(first)), selection.settings, origin=SET_BY_USER)
+    plan = _plan(spec, plans, checkpoint, str(first))
+    rules = component_rules(folder, tuple(files), spec, say)
+    if rules:
+        plan = plan.replace(postprocessing=rules, reasons={**plan.reasons, "postprocessing": _WHY_RULES})
+    plan = override(plan, selection.settings, origin=SET_BY_USER)
     weights = {}
     for name, file in files.items():
         fold = checkpoint if file == first else read_checkpoint(file)
         _require_alike(checkpoint, fold, file)
         weights[name] = _fitted(plan, fold, file)
     _tell(plan, checkpoint, say)
-    components = component_rules(folder, tuple(files), spec, say)
     dice = held_out_dice(tuple(files.values()), spec)
     say("validation: " + ("nnU-Net's own scores are kept" if dice else "nothing was measured; evaluate it first"))
     write_bundle(
@@ -144,7 +141,7 @@ def import_nnunet(
         metrics=_metrics(spec, dice, checkpoint, files),
         data_license=_licence(declared),
     )
-    return ImportedModel(out, plan, components)
+    return ImportedModel(out, plan)
 
 
 def _spec(declared: Entries, plans: Entries) -> DatasetSpec:

@@ -20,6 +20,7 @@ from sagittal.errors import PlanError
 from sagittal.networks.weights import official_tensors
 from sagittal.networks.weights_file import read_weights_file
 from sagittal.plan import DatasetSpec
+from sagittal.plan.postprocessing import LargestComponent, in_words
 from sagittal.training.import_nnunet_plans import Entries, read_json
 
 Which = Literal["final", "best"]
@@ -176,11 +177,8 @@ def held_out_dice(files: Sequence[Path], spec: DatasetSpec) -> dict[str, float |
 
 def component_rules(
     folder: Path, folds: Sequence[str], spec: DatasetSpec, say: Callable[[str], None]
-) -> tuple[tuple[int, ...], ...]:
-    """Return nnU-Net's rules of post-processing: of each set of label values, only the largest component stays.
-
-    The rules are applied in turn; what is removed becomes background. A component hangs together through faces, edges
-    and corners of voxels.
+) -> tuple[LargestComponent, ...]:
+    """Return nnU-Net's rules of post-processing: of some labels together, only the largest component stays.
 
     Args:
         folder: the model's; postprocessing.json lies in it, or beside the cross-validation of these folds.
@@ -196,7 +194,10 @@ def component_rules(
     for place in (folder, home):
         if (place / _RULES).is_file():
             rules = _rules(read_json(place / _RULES), spec)
-            say(f"post-processing: {len(rules)} rule{'' if len(rules) == 1 else 's'} of {_RULES}")
+            said = "; ".join(in_words(rule) for rule in rules) or "none chosen"
+            say(f"post-processing, from {_RULES}: {said}")
+            if spec.has_regions and any(rule.labels for rule in rules):
+                say("  what is taken from a region becomes the region around it; nnU-Net makes background of it")
             return rules
     pickles = [place for place in (folder, home) if (place / _PICKLE).is_file()]
     if pickles:
@@ -210,7 +211,7 @@ def component_rules(
     return ()
 
 
-def _rules(content: Entries, spec: DatasetSpec) -> tuple[tuple[int, ...], ...]:
+def _rules(content: Entries, spec: DatasetSpec) -> tuple[LargestComponent, ...]:
     names, options = content.get("postprocessing_fns", list), content.get("postprocessing_kwargs", list)
     rules = []
     for name, option in zip(names, options, strict=False):
@@ -221,17 +222,16 @@ def _rules(content: Entries, spec: DatasetSpec) -> tuple[tuple[int, ...], ...]:
         if unknown or given.get("background_label", 0) != 0:
             raise content.refuse(f"{name} has the options {given}", "labels_or_regions alone")
         # A list of labels, of regions, or one of either: in each case the union of all values is one mask.
-        values = sorted(set(_flat(given.get("labels_or_regions"))))
-        if not values or not set(values) <= _written_values(spec):
-            raise content.refuse(f"{name} names the labels {values}", f"some of {sorted(_written_values(spec))}")
-        rules.append(tuple(values))
+        values = set(_flat(given.get("labels_or_regions")))
+        within = [label for label in spec.labels if set(label.values) <= values]
+        if not values or values != {value for label in within for value in label.values}:
+            known = ", ".join(f"{label.name} {list(label.values)}" for label in spec.labels)
+            raise content.refuse(f"{name} names the labels {sorted(values)}", f"some of {known}")
+        whole = values == spec.foreground_values
+        rules.append(LargestComponent(labels=() if whole else tuple(label.name for label in within)))
     if len(names) != len(options):
         raise content.refuse(f"{len(names)} postprocessing_fns have {len(options)} postprocessing_kwargs", "as many")
     return tuple(rules)
-
-
-def _written_values(spec: DatasetSpec) -> frozenset[int]:
-    return spec.foreground_values | frozenset(spec.regions_class_order or ())
 
 
 def _flat(values: Any) -> list[int]:
