@@ -40,6 +40,7 @@ def model_card(plan: Plan, metrics: Mapping[str, Any], *, parameters: int, data_
             }
         ),
         "## Classes and Dice\n\n" + _dice_table(plan, metrics),
+        *_fast(metrics),
         *_postprocessing(plan, metrics),
         "## Network\n\n"
         + _bullets(
@@ -110,13 +111,33 @@ def _folds(plan: Plan, metrics: Mapping[str, Any]) -> list[str]:
     return [f"Folds {', '.join(metrics['folds'])} of {plan.training.folds} are here; missing: {', '.join(told)}."]
 
 
+def _fast(metrics: Mapping[str, Any]) -> list[str]:
+    """Return the section on `--fast` where its cost was measured."""
+    told = metrics.get("fast")
+    if not isinstance(told, Mapping) or told.get("mean_cost") is None:
+        return []
+    how = {"low": "the second model of this bundle, at a coarser spacing", "step": "fewer windows"}[told["how"]]
+    rows = [
+        f"| {_line(name)} | {_score(dice)} | {_change(told['cost'][name])} |" for name, dice in told["dice"].items()
+    ]
+    table = "\n".join(["| class | Dice | change |", "|---|---|---|", *rows])
+    total = f"| mean | {_score(told['mean_dice'])} | {_change(told['mean_cost'])} |"
+    where = f"On {told['cases']} held-out cases, compared with {_line(told['against'])}."
+    return [f"## Fast prediction\n\n`sagittal predict --fast` takes {how}.\n\n{table}\n{total}\n\n{where}"]
+
+
+def _change(cost: Any) -> str:
+    return f"{-cost:+.4f}" if isinstance(cost, int | float) else "not measured"
+
+
 def _postprocessing(plan: Plan, metrics: Mapping[str, Any]) -> list[str]:
     """Return the section on what is done to label maps after the network, where there is something to tell."""
     told = metrics.get("postprocessing")
     title = "## Post-processing\n\n"
     if not isinstance(told, Mapping):
         rules = [f"- {_line(in_words(rule))}" for rule in plan.postprocessing]
-        return [title + "\n".join([*rules, "", "Set by hand in the plan."])] if rules else []
+        why = _line(plan.reasons.get("postprocessing", "set by hand in the plan"))
+        return [title + "\n".join([*rules, "", f"Why: {why}."])] if rules else []
     if told.get("why") is not None:
         return [f"{title}None: {_line(str(told['why']))}."]
     rows = ["| rule | Dice gained |", "|---|---|"]

@@ -68,13 +68,16 @@ def predict(
     devices = parse_devices(device)
     from sagittal.bundle import read_bundle
     from sagittal.errors import PlanError
+    from sagittal.inference.fast import fast_settings
     from sagittal.inference.folder import model_of, run_folder
     from sagittal.inference.pipeline import Job
     from sagittal.inference.subset import chosen_spec
 
     print(RESEARCH_USE, file=sys.stderr)
     read = read_bundle(bundle)
-    choices = write.choices(how, precision, _say_aside)
+    fast = fast_settings(read) if how.fast else None
+    read = read if fast is None else fast.bundle
+    choices = write.choices(how, precision, _say_aside, fast)
     subset = tuple(label.name for label in chosen_spec(read.plan.dataset, choices.subset).labels)
     choices = choices.replace(subset=subset if choices.subset else ())
     if choices.quality and not read.plan.inference.mirror_axes:

@@ -9,9 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from cyclopts import Parameter, validators
 
 if TYPE_CHECKING:
+    from sagittal.inference.fast import Fast
     from sagittal.inference.run_report import Choices
-
-FAST_STEP = 0.75
 
 Precision = Literal["fp32", "bf16", "int8"]
 
@@ -27,7 +26,7 @@ class HowToPredict:
     Attributes:
         mirror: average over mirrored copies (--no-mirror is up to eight times faster)
         step: distance of neighbouring windows as a share of the window, 0.5 for example; by itself the plan's
-        fast: no mirroring, and a step of 0.75 where --step gives no other
+        fast: the bundle's second model where it has one (train --config 3d,3d-low), else no mirroring and step 0.75
         postprocessing: apply the rules of the plan to label maps (--no-postprocessing leaves them out)
         missing: names of channels that the scans lack, with commas: t1ce; for models trained with channel dropout
     """
@@ -59,7 +58,11 @@ class Writing:
     quality: _Flag = False
 
     def choices(
-        self, how: HowToPredict, precision: Literal["fp32", "bf16", "int8"], say: Callable[[str], None]
+        self,
+        how: HowToPredict,
+        precision: Literal["fp32", "bf16", "int8"],
+        say: Callable[[str], None],
+        fast: Fast | None = None,
     ) -> Choices:
         """Return what the library is told.
 
@@ -70,9 +73,9 @@ class Writing:
         from sagittal.inference.run_report import Choices
 
         mirror, step = how.mirror and not how.fast, how.step
-        if how.fast:
-            step = FAST_STEP if step is None else step
-            say(f"fast: no mirroring, step {step:g}")
+        if fast is not None:
+            step = fast.step if step is None else step
+            say(fast.sentence)
         if self.quality and not mirror:
             raise PlanError(
                 "--quality compares mirrored copies, and --no-mirror or --fast leaves them out. Leave one out.",

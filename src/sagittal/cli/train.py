@@ -8,6 +8,7 @@ import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -31,7 +32,7 @@ def train(
     out: Path,
     plan: Path | None = None,
     network: str | None = None,
-    config: Literal["3d", "3d-low", "2d"] | None = None,
+    config: Literal["3d", "3d-low", "2d", "3d,3d-low"] | None = None,
     preset: str | None = None,
     fold: Literal["0", "1", "2", "3", "4", "all", "none"] = "0",
     budget: str | None = None,
@@ -48,7 +49,8 @@ def train(
         out: the bundle to write; OUT.run beside it holds plan, log, checkpoints and reports
         plan: a plan made by `sagittal plan`
         network: name of the network to plan for; by default that of --init-from or --preset, else mednext-s
-        config: what to plan: volumes (3d), volumes at a coarser spacing (3d-low), or slices (2d)
+        config: what to plan: volumes (3d), volumes at a coarser spacing (3d-low), slices (2d), or two models in one
+            bundle (3d,3d-low), of which `predict --fast` takes the second
         preset: a protocol to plan from: mednext-paper, segformer3d-paper, segformer3d-repository or nnunet
         fold: which fifth of the cases is held out; `all` trains five networks, `none` trains on all cases
         budget: time for everything together, for example 15m; the schedule is fitted to it
@@ -64,19 +66,21 @@ def train(
     budget_s = None if budget is None else parse_duration_s(budget)
     from sagittal.training.distributed import world_from_environment
     from sagittal.training.run import train as train_bundle
+    from sagittal.training.second_model import train_both
 
     if plan is not None and network is not None:
         raise PlanError("--plan and --network exclude each other: a plan names its network. Give one of them.")
     world = world_from_environment(os.environ)
     _share_processors(int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
     always = {"training.deterministic": True} if deterministic else {}
+    if config == "3d,3d-low" and plan is not None:
+        raise PlanError("--plan and --config 3d,3d-low exclude each other: a plan is of one model.", code="options")
     with _stoppable_before_training(tell=world.main):
-        result = train_bundle(
+        trains = train_both if config == "3d,3d-low" else partial(train_bundle, plan=plan, configuration=config)
+        result = trains(
             dataset,
             out,
             network=network,
-            plan=plan,
-            configuration=config,
             preset=preset,
             settings={**parsed, **always},
             fold=fold,

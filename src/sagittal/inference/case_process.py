@@ -20,6 +20,7 @@ from sagittal.bundle import read_bundle
 from sagittal.data.dataset import Case
 from sagittal.errors import SagittalError
 from sagittal.inference.engines.choice import load_engine
+from sagittal.inference.fast import fast_settings
 from sagittal.inference.pipeline import CasePipeline, Job
 from sagittal.inference.predictor import Predictor
 from sagittal.inference.run_report import CasePrediction, Choices
@@ -55,6 +56,7 @@ def _work(lines: IO[str], send: Any) -> int:
         return 1
     task = json.loads(first)
     bundle = read_bundle(task["bundle"])
+    bundle = fast_settings(bundle).bundle if task["choices"]["fast"] else bundle
     engine = load_engine(
         bundle, task["device"], task["engine"], task["choices"]["precision"], cache_folder=task["cache_folder"]
     )

@@ -14,6 +14,8 @@ from sagittal.inference.engines.torch_engine import TorchEngine
 from sagittal.inference.predictor import Predictor
 from sagittal.report.evaluation import evaluate
 from sagittal.report.page import Page
+from sagittal.training.fast_cost import KEY as FAST_CASES_KEY
+from sagittal.training.fast_cost import Dices, dice_of_fast
 from sagittal.training.fold import FoldJob, FoldRun
 from sagittal.training.initialization import may_have_seen_held_out, weights_for
 from sagittal.training.joining import CASE_SCORES, scores_of
@@ -48,17 +50,25 @@ def finish_fold(
         validation_s: seconds that the validation may take, or None.
         say: receives lines for a person.
     """
+    began = time.monotonic()
     done: tuple[str, ...] = ()
+    fast: Dices = {}
     why = "none" if not job.validation else "stopped"
     agree(stop, False, job.world)
     if job.validation and run.complete and not stop:
-        done = _predict_held_out(job, run, data, stop, validation_s)
+        predictor = Predictor(job.plan, TorchEngine(job.plan, (run.network,), job.device))
+        done = _predict_held_out(job, predictor, data, stop, validation_s)
         agree(stop, False, job.world)
         why = "stopped" if stop else "no_time"
+        cases = [case for case in _held_out(job, data) if case.id in done]
+        left_s = None if validation_s is None else validation_s - (time.monotonic() - began)
+        fast = dice_of_fast(predictor, data, cases, job.world, stop, left_s)
+        agree(stop, False, job.world)
 
     def score() -> dict[str, Any]:
         evaluation = _evaluate(job, run, data, done, say) if done else None
         entry = _entry(job, run, evaluation, why=why, stopped=bool(stop))
+        entry |= {FAST_CASES_KEY: fast} if fast else {}
         scores = {} if evaluation is None else {"scores": scores_of(job.plan, {job.name: entry}, patients)}
         return {**entry, **scores}
 
@@ -96,12 +106,11 @@ def _started_from(job: FoldJob) -> dict[str, Any]:
 
 
 def _predict_held_out(
-    job: FoldJob, run: FoldRun, data: Dataset, stop: StopFlag, validation_s: float | None
+    job: FoldJob, predictor: Predictor, data: Dataset, stop: StopFlag, validation_s: float | None
 ) -> tuple[str, ...]:
     """Predict held-out scans, shared out to the processes, and return the cases that were done, in their order."""
     began = time.monotonic()
     done: list[str] = []
-    predictor = Predictor(job.plan, TorchEngine(job.plan, (run.network,), job.device))
     cases = _held_out(job, data)
     for case in cases[job.world.rank :: job.world.size]:
         taken = time.monotonic() - began

@@ -15,6 +15,7 @@ from sagittal.data.splits import patients_of
 from sagittal.errors import DataError
 from sagittal.evaluation.bootstrap import CONFIDENCE, RESAMPLES, SEED, Interval, bootstrap_means
 from sagittal.plan.plan import Plan
+from sagittal.training.fast_cost import fast_of_folds
 from sagittal.training.fold import COMPLETE
 from sagittal.training.postprocessing_choice import unchosen
 
@@ -82,7 +83,8 @@ def join_bundle(
     arrays[weights_name(name)] = weights
     folds[name] = entry
     metrics = join_folds(plan, folds, patients=patients, failed=failed)
-    write_bundle(out, plan=plan, weights=arrays, metrics=metrics)
+    former = bundle_at(out)
+    write_bundle(out, plan=plan, weights=arrays, metrics=metrics, low=None if former is None else former.low)
     return metrics
 
 
@@ -103,7 +105,7 @@ def note_failures(
 def rewrite(bundle: Bundle, plan: Plan, metrics: Mapping[str, Any]) -> None:
     """Write a bundle again with the same weights and another plan or other metrics."""
     arrays = {name: bundle.weights(name) for name in bundle.weight_names}
-    write_bundle(bundle.path, plan=plan, weights=arrays, metrics=metrics)
+    write_bundle(bundle.path, plan=plan, weights=arrays, metrics=metrics, low=bundle.low)
 
 
 def join_folds(
@@ -132,6 +134,9 @@ def join_folds(
         missing = [str(fold) for fold in range(plan.training.folds) if str(fold) not in folds]
         metrics["missing_folds"] = missing
         metrics["out_of_fold"] = {"folds": sorted(folds), **together}
+    fast = fast_of_folds(plan, folds)
+    if fast is not None:
+        metrics["fast"] = fast
     if failed:
         metrics["failed_folds"] = dict(sorted(failed.items()))
     metrics["folds"] = {name: dict(folds[name]) for name in sorted(folds)}
