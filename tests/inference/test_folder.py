@@ -368,3 +368,14 @@ def test_quality_is_told_with_its_flag(tmp_path: Path, scans: Path, predictor: F
     assert case.quality is not None and case.quality.agreement is not None and case.quality.agreement < 0.8
     assert "quality" in {flag.code for flag in case.flags}
     assert "look at case_0" in str(case) and result.flagged == result.cases
+
+
+def test_what_is_written_beside_a_prediction_counts_into_the_memory(
+    tmp_path: Path, scans: Path, predictor: FakePredictor
+) -> None:
+    plain = predict_folder(predictor, scans / "case_0_0000.nii.gz", tmp_path / "a", memory_gib=1.0)
+    entropy = Choices(entropy=True, probabilities=True)
+    rich = predict_folder(predictor, scans / "case_0_0000.nii.gz", tmp_path / "b", choices=entropy, memory_gib=1.0)
+    assert plain.failures == rich.failures == ()
+    first, second = (call["memory_gib"] for call in predictor.calls)
+    assert first == 1.0 and first - second == pytest.approx(9 * 10 * 11 / 2**30)

@@ -40,7 +40,7 @@ from sagittal.volumes.volume import read_scans, read_volume
 GIB = 1 << 30
 HELD_SHARE = 0.125
 """Of the memory that is allowed, for scans that wait and results that are being written."""
-_FLOAT_BYTES = 4
+_FLOAT_BYTES, _HALF_BYTES = 4, 2
 _MEMORY = "memory"
 
 
@@ -119,6 +119,15 @@ class _Computed:
     entropy: EntropyMap | None = None
     quality: Quality | None = None
 
+    @property
+    def writing_bytes(self) -> int:
+        """Memory that writing it takes at most."""
+        voxels = self.labels.array[0].size
+        # Entropy is kept as bytes and written as float32; of probabilities one class is turned at a time, as float16.
+        entropy = 0 if self.entropy is None else (1 + _FLOAT_BYTES) * voxels
+        probabilities = 0 if self.probabilities is None else 2 * _HALF_BYTES * voxels
+        return self.labels.array.nbytes + self.loaded.held_bytes + entropy + probabilities
+
 
 @dataclass
 class CasePipeline:
@@ -155,7 +164,7 @@ class CasePipeline:
                 computed = self._computed(loaded)
                 self._finish_writing()
                 if computed is not None:
-                    self._written_bytes = computed.labels.array.nbytes + loaded.held_bytes
+                    self._written_bytes = computed.writing_bytes
                     self._writing = writer.submit(self._write, computed)
                 del loaded, computed
             self._finish_writing()
@@ -233,7 +242,11 @@ class CasePipeline:
 
     def _predict(self, loaded: _Loaded) -> _Computed:
         began, choices, spec = time.monotonic(), self.job.choices, self.predictor.plan.dataset
-        options: dict[str, Any] = {"mirror": choices.mirror, "memory_gib": self._memory_gib()}
+        allowed = self._memory_gib()
+        if allowed is not None and choices.entropy and loaded.frame is not None:
+            # One byte for each voxel, all along.
+            allowed -= math.prod(loaded.frame.cropped_shape) / GIB
+        options: dict[str, Any] = {"mirror": choices.mirror, "memory_gib": allowed}
         if choices.step is not None:
             options["step"] = choices.step
         with ExitStack() as stack:
@@ -262,9 +275,11 @@ class CasePipeline:
         """Return what is left for the network beside what waits and what is being written."""
         if self.job.memory_gib is None:
             return None
+        if not self._may_hold(self._written_bytes):
+            self._finish_writing()
         writing = self._written_bytes / GIB if self._writing is not None and not self._writing.done() else 0.0
         ahead = 0.0 if self._ahead is None else HELD_SHARE * self.job.memory_gib
-        return max(self.job.memory_gib - writing - ahead, self.job.memory_gib / 2)
+        return self.job.memory_gib - writing - ahead
 
     def _look_at_writer(self, done: int, of: int) -> None:
         """End at once where the disk is full, not after the scan in progress."""

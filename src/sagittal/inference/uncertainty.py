@@ -9,15 +9,20 @@ segmentation, Medical Image Analysis 2025); Roy et al. (Bayesian QuickNAT, Neuro
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from jaxtyping import Float32, Float64, Shaped, UInt8
 
 from sagittal.data.preprocessing import Frame
+from sagittal.inference.engines.engine import LinearHead
+from sagittal.inference.labelling import VOXELS_AT_ONCE, apply_head
 from sagittal.inference.run_report import Flag, Quality
 from sagittal.plan.dataset import DatasetSpec
+
+Votes = Shaped[np.ndarray, "*decided d h w"]
+"""A member's decisions: the number of a class (d, h, w), or a mask for each region (K, d, h, w)."""
 
 FIXED_THRESHOLD = 0.8
 """Where the bundle tells of no validated case. No measurement stands behind it."""
@@ -39,6 +44,13 @@ class Disagreement:
         self._spec = spec
         self._shared: Float64[np.ndarray, " K"] = np.zeros(spec.num_outputs)
         self._found: Float64[np.ndarray, " K"] = np.zeros(spec.num_outputs)
+        self.looked = False
+        """Whether anything was compared."""
+
+    @property
+    def has_regions(self) -> bool:
+        """Whether outputs are decided one by one."""
+        return self._spec.has_regions
 
     def look(self, members: Float32[np.ndarray, "M K d h w"], weight: Float32[np.ndarray, "d h w"]) -> None:
         """Take in the members' logits of a window, or of a part of one.
@@ -47,17 +59,38 @@ class Disagreement:
             members: each member's logits on the same voxels, mirrored back.
             weight: how much each voxel counts, for example the weight of the window in the blend.
         """
-        count = len(members)
-        if count < 2:
+        self.count([votes_of(member, None, None, has_regions=self._spec.has_regions) for member in members], weight)
+
+    def count(self, votes: Sequence[Votes], weight: Float32[np.ndarray, "d h w"]) -> None:
+        """Take in the members' decisions on a window, or on a part of one: what `votes_of` returns for each.
+
+        One member alone tells nothing.
+        """
+        members = len(votes)
+        if members < 2:
             return
+        self.looked = True
         if self._spec.has_regions:
             for output in range(self._spec.num_outputs):
-                votes = (members[:, output] > 0).sum(axis=0)
-                self._add(output, votes, weight, count)
+                found = np.zeros(weight.shape, np.uint8)
+                for vote in votes:
+                    found += vote[output]
+                self._add(output, found, weight, members)
             return
-        choices = members.argmax(axis=1)
-        for output in np.unique(choices):
-            self._add(int(output), (choices == output).sum(axis=0), weight, count)
+        # Where all agree, a weighted count by class does; what is left is small, and counted class by class.
+        first, *others = votes
+        split = np.zeros(weight.shape, bool)
+        for other in others:
+            split |= other != first
+        counts = np.bincount(first[~split], weight[~split], minlength=self._spec.num_outputs)
+        self._shared += counts * members * (members - 1)
+        self._found += counts * members * (members - 1)
+        contested, share = [vote[split] for vote in votes], weight[split]
+        for output in np.unique(np.concatenate(contested)) if share.size else ():
+            found = np.zeros(share.shape, np.uint8)
+            for vote in contested:
+                found += vote == output
+            self._add(int(output), found, share, members)
 
     def agreement(self) -> dict[str, float]:
         """Return the pairwise Dice of each class or region that a member found, over all pairs of members."""
@@ -65,13 +98,34 @@ class Disagreement:
         pairs = zip(self._spec.labels, self._shared[first:], self._found[first:], strict=True)
         return {label.name: float(shared / found) for label, shared, found in pairs if found > 0}
 
-    def _add(
-        self, output: int, votes: Shaped[np.ndarray, "d h w"], weight: Float32[np.ndarray, "d h w"], count: int
-    ) -> None:
+    def _add(self, output: int, votes: Shaped[np.ndarray, "*n"], weight: Float32[np.ndarray, "*n"], count: int) -> None:
         # n of M members have the voxel: n(n-1)/2 pairs share it, and it is in the two sizes of a pair (M-1)n times.
         weighted = votes * weight.astype(np.float64)
-        self._shared[output] += float((weighted * (votes - 1)).sum())
+        self._shared[output] += float((weighted * (votes - 1.0)).sum())
         self._found[output] += float(weighted.sum()) * (count - 1)
+
+
+def votes_of(
+    values: Float32[np.ndarray, "F d h w"], head: LinearHead | None, rows: Sequence[int] | None, *, has_regions: bool
+) -> Votes:
+    """Return what one member decides for each voxel: the number of its class (d, h, w), or a mask for each region.
+
+    Args:
+        values: its logits, or the features that `head` is applied to.
+        head: from features to logits; None where logits are given.
+        rows: where each output is found among the logits, where mirroring makes labels change places; None: in its own.
+        has_regions: whether each output is decided by itself.
+    """
+    columns = values.reshape(len(values), -1)
+    outputs = len(columns) if head is None else len(head.bias)
+    order = list(range(outputs) if rows is None else rows)
+    kind = np.uint8 if outputs <= np.iinfo(np.uint8).max else np.uint16
+    found: Any = np.empty((outputs, columns.shape[1]), bool) if has_regions else np.empty(columns.shape[1], kind)
+    for start in range(0, columns.shape[1], VOXELS_AT_ONCE):
+        piece = columns[:, start : start + VOXELS_AT_ONCE]
+        logits = (piece if head is None else apply_head(head, piece))[order]
+        found[..., start : start + VOXELS_AT_ONCE] = logits > 0 if has_regions else logits.argmax(axis=0)
+    return np.asarray(found.reshape(*found.shape[:-1], *values.shape[1:]))
 
 
 def quality_of(disagreement: Disagreement, threshold: float, threshold_from: str) -> Quality:
