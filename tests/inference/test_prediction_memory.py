@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from sagittal.errors import PlanError, ResourceError
 from sagittal.inference import memory
 from sagittal.inference.blending import carried_voxels, visiting_order
+from sagittal.inference.coarse import coarse_voxels, kept_windows, piece_bytes
 from sagittal.inference.engines.engine import NetworkMemory
 from sagittal.inference.memory import (
     GIB,
@@ -124,36 +125,48 @@ def test_refusal_names_every_phase() -> None:
         choose(WORK, NETWORK, GIB // 2, preferred_batch=4)
 
 
-@pytest.mark.parametrize(("budget", "half"), [(6, False), (4, True)])
-def test_117_classes_of_a_large_scan_fit(budget: int, half: bool) -> None:
-    # MedNeXt-B: 32 features; a window of 128 voxels on a scan of 512 x 512 x 800 of int16. 1.25 GiB is what one window
-    # of it may take for this to hold.
-    shape = (800, 512, 512)
+def _large_scan(channels: int, stride: int) -> Workload:
+    """Return the work of 512 x 512 x 800 voxels of int16 with a window of 128 voxels."""
+    shape, voxels = (800, 512, 512), 800 * 512 * 512
     tiling = tile(shape, (128, 128, 128), 0.5)
     order = visiting_order(tiling)
-    voxels = 800 * 512 * 512
-    work = Workload(
+    output = coarse_voxels(tiling.window, stride)
+    fine = carried_voxels(tiling, order)
+    assert order[0] == 0 and fine < 88 * 512 * 512
+    return Workload(
         stored_bytes=2 * voxels,
         stored_voxels=voxels,
         between_voxels=0,
         prepared_values=voxels,
         may_halve_image=True,
-        channels=32,
-        carried_voxels=carried_voxels(tiling, order),
+        channels=channels,
+        carried_voxels=output * kept_windows(tiling, order, stride, (shape, shape)) if stride > 1 else fine,
         halo_voxels=0,
-        output_voxels=128**3,
+        output_voxels=output,
         window_voxels=128**3,
         window_channels=1,
         windows=tiling.num_windows,
         copies=1,
         label_bytes=voxels,
-        row_bytes=row_bytes(32, tiling.window, order[0], shape, shape),
+        row_bytes=piece_bytes(channels, stride) if stride > 1 else row_bytes(32, tiling.window, 0, shape, shape),
         process_bytes=PROCESS_BYTES["openvino"],
     )
+
+
+@pytest.mark.parametrize(("budget", "half"), [(6, False), (4, True)])
+def test_117_classes_of_a_large_scan_fit_with_mednext(budget: int, half: bool) -> None:
+    # 32 features. 1.2 GiB is what a window may take for this to hold.
     network = NetworkMemory(fixed_bytes=50 * MIB, per_window_bytes=1200 * MIB)
-    choice = choose(work, network, budget * GIB, preferred_batch=1)
+    choice = choose(_large_scan(32, 1), network, budget * GIB, preferred_batch=1)
     assert choice.half == half and choice.window_batch == 1
-    assert order[0] == 0 and carried_voxels(tiling, order) < 88 * 512 * 512
+
+
+@pytest.mark.parametrize("budget", [6, 4])
+def test_117_classes_of_a_large_scan_fit_with_segformer3d(budget: int) -> None:
+    # 117 logits at a quarter of the resolution: about one layer of windows is kept, and float32 suffices.
+    network = NetworkMemory(fixed_bytes=50 * MIB, per_window_bytes=900 * MIB)
+    choice = choose(_large_scan(117, 4), network, budget * GIB, preferred_batch=1)
+    assert not choice.half
 
 
 def test_without_a_budget_a_share_of_what_is_free_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,6 +5,7 @@ import pytest
 import torch
 from torch import nn
 
+from sagittal.inference.engines.engine import CoarseEngine
 from sagittal.inference.engines.torch_engine import TorchEngine
 from sagittal.networks.build import build_network
 from sagittal.networks.cost import step_memory_bytes
@@ -50,6 +51,27 @@ def test_folds_are_averaged() -> None:
     together = TorchEngine(plan, networks, "cpu")
     assert together.head is None
     np.testing.assert_allclose(together.logits(windows), np.mean(each, axis=0), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_segformer3d_interpolates_its_coarse_logits(count: int) -> None:
+    plan = plan_of("segformer3d", 3)
+    engine = TorchEngine(plan, networks_of(plan, count), "cpu")
+    assert isinstance(engine, CoarseEngine) and engine.coarse_stride((16, 16, 32)) == 4
+    assert engine.coarse_stride((16, 17, 32)) == 1 and engine.coarse_stride((12, 16, 32)) == 1
+    windows = np.random.default_rng(0).standard_normal((2, 1, 16, 16, 32)).astype(np.float32)
+    coarse = torch.from_numpy(engine.coarse_logits(windows))
+    assert coarse.shape == (2, 3, 4, 4, 8)
+    fine = nn.functional.interpolate(coarse, scale_factor=4, mode="trilinear", align_corners=False)
+    np.testing.assert_allclose(fine.numpy(), engine.logits(windows), rtol=1e-3, atol=1e-4)
+    many = plan_of("segformer3d", 200)
+    wide = TorchEngine(many, networks_of(many, 1), "cpu").memory((16, 16, 32))
+    assert wide.per_window_bytes < 200 * 16 * 16 * 32 * 4
+
+
+def test_other_networks_have_no_coarse_logits() -> None:
+    plan = plan_of("mednext-s", 3)
+    assert TorchEngine(plan, networks_of(plan, 1), "cpu").coarse_stride((16, 16, 32)) == 1
 
 
 def test_the_networks_stay_as_they_were() -> None:
