@@ -7,9 +7,11 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from known_network import tiny_plan
+from known_network import scan_of, tiny_plan
 
 from sagittal.data.preprocessing import frame_of
+from sagittal.inference.engines.engine import LinearHead, NetworkMemory
+from sagittal.inference.predictor import Predictor
 from sagittal.inference.uncertainty import (
     FIXED_THRESHOLD,
     Disagreement,
@@ -19,6 +21,7 @@ from sagittal.inference.uncertainty import (
     quality_of,
     region_entropy,
     threshold_of,
+    votes_of,
 )
 from sagittal.plan import DatasetSpec, Label
 from sagittal.testing.plans import untrained_spec
@@ -127,3 +130,50 @@ def test_the_map_lies_on_the_scans_grid_whatever_its_axes(spec: DatasetSpec) -> 
         entropy(slice(start, min(start + 3, logits.shape[1])), logits[:, start : start + 3])
     expected = np.where(array[0] > 0, (region_entropy if spec.has_regions else class_entropy)(stored), 0)
     np.testing.assert_allclose(entropy.on_grid(), expected, atol=0.5 / 255 + 1e-6)
+
+
+@pytest.mark.parametrize("has_regions", [False, True])
+@pytest.mark.parametrize("rows", [None, (2, 0, 1)])
+def test_a_head_and_labels_that_change_places_are_followed(has_regions: bool, rows: tuple[int, ...] | None) -> None:
+    rng = np.random.default_rng(0)
+    head = LinearHead(rng.normal(size=(3, 4)).astype(np.float32), rng.normal(size=3).astype(np.float32))
+    features = rng.normal(size=(4, 13, 14, 15)).astype(np.float32)
+    logits = np.einsum("kf,fdhw->kdhw", head.weight, features) + head.bias[:, None, None, None]
+    logits = logits[list(rows or range(3))]
+    found = votes_of(features, head, rows, has_regions=has_regions)
+    np.testing.assert_array_equal(found, logits > 0 if has_regions else logits.argmax(axis=0))
+    np.testing.assert_array_equal(votes_of(logits, None, None, has_regions=has_regions), found)
+
+
+class Leaning:
+    """An engine whose logits lean to one side, so that mirrored copies disagree along that axis."""
+
+    name, device, precision, num_outputs, head = "torch", "cpu", "fp32", 3, None
+
+    def __init__(self, strength: float) -> None:
+        self._strength = strength
+
+    def logits(self, windows: Any) -> Any:
+        first = windows[:, :1] + self._strength * np.linspace(-1, 1, windows.shape[-1], dtype=np.float32)
+        return np.concatenate([0.5 - first, first - 0.5, 2 * first - 2], axis=1).astype(np.float32)
+
+    def features(self, windows: Any) -> Any:
+        raise AssertionError("there is no head")
+
+    def memory(self, window: Any) -> NetworkMemory:
+        return NetworkMemory(0, 0)
+
+
+def test_the_predictor_shows_what_mirrored_copies_decide() -> None:
+    agreements = []
+    scan = scan_of((20, 22, 24))
+    for strength in (0.0, 0.3, 0.9):
+        predictor = Predictor(tiny_plan(), Leaning(strength))
+        disagreement = Disagreement(predictor.plan.dataset)
+        labels = predictor.predict(scan, disagreement=disagreement)
+        np.testing.assert_array_equal(labels.array, predictor.predict(scan).array)
+        agreements.append(quality_of(disagreement, 0.5, "told").agreement)
+    assert agreements[0] == 1.0 > agreements[1] > agreements[2] > 0
+    unmirrored = Disagreement(predictor.plan.dataset)
+    predictor.predict(scan, mirror=False, disagreement=unmirrored)
+    assert not unmirrored.looked

@@ -175,7 +175,7 @@ def _composed(
             draw.rectangle((x, y + 4, x + 12, y + 16), fill=colour)
         draw.text((x + 20, y), text, fill=_INK, font=font)
     content = io.BytesIO()
-    sheet.save(content, "PNG", optimize=True)
+    sheet.save(content, "PNG")
     return content.getvalue()
 
 
