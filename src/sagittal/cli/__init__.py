@@ -30,6 +30,7 @@ from sagittal.cli.offline import offline
 from sagittal.cli.package import package
 from sagittal.cli.plan import plan
 from sagittal.cli.predict import predict
+from sagittal.cli.quantize import quantize
 from sagittal.cli.train import train
 from sagittal.errors import ResourceError, SagittalError
 
@@ -81,6 +82,7 @@ for verb in (
     package,
     models,
     offline,
+    quantize,
 ):
     app.command(verb)
 

@@ -48,6 +48,10 @@ def load_engine(
     if engine == "openvino" and why_not is not None:
         raise ResourceError(f"engine 'openvino' can't be used: {why_not}.", code="engine")
     if engine != "torch" and why_not is None:
+        if precision == "int8":
+            from sagittal.inference.engines import openvino_int8
+
+            return openvino_int8.load(bundle)
         from sagittal.inference.engines import openvino_engine
 
         return openvino_engine.load(bundle, precision=_precision(precision), cache_folder=cache_folder)

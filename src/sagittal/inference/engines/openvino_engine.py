@@ -274,7 +274,7 @@ def _joint_head(plan: Plan, folds: Sequence[Mapping[str, Array]]) -> LinearHead 
 
 
 def _infer(
-    request: openvino.InferRequest, window: Float32[np.ndarray, "C D H W"], into: Float32[np.ndarray, "1 K D H W"]
+    request: openvino.InferRequest, window: Float32[np.ndarray, "C D H W"], into: Float32[np.ndarray, "1 K d h w"]
 ) -> None:
     """Compute one window into `into`, which is contiguous, without a copy on either side."""
     request.set_input_tensor(openvino.Tensor(np.ascontiguousarray(window[None]), shared_memory=True))
