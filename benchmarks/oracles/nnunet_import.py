@@ -32,6 +32,7 @@ def main() -> None:
     parser.add_argument("--synthetic", choices=["same", "other"])
     parser.add_argument("--spacing", type=lambda text: [float(value) for value in text.split(",")])
     parser.add_argument("--architecture", choices=["plain", "resenc"], default="plain")
+    parser.add_argument("--window", type=float, default=2 / 3, help="share of the planned one (default: 2/3)")
     parser.add_argument("--steps", type=int, default=60)
     parser.add_argument("--folds", type=int, default=1)
     given = parser.parse_args()
@@ -141,12 +142,13 @@ def plan(work: Path, given) -> dict:
     arguments = architecture["arch_kwargs"]
     stages = arguments["n_stages"]
     arguments["features_per_stage"] = [8 * 2**stage for stage in range(stages)]
-    # Two thirds of the planned window, so that most cases take several.
+    # Less than the planned window, so that most cases take several.
     divisors = [1, 1, 1]
     for stride in arguments["strides"]:
         divisors = [a * b for a, b in zip(divisors, stride, strict=True)]
     configuration["patch_size"] = [
-        max(by, round(size * 2 / 3 / by) * by) for size, by in zip(configuration["patch_size"], divisors, strict=True)
+        max(by, round(size * given.window / by) * by)
+        for size, by in zip(configuration["patch_size"], divisors, strict=True)
     ]
     if given.architecture == "resenc":
         architecture["network_class_name"] = "dynamic_network_architectures.architectures.unet.ResidualEncoderUNet"
