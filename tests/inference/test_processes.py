@@ -40,6 +40,7 @@ def write_scans(folder: Path, count: int) -> list[Case]:
     return cases
 
 
+@pytest.mark.slow
 def test_two_processes_predict_each_case_once_and_as_one_does(tmp_path: Path, bundle: Path) -> None:
     write_scans(tmp_path / "in", 5)
     (tmp_path / "in" / "c2.nii.gz").write_bytes(b"no scan")
@@ -62,6 +63,7 @@ def test_two_processes_predict_each_case_once_and_as_one_does(tmp_path: Path, bu
         np.testing.assert_array_equal(read_labels(tmp_path / "out" / f"{name}.nii.gz")[0], expected)
 
 
+@pytest.mark.kill
 def test_a_process_that_is_killed_loses_one_case_and_the_rest_is_done(
     tmp_path: Path, bundle: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
