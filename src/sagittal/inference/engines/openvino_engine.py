@@ -9,12 +9,14 @@ import math
 import os
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
+from functools import reduce
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import openvino
 from jaxtyping import Float32
+from openvino import opset13 as ops
 
 from sagittal.bundle import Bundle
 from sagittal.errors import BundleError, DataError, ResourceError
@@ -42,7 +44,8 @@ _KEPT = 2
 _RUNTIME_BYTES = 80 * 2**20
 _WEIGHT_COPIES = 4
 """The arrays, the graph's constants, and the compiled network's, some of them twice."""
-_MARGIN = 1.1
+_MARGIN = {"fp32": 1.1, "bf16": 0.8}
+"""Of the tensors counted in float32: with bfloat16 some stay in float32, and both are held while they are converted."""
 
 
 def supports(plan: Plan) -> str | None:
@@ -79,7 +82,7 @@ def load(
 
 
 class OpenVINOEngine:
-    """A bundle's networks on the CPU; windows one after the other, folds one after the other.
+    """A bundle's networks on the CPU; windows one after the other.
 
     Not for several threads at once: a compiled network has one set of volumes.
 
@@ -115,7 +118,7 @@ class OpenVINOEngine:
         self._folds = list(folds)
         self._core = openvino.Core()
         self._settings = _settings(self._core, precision, cache_folder, threads)
-        self._compiled: OrderedDict[tuple[Triple, bool], list[openvino.InferRequest]] = OrderedDict()
+        self._compiled: OrderedDict[tuple[Triple, bool], openvino.InferRequest] = OrderedDict()
         self._memory: dict[Triple, NetworkMemory] = {}
         self.head = _joint_head(plan, self._folds)
         for fold in self._folds:
@@ -134,7 +137,7 @@ class OpenVINOEngine:
             DataError: another number of channels than the network takes.
             ResourceError: the memory does not suffice.
         """
-        return self._mean(windows, windows.shape[2:], with_head=True)
+        return self._run(windows, self.num_outputs, windows.shape[2:], with_head=True)
 
     def coarse_stride(self, window: Triple) -> int:
         """Return by how much `coarse_logits` are coarser than a window of this shape; 1 where there are none."""
@@ -146,7 +149,7 @@ class OpenVINOEngine:
         d, h, w = windows.shape[2:]
         stride = self.coarse_stride((d, h, w))
         assert stride > 1, "this network does not end in an interpolation at this size"
-        return self._mean(windows, (d // stride, h // stride, w // stride), with_head=False)
+        return self._run(windows, self.num_outputs, (d // stride, h // stride, w // stride), with_head=False)
 
     def features(self, windows: Float32[np.ndarray, "N C D H W"]) -> Float32[np.ndarray, "N F D H W"]:
         """Return what `head` is applied to; only where there is one. Several folds' features one after the other.
@@ -156,14 +159,7 @@ class OpenVINOEngine:
             ResourceError: the memory does not suffice.
         """
         assert self.head is not None, "this network has no linear head"
-        requests = self._requests(windows, with_head=False)
-        total = self.head.weight.shape[1]
-        width = total // len(requests)
-        features = np.empty((len(windows), total, *windows.shape[2:]), np.float32)
-        for number, window in enumerate(windows):
-            for fold, request in enumerate(requests):
-                _infer(request, window, features[number : number + 1, fold * width : (fold + 1) * width])
-        return features
+        return self._run(windows, self.head.weight.shape[1], windows.shape[2:], with_head=False)
 
     def memory(self, window: Triple) -> NetworkMemory:
         """Return what a call on windows of this shape takes of the host's memory, by the graph (`openvino_memory`).
@@ -172,34 +168,27 @@ class OpenVINOEngine:
         that is not compiled yet takes the same for a moment before its first window.
         """
         if window not in self._memory:
-            model = self._model(self._folds[0], window, with_head=self.head is None)
+            model = self._joint_model(window, with_head=self.head is None)
             channels, width = (int(values.get_shape()[1]) for values in (model.inputs[0], model.outputs[0]))
-            activations = round(_MARGIN * activation_bytes(model, 4))
-            weights = sum(array.nbytes for array in self._folds[0].values())
+            activations = round(_MARGIN.get(self.precision, 1.1) * activation_bytes(model, 4))
+            weights = sum(array.nbytes for fold in self._folds for array in fold.values())
             self._memory[window] = NetworkMemory(
-                fixed_bytes=_RUNTIME_BYTES + len(self._folds) * (_WEIGHT_COPIES * weights + activations),
-                per_window_bytes=4 * math.prod(window) * (channels + width * len(self._folds)),
+                fixed_bytes=_RUNTIME_BYTES + _WEIGHT_COPIES * weights + activations,
+                per_window_bytes=4 * math.prod(window) * (channels + width),
             )
         return self._memory[window]
 
-    def _mean(
-        self, windows: Float32[np.ndarray, "N C D H W"], sizes: tuple[int, ...], *, with_head: bool
+    def _run(
+        self, windows: Float32[np.ndarray, "N C D H W"], width: int, sizes: tuple[int, ...], *, with_head: bool
     ) -> Float32[np.ndarray, "N K d h w"]:
-        """Return the mean of the folds' results, whose spatial axes measure `sizes`."""
-        requests = self._requests(windows, with_head=with_head)
-        mean = np.empty((len(windows), self.num_outputs, *sizes), np.float32)
-        one = np.empty_like(mean[:1]) if len(requests) > 1 else None
+        """Return results of `width` channels whose spatial axes measure `sizes`."""
+        request = self._request(windows, with_head=with_head)
+        results = np.empty((len(windows), width, *sizes), np.float32)
         for number, window in enumerate(windows):
-            into = mean[number : number + 1]
-            _infer(requests[0], window, into)
-            if one is not None:
-                for request in requests[1:]:
-                    _infer(request, window, one)
-                    into += one
-                into /= len(requests)
-        return mean
+            _infer(request, window, results[number : number + 1])
+        return results
 
-    def _requests(self, windows: Float32[np.ndarray, "N C D H W"], *, with_head: bool) -> list[openvino.InferRequest]:
+    def _request(self, windows: Float32[np.ndarray, "N C D H W"], *, with_head: bool) -> openvino.InferRequest:
         channels = len(self._plan.dataset.channel_names)
         if windows.ndim != 5 or windows.shape[1] != channels:
             raise DataError(
@@ -211,16 +200,34 @@ class OpenVINOEngine:
         if key not in self._compiled:
             while len(self._compiled) >= _KEPT:
                 self._compiled.popitem(last=False)
-            self._compiled[key] = [self._compile(fold, *key) for fold in self._folds]
+            try:
+                compiled = self._core.compile_model(self._joint_model(*key), "CPU", self._settings)
+                self._compiled[key] = compiled.create_infer_request()
+            except RuntimeError as error:
+                raise _explained(error) from None
         self._compiled.move_to_end(key)
         return self._compiled[key]
 
-    def _compile(self, fold: Mapping[str, Array], window: Triple, with_head: bool) -> openvino.InferRequest:
-        model = self._model(fold, window, with_head=with_head)
-        try:
-            return self._core.compile_model(model, "CPU", self._settings).create_infer_request()
-        except RuntimeError as error:
-            raise _explained(error) from None
+    def _joint_model(self, window: Triple, with_head: bool) -> openvino.Model:
+        """Return all folds as one graph, so that they take turns with one set of volumes.
+
+        It gives the mean of their logits, or their features side by side.
+        """
+        models = [self._model(fold, window, with_head=with_head) for fold in self._folds]
+        if len(models) == 1:
+            return models[0]
+        image = ops.parameter(models[0].inputs[0].get_shape(), np.float32, name="image")
+        ends = []
+        for model in models:
+            model.get_parameters()[0].output(0).replace(image.output(0))
+            ends.append(model.get_results()[0].input_value(0))
+        if self.head is not None and not with_head:
+            result = ops.concat(ends, 1)
+        else:
+            result = ops.multiply(reduce(ops.add, ends), np.float32(1 / len(ends)))
+        joint = openvino.Model([ops.result(result)], [image], "ensemble")
+        _name_by_order(joint)
+        return joint
 
     def _model(self, fold: Mapping[str, Array], window: Triple, *, with_head: bool) -> openvino.Model:
         spec, network = self._plan.dataset, self._plan.network
