@@ -1,18 +1,10 @@
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
+from tiny_segformer import TINY
 
 from sagittal.plan import Plan
 from sagittal.testing.plans import untrained_plan, untrained_spec
-
-TINY: dict[str, Any] = {
-    "network.embed_dims": [4, 4, 8, 8],
-    "network.num_heads": [1, 1, 2, 2],
-    "network.depths": [1, 1, 1, 1],
-    "network.decoder_dim": 8,
-}
 
 
 @pytest.fixture

@@ -10,9 +10,9 @@ import numpy as np
 import onnxruntime
 import pytest
 import torch
+from tiny_segformer import TINY
 from torch import Tensor, nn
 
-from conftest import TINY
 from sagittal.bundle import pack, read_bundle
 from sagittal.errors import PlanError, ResourceError
 from sagittal.export import export as export_module
@@ -102,6 +102,22 @@ def test_torch_program_is_loaded_with_torch_alone(tmp_path: Path) -> None:
     import subprocess
 
     subprocess.run([sys.executable, "-I", "-W", "ignore", "-c", code, str(tmp_path / "out" / "all.pt2")], check=True)
+
+
+def test_networks_without_a_builder_are_converted(
+    bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from sagittal.export import openvino_graph
+
+    torch.manual_seed(0)
+    layer = nn.Conv3d(2, 3, 3, padding=1).eval().requires_grad_(False)
+    monkeypatch.setattr(openvino_graph, "BUILDERS", {})
+    monkeypatch.setattr(export_module, "network_of", lambda *_: layer)
+    model = export_bundle(bundle, "openvino", tmp_path / "out")
+    assert check_folder(tmp_path / "out").networks[0].sizes == "open" and len(model.networks) == 2
+    image = torch.randn(2, 2, 5, 9, 7)
+    logits = openvino_graph.openvino_runner(tmp_path / "out" / "fold_0.xml")(image.numpy())
+    np.testing.assert_allclose(logits, layer(image).numpy(), atol=1e-5)
 
 
 class Branching(nn.Module):

@@ -17,9 +17,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import helper, numpy_helper
 from scipy import ndimage
+from tiny_segformer import TINY
 from torch import nn
 
-from conftest import TINY
 from sagittal.bundle.manifest import entry_of
 from sagittal.data.label_index import label_index
 from sagittal.export.description import ExportedModel, Network, describe

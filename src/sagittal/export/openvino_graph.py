@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,10 @@ def converted(program: ExportedProgram) -> openvino.Model:
         PlanError: an operator has no OpenVINO form.
     """
     try:
-        return openvino.convert_model(program)
+        with warnings.catch_warnings():
+            # The converter calls parts of PyTorch that are on their way out.
+            warnings.simplefilter("ignore")
+            return openvino.convert_model(program)
     except Exception as error:
         lines = [line for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
         raise PlanError(
