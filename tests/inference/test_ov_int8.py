@@ -39,6 +39,7 @@ class FakeNNCF(SimpleNamespace):
 
     QuantizationPreset = SimpleNamespace(MIXED="mixed")
     ModelType = SimpleNamespace(TRANSFORMER="transformer")
+    AdvancedSmoothQuantParameters = AdvancedQuantizationParameters = SimpleNamespace
     Dataset = list
 
     def __init__(self) -> None:
