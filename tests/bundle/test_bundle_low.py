@@ -66,7 +66,10 @@ def test_half_a_second_model_and_files_without_a_place_are_refused(both: Bundle)
     manifest = read_manifest(both.path)
     for files, message in (
         ({name: entry for name, entry in manifest.files.items() if name != "low/plan.json"}, "without their plan"),
-        ({name: entry for name, entry in manifest.files.items() if "low/weights" not in name}, "without weights in low"),
+        (
+            {name: entry for name, entry in manifest.files.items() if "low/weights" not in name},
+            "without weights in low",
+        ),
         ({**manifest.files, "low/metrics.json": manifest.files["metrics.json"]}, "has no place"),
         ({**manifest.files, "low/low/weights/all.safetensors": manifest.files["metrics.json"]}, "has no place"),
     ):

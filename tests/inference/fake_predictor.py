@@ -10,6 +10,7 @@ import numpy as np
 
 from sagittal.data.preprocessing import frame_of
 from sagittal.errors import DataError
+from sagittal.inference.timings import Timings
 from sagittal.plan.plan import Plan
 from sagittal.volumes import Volume, read_volume
 
@@ -27,6 +28,7 @@ class FakePredictor:
         self.plan = plan
         self.calls: list[dict[str, Any]] = []
         self._on_case = on_case
+        self.last_timings: Timings | None = None
 
     def predict(
         self,
@@ -41,6 +43,9 @@ class FakePredictor:
     ) -> Volume:
         self.calls.append({"mirror": mirror, "step": step, "memory_gib": memory_gib, "held": _is_held(scan)})
         self._on_case(len(self.calls))
+        self.last_timings = Timings()
+        with self.last_timings.phase("network"):
+            pass
         volumes = [item if isinstance(item, Volume) else read_volume(item) for item in scan]
         if not all(np.isfinite(volume.array).all() for volume in volumes):
             raise DataError("holds NaN", code="not_finite")

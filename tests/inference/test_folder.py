@@ -56,7 +56,7 @@ def test_a_folder_becomes_label_maps_and_a_report(tmp_path: Path, scans: Path, p
         assert geometry.affine.tobytes() == scan.affine.tobytes()
         assert told[number].volumes_ml["class_2"] == pytest.approx((labels == 2).sum() / 1000)
         assert str(told[number]).startswith(f"case_{number}: done in ") and "class_1" in str(told[number])
-        assert set(told[number].phases_s) == {"read", "predict", "write"}
+        assert set(told[number].phases_s) == {"reading", "network", "writing"}
     assert result.cases == tuple(told) and result.failures == ()
     written = FolderResult.read(out / "prediction.json")
     assert written.cases == result.cases and written.status == "finished" and written.versions["numpy"]

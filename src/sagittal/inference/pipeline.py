@@ -28,6 +28,7 @@ from sagittal.inference.outputs import paths_of, stamp_input, stamp_output, volu
 from sagittal.inference.probabilities import ProbabilityFile
 from sagittal.inference.run_report import CasePrediction, Choices, FileStamp, Flag, InputStamp, Quality
 from sagittal.inference.subset import chosen_spec, keep_only
+from sagittal.inference.timings import Timings
 from sagittal.inference.uncertainty import Disagreement, EntropyMap, quality_flags, quality_of
 from sagittal.plan.base import write_atomically
 from sagittal.plan.plan import Plan
@@ -51,6 +52,11 @@ class CasePredictor(Protocol):
     @property
     def plan(self) -> Plan:
         """What the networks were trained with."""
+        ...
+
+    @property
+    def last_timings(self) -> Timings | None:
+        """Where the time of the last `predict` went."""
         ...
 
     def predict(
@@ -114,6 +120,7 @@ class _Computed:
     loaded: _Loaded
     labels: Volume
     seconds: float
+    phases_s: dict[str, float]
     open: ExitStack
     probabilities: ProbabilityFile | None = None
     entropy: EntropyMap | None = None
@@ -268,8 +275,11 @@ class CasePipeline:
                 if disagreement is None or not disagreement.looked
                 else quality_of(disagreement, *self.job.threshold)
             )
-            seconds = time.monotonic() - began
-            return _Computed(loaded, labels, seconds, stack.pop_all(), probabilities, entropy, quality)
+            seconds, timings = time.monotonic() - began, self.predictor.last_timings
+            phases: dict[str, float] = {} if timings is None else {str(name): s for name, s in timings.seconds.items()}
+            # Of a scan that was read ahead, the predictor read nothing.
+            phases["reading"] = phases.get("reading", 0.0) + loaded.seconds
+            return _Computed(loaded, labels, seconds, phases, stack.pop_all(), probabilities, entropy, quality)
 
     def _memory_gib(self) -> float | None:
         """Return what is left for the network beside what waits and what is being written."""
@@ -304,13 +314,13 @@ class CasePipeline:
         except Exception as error:
             self.tell(_failure(loaded, _bug(error), computed.seconds + time.monotonic() - began))
             return
-        phases = {"read": loaded.seconds, "predict": computed.seconds, "write": time.monotonic() - began}
-        quality = computed.quality
+        writing_s, quality = time.monotonic() - began, computed.quality
+        phases = {**computed.phases_s, "writing": writing_s}
         self.tell(
             CasePrediction(
                 case=loaded.case.id,
                 status="done",
-                seconds=round(sum(phases.values()), 3),
+                seconds=round(loaded.seconds + computed.seconds + writing_s, 3),
                 output=files[0].path,
                 volumes_ml=volumes,
                 phases_s={name: round(value, 3) for name, value in phases.items()},

@@ -109,7 +109,7 @@ class CasePrediction(Frozen):
     code: str | None = None
     """The same for machines."""
     phases_s: dict[str, float] = Field(default_factory=dict)
-    """Seconds of reading, predicting and writing; those of different cases overlap."""
+    """Seconds by phase, see `timings.Timings`; phases overlap, within a case and of different cases."""
     flags: tuple[Flag, ...] = ()
     quality: Quality | None = None
     device: str | None = None
