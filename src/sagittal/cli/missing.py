@@ -9,6 +9,7 @@ _EXTRAS = {
     "openvino": ("OpenVINO", "openvino"),
     "onnx": ("ONNX", "onnx"),
     "onnxscript": ("ONNX Script", "onnx"),
+    "onnxruntime": ("ONNX Runtime", "onnx"),
 }
 """By the name of a module: what people call it, and the extra that installs it."""
 _NEEDS = {"train": "training", "demo": "training", "predict": "this prediction", "import-weights": "importing weights"}
