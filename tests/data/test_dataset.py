@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from sagittal.data.dataset import Case, content_hash, parse_spec, read_cases, read_dataset
+from sagittal.data.dataset import Case, content_hash, parse_spec, read_dataset
 from sagittal.errors import DataError
 from sagittal.volumes import Volume
 
@@ -210,63 +210,6 @@ def touch(folder: Path, *names: str) -> list[Path]:
     return [folder / name for name in names]
 
 
-def test_a_folder_of_cases_to_predict(tmp_path):
-    touch(tmp_path, "b_0000.nii.gz", "b_0001.nii.gz", "a_0001.nii", "a_0000.nii", "notes.txt")
-    cases = read_cases(tmp_path, ["T1", "FLAIR"])
-    assert [(case.id, [path.name for path in case.images], case.labels) for case in cases] == [
-        ("a", ["a_0000.nii", "a_0001.nii"], None),
-        ("b", ["b_0000.nii.gz", "b_0001.nii.gz"], None),
-    ]
-
-
-def test_of_a_dataset_the_test_images_are_predicted_else_the_training_images(tmp_path):
-    folder = a_dataset(tmp_path / "d")
-    assert [case.id for case in read_cases(folder, ["T1", "FLAIR"])] == ["a", "b"]
-    touch(folder / "imagesTs", "z_0000.nii.gz", "z_0001.nii.gz")
-    assert [case.id for case in read_cases(folder, ["T1", "FLAIR"])] == ["z"]
-
-
-def test_one_file_is_a_case_under_any_name(tmp_path):
-    for name, expected in (("scan.nii.gz", "scan"), ("scan_0000.nii", "scan"), ("scan_2021.nii.gz", "scan_2021")):
-        (path,) = touch(tmp_path, name)
-        assert read_cases(path, ["CT"]) == (Case(expected, (path,)),)
-        assert read_cases(str(path), ["CT"]) == (Case(expected, (path,)),)
-
-
-def test_channel_files_in_the_given_order_or_by_number(tmp_path):
-    t1, flair = touch(tmp_path, "my_t1.nii.gz", "a_flair.nii.gz")
-    assert read_cases([t1, flair], ["T1", "FLAIR"]) == (Case("my_t1", (t1, flair)),)
-    first, second = touch(tmp_path, "c_0000.nii.gz", "c_0001.nii.gz")
-    assert read_cases([second, first], ["T1", "FLAIR"]) == (Case("c", (first, second)),)
-
-
-def test_several_files_are_several_cases_of_one_channel(tmp_path):
-    files = touch(tmp_path, "b.nii.gz", "a.nii.gz")
-    assert [case.id for case in read_cases(files, ["CT"])] == ["a", "b"]
-
-
-def test_inputs_that_can_t_be_predicted_are_named(tmp_path):
-    (single,) = touch(tmp_path / "single", "c_0001.nii.gz")
-    with pytest.raises(DataError, match=r"c: channel 0 \(T1\) is missing.*c_0000.nii.gz") as caught:
-        read_cases(single, ["T1", "FLAIR"])
-    assert caught.value.code == "missing_channel"
-    touch(tmp_path / "many", "c_0000.nii.gz", "c_0001.nii.gz", "c_0002.nii.gz")
-    with pytest.raises(DataError, match=r"channel 2 of c, but the model has 2 \(T1, FLAIR\)"):
-        read_cases(tmp_path / "many", ["T1", "FLAIR"])
-    with pytest.raises(DataError, match="no such file"):
-        read_cases(tmp_path / "absent.nii.gz", ["CT"])
-    with pytest.raises(DataError, match="no input"):
-        read_cases([], ["CT"])
-    touch(tmp_path / "texts", "notes.txt")
-    with pytest.raises(DataError, match="no image"):
-        read_cases(tmp_path / "texts", ["CT"])
-    with pytest.raises(DataError, match="not an image that can be read"):
-        read_cases(tmp_path / "texts" / "notes.txt", ["CT"])
-    twice = [*touch(tmp_path / "one", "s.nii.gz"), *touch(tmp_path / "two", "s.nii.gz")]
-    with pytest.raises(DataError, match="the same case and channel as"):
-        read_cases(twice, ["CT"])
-
-
 def test_the_content_hash_moves_with_the_content_and_not_with_the_place(tmp_path):
     folder = a_dataset(tmp_path / "d")
     first = content_hash(read_dataset(folder))
@@ -298,20 +241,6 @@ def test_a_file_that_can_t_be_hashed_is_named(tmp_path, monkeypatch):
     monkeypatch.setattr(Path, "open", refuse)
     with pytest.raises(DataError, match=r"a_0000.nii.gz: can't be read \(Permission denied\)"):
         content_hash(dataset)
-
-
-def test_the_folder_or_archive_of_a_dicom_series_is_one_case(tmp_path):
-    touch(tmp_path / "patient 1.2" / "series", "1.dcm", "2.dcm")
-    touch(tmp_path / "archives", "a.zip", "b_0000.zip")
-    folder = tmp_path / "patient 1.2"
-    assert read_cases(folder, ["CT"]) == (Case("patient 1.2", (folder,)),)
-    assert read_cases([folder], ["CT"]) == (Case("patient 1.2", (folder,)),)
-    assert [case.id for case in read_cases(tmp_path / "archives", ["CT"])] == ["a", "b"]
-    assert read_cases(tmp_path / "archives" / "a.zip", ["CT"])[0].id == "a"
-    with pytest.raises(DataError, match=r"channel 1 \(FLAIR\) is missing.* here .*patient 1.2_0001"):
-        read_cases(folder, ["T1", "FLAIR"])
-    touch(tmp_path / "archives", "scan.nii.gz")
-    assert [case.id for case in read_cases(tmp_path / "archives", ["CT"])] == ["scan"]
 
 
 def test_voxels_beside_their_header_belong_to_the_case_and_to_its_hash(tmp_path):

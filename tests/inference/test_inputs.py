@@ -28,8 +28,10 @@ def test_a_flat_folder_with_what_does_not_belong_in_it(tmp_path: Path) -> None:
     assert ids(tmp_path, ["CT"]) == ["a", "b"]
 
 
-def test_a_data_set_gives_its_test_cases(tmp_path: Path) -> None:
-    touch(tmp_path, "dataset.json", "imagesTr/a_0000.nii.gz", "imagesTs/z_0000.nii.gz", "labelsTr/a.nii.gz")
+def test_a_data_set_gives_its_test_cases_else_those_to_train_on(tmp_path: Path) -> None:
+    touch(tmp_path, "dataset.json", "imagesTr/a_0000.nii.gz", "labelsTr/a.nii.gz")
+    assert ids(tmp_path, ["CT"]) == ["a"]
+    touch(tmp_path, "imagesTs/z_0000.nii.gz")
     assert ids(tmp_path, ["CT"]) == ["z"]
 
 
@@ -59,9 +61,41 @@ def test_a_year_at_the_end_of_a_name_is_no_channel(tmp_path: Path) -> None:
     assert ids(tmp_path, ["CT"]) == ["scan_2021", "scan_2022"]
 
 
-def test_files_in_order_are_the_channels_of_a_case(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("name", "case"), [("scan.nii.gz", "scan"), ("scan_0000.nii", "scan"), ("a_2021.nii", "a_2021")]
+)
+def test_one_file_is_a_case_under_any_name(tmp_path: Path, name: str, case: str) -> None:
+    (path,) = touch(tmp_path, name)
+    assert find_cases(path, ["CT"]).good == find_cases(str(path), ["CT"]).good == (Case(case, (path,)),)
+
+
+def test_files_of_one_channel_are_cases(tmp_path: Path) -> None:
+    files = touch(tmp_path, "b.nii.gz", "a.nii.gz")
+    assert [case.id for case in find_cases(files, ["CT"]).good] == ["a", "b"]
+
+
+def test_files_of_the_same_name_in_two_folders_are_both_refused(tmp_path: Path) -> None:
+    found = find_cases(touch(tmp_path, "one/s.nii.gz", "two/s.nii.gz", "two/t.nii.gz"), ["CT"])
+    assert [case.id for case in found.good] == ["t"]
+    assert [(bad.id, bad.error.code) for bad in found.bad] == [("s", "twice")]
+
+
+def test_files_in_order_are_the_channels_of_a_case_but_for_numbers_in_their_names(tmp_path: Path) -> None:
     files = touch(tmp_path, "my_t1.nii", "flair.nii")
     assert find_cases(files, TWO).good == (Case("my_t1", tuple(files)),)
+    first, second = touch(tmp_path, "c_0000.nii.gz", "c_0001.nii.gz")
+    assert find_cases([second, first], TWO).good == (Case("c", (first, second)),)
+
+
+def test_a_folder_of_series_below_a_patient_is_one_scan_and_so_is_an_archive(tmp_path: Path) -> None:
+    touch(tmp_path, "patient 1.2/series/1.dcm", "patient 1.2/series/2.dcm", "archives/a.zip", "archives/b_0000.zip")
+    series, archive = tmp_path / "patient 1.2/series", tmp_path / "archives/a.zip"
+    assert find_cases(series, ["CT"]).good == (Case("series", (series,)),)
+    assert find_cases([series], ["CT"]).good == (Case("series", (series,)),)
+    assert ids(tmp_path / "archives", ["CT"]) == ["a", "b"]
+    assert find_cases(archive, ["CT"]).good == (Case("a", (archive,)),)
+    (bad,) = find_cases(series, TWO).bad
+    assert bad.error.code == "missing_channel" and "series_0001" in bad.error.message
 
 
 def test_a_bad_case_does_not_hide_the_others(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""A folder of labelled scans in nnU-Net v2's layout, and the scans that a prediction is asked for.
+"""A folder of labelled scans in nnU-Net v2's layout.
 
     DATASET/dataset.json                   channel_names, labels (classes, regions, ignore), file_ending
     DATASET/imagesTr/CASE_0000.nii.gz      one file per channel: _0000, _0001, ...
@@ -14,7 +14,7 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,8 +24,7 @@ from pydantic import ValidationError
 from sagittal.errors import DataError, did_you_mean
 from sagittal.plan.base import canonical_json, describe_validation_error
 from sagittal.plan.dataset import DatasetSpec, Label
-from sagittal.volumes.dicom_files import is_archive
-from sagittal.volumes.io import FORMATS, is_scan, known_suffix, scan_files, scan_name
+from sagittal.volumes.io import FORMATS, known_suffix, scan_files
 
 Digest = tuple[int, str]
 """Size in bytes and SHA-256 of a file."""
@@ -154,41 +153,6 @@ def parse_spec(content: Mapping[str, Any], source: str, default_name: str) -> Da
         raise DataError(
             describe_validation_error(error, source) + ". Correct dataset.json.", code="dataset_json"
         ) from None
-
-
-def read_cases(
-    inputs: str | os.PathLike[str] | Sequence[str | os.PathLike[str]], channel_names: Sequence[str]
-) -> tuple[Case, ...]:
-    """List the cases that a prediction is asked for, sorted by id; every channel exists.
-
-    Args:
-        inputs: a file; several files (the channels of one case, or of several by CASE_0000 names); or a folder of such
-            files. Of a whole data set, `imagesTs` is taken where there is one, else `imagesTr`. The folder or zip
-            archive of a DICOM series counts as one file.
-        channel_names: the model's channels, in order.
-
-    Raises:
-        DataError: a file is missing or of an unknown format, a channel is missing or too many, or an id occurs twice.
-    """
-    paths = [Path(inputs)] if isinstance(inputs, str | os.PathLike) else [Path(item) for item in inputs]
-    files: list[Path] = []
-    for path in paths:
-        files.extend(_images_in(path) if path.is_dir() else [path])
-    if not files:
-        raise DataError("no input. Expected a file, the channel files of a case, or a folder of them. Name one.")
-    for file in files:
-        if not file.exists():
-            raise DataError(f"{file}: no such file. Expected an image or a folder of images. Check the path.")
-        if not is_scan(file):
-            raise DataError(
-                f"{file}: not an image that can be read. Expected {', '.join(FORMATS)}, or the folder or zip archive "
-                "of a DICOM series. Convert it first."
-            )
-    grouped = _grouped(files, len(channel_names))
-    return tuple(
-        _complete_case(name, channels, channel_names)
-        for name, channels in sorted(grouped.items(), key=lambda item: item[0])
-    )
 
 
 def content_hash(dataset: Dataset, digests: Mapping[Path, Digest] | None = None) -> str:
@@ -358,61 +322,3 @@ def _visible(folder: Path, but: tuple[str, ...] = ()) -> list[Path]:
 
 def _stem(name: str, ending: str) -> str | None:
     return name[: -len(ending)] if name.endswith(ending) and len(name) > len(ending) else None
-
-
-def _images_in(folder: Path) -> list[Path]:
-    if (folder / JSON_NAME).is_file():
-        folder = next((folder / name for name in ("imagesTs", "imagesTr") if (folder / name).is_dir()), folder)
-    files = [path for path in _visible(folder) if known_suffix(path) is not None]
-    archives = [path for path in _visible(folder) if is_archive(path)]
-    if files or archives:
-        # An archive beside images is more likely their download than a series.
-        return files or archives
-    if is_scan(folder):
-        return [folder]
-    raise DataError(
-        f"{folder}: no image. Expected files like CASE_0000.nii.gz ({', '.join(FORMATS)}), or the slices of a DICOM "
-        "series. Check the path."
-    )
-
-
-def _grouped(files: Iterable[Path], num_channels: int) -> dict[str, dict[int, Path]]:
-    """Return the channel files of each case id."""
-    files = list(files)
-    stems = [scan_name(path) for path in files]
-    numbered = [CHANNEL_NUMBER.match(stem) for stem in stems]
-    if num_channels == len(files) > 1 and not all(numbered):
-        # Channels of one case under names of their own, in the order given.
-        return {stems[0]: dict(enumerate(files))}
-    grouped: dict[str, dict[int, Path]] = {}
-    for path, stem, match in zip(files, stems, numbered, strict=True):
-        # With one channel, a name may end in any four digits: scan_2021 is no channel 2021.
-        counts = match is not None and (num_channels > 1 or int(match["channel"]) == 0)
-        name, channel = (match["case"], int(match["channel"])) if match is not None and counts else (stem, 0)
-        channels = grouped.setdefault(name, {})
-        if channel in channels:
-            raise DataError(
-                f"{path}: the same case and channel as {channels[channel]}. Expected distinct names. Rename one."
-            )
-        channels[channel] = path
-    return grouped
-
-
-def _complete_case(name: str, channels: Mapping[int, Path], channel_names: Sequence[str]) -> Case:
-    some = next(iter(channels.values()))
-    for number, channel in enumerate(channel_names):
-        if number not in channels:
-            missing = some.with_name(f"{name}_{number:04d}{some.name.removeprefix(scan_name(some))}")
-            raise DataError(
-                f"{name}: channel {number} ({channel}) is missing. Expected {len(channel_names)} files per case, "
-                f"here {missing}. Add it, or pass all channel files in order.",
-                code="missing_channel",
-            )
-    extra = sorted(set(channels) - set(range(len(channel_names))))
-    if extra:
-        raise DataError(
-            f"{channels[extra[0]]}: channel {extra[0]} of {name}, but the model has {len(channel_names)} "
-            f"({', '.join(channel_names)}). Remove the file, or take another model.",
-            code="undeclared_channel",
-        )
-    return Case(name, tuple(channels[number] for number in range(len(channel_names))))

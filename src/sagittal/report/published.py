@@ -144,8 +144,6 @@ PUBLISHED_COSTS = (
     ),
 )
 
-COUNTED_INPUT = (1, 128, 128, 128)
-COUNTED_OUTPUTS = 3
 _COUNTED_HERE = "counted on this package's {network} (1 channel, 3 classes)"
 
 
