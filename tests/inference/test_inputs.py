@@ -87,7 +87,7 @@ def test_files_in_order_are_the_channels_of_a_case_but_for_numbers_in_their_name
     assert find_cases([second, first], TWO).good == (Case("c", (first, second)),)
 
 
-def test_a_folder_of_series_below_a_patient_is_one_scan_and_so_is_an_archive(tmp_path: Path) -> None:
+def test_the_folder_or_archive_of_a_series_is_one_scan(tmp_path: Path) -> None:
     touch(tmp_path, "patient 1.2/series/1.dcm", "patient 1.2/series/2.dcm", "archives/a.zip", "archives/b_0000.zip")
     series, archive = tmp_path / "patient 1.2/series", tmp_path / "archives/a.zip"
     assert find_cases(series, ["CT"]).good == (Case("series", (series,)),)
@@ -162,9 +162,17 @@ def test_a_list_that_names_half_of_the_channels(tmp_path: Path) -> None:
 def test_what_is_no_input_is_refused(tmp_path: Path) -> None:
     touch(tmp_path, "empty/notes.md", "picture.png")
     (tmp_path / "binary.txt").write_bytes(b"\xff\xfe\x00")
-    for wrong in (tmp_path / "absent", tmp_path / "empty", tmp_path / "picture.png", tmp_path / "binary.txt", []):
-        with pytest.raises(DataError):
-            find_cases(wrong, ["CT"])
+    wrong = {
+        "absent": "no such file",
+        "empty": "no image",
+        "picture.png": "not an image that can be read",
+        "binary.txt": "can't be read as text",
+    }
+    for name, why in wrong.items():
+        with pytest.raises(DataError, match=why):
+            find_cases(tmp_path / name, ["CT"])
+    with pytest.raises(DataError, match="no input"):
+        find_cases([], ["CT"])
 
 
 def test_files_keep_the_numbers_of_the_channels_that_are_there(tmp_path: Path) -> None:
