@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.ndimage import gaussian_filter1d
 
 from sagittal.inference.windows import gaussian, summed_weights, tile, window_starts
 
@@ -40,12 +41,16 @@ def test_every_voxel_is_covered_and_no_window_repeats(size: int, window: int, ov
     assert (steps <= max(1, int(np.ceil(window * (1 - overlap))))).all()
 
 
-def test_weights_are_symmetric_positive_and_have_the_stated_width() -> None:
+def test_weights_have_nnunets_place_and_width() -> None:
     for window in (1, 2, 3, 16, 33, 128):
         weights = gaussian(window)
         assert weights.shape == (window,)
-        assert weights.min() > 3e-4 and weights.max() <= 1
-        np.testing.assert_array_equal(weights, weights[::-1])
+        assert weights.min() > 3e-4 and weights[window // 2] == 1
+        # nnU-Net blurs a single voxel, that at window // 2.
+        spot = np.zeros(window)
+        spot[window // 2] = 1
+        blurred = gaussian_filter1d(spot, window / 8, mode="constant", radius=window)
+        np.testing.assert_allclose(weights, blurred / blurred.max(), rtol=1e-12)
     odd = gaussian(33)
     assert odd[16] == 1.0
     # One sigma, 33 / 8 voxels, from the middle; interpolated between the voxels 4 and 5 away.

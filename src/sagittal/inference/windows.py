@@ -66,13 +66,14 @@ def window_starts(size: int, window: int, overlap: float) -> tuple[int, ...]:
 
 @lru_cache(maxsize=64)
 def gaussian(window: int) -> Float64[np.ndarray, " window"]:
-    """Return how much each voxel along one axis of the window counts: 1 in its middle, at least 3e-4 at its ends.
+    """Return how much each voxel along an axis of the window counts: 1 at voxel window // 2, at least 3e-4 at the ends.
 
-    A Gaussian around the middle with sigma = window / 8, as in nnU-Net; there it is cut off after four sigma and its
-    zeros are filled up, and for an even window its middle lies half a voxel off. In 3D the product of three counts.
+    nnU-Net's Gaussian with sigma = window / 8 (compute_gaussian), its place included: in an even window it lies half a
+    voxel off the middle. Centred, it made imported models differ from nnU-Net in 0.16 % of voxels. In 3D the product of
+    three counts.
     """
     assert window >= 1, f"window {window}"
-    distance = np.arange(window) - (window - 1) / 2
+    distance = np.arange(window) - window // 2
     weights = np.exp(-0.5 * (distance * _WINDOWS_PER_SIGMA / window) ** 2)
     weights.setflags(write=False)
     return weights
