@@ -10,11 +10,13 @@ import pytest
 import torch
 
 from sagittal.errors import BundleError
+from sagittal.inference.engines.openvino_layers import normalise_space, pointwise, sum_by_planes
 from sagittal.inference.engines.openvino_mednext import build, head
 from sagittal.networks.build import build_network
 from sagittal.plan.mednext import MedNeXtConfig
 
 openvino = pytest.importorskip("openvino")
+ops = openvino.opset13
 
 Arrays = dict[str, np.ndarray[Any, Any]]
 TINY: dict[str, Any] = {"channels": 4, "block_counts": (1,) * 9, "deep_supervision": False}
@@ -96,6 +98,22 @@ def test_the_head_on_features_gives_the_logits() -> None:
     logits = np.einsum("kf,nfdhw->nkdhw", weight, features) + bias[:, None, None, None]
     assert features.shape == (1, config.channels, *SIZE)
     assert difference(logits, logits_of(network, image)) < 1e-4
+
+
+@pytest.mark.parametrize("shape", [(1, 16, 64, 96, 80), (1, 16, 700, 702)])
+def test_norms_over_large_volumes_are_exact(shape: tuple[int, ...]) -> None:
+    image = np.random.default_rng(0).normal(3, 1, shape).astype(np.float32)
+    dims, same = len(shape) - 2, np.eye(16, dtype=np.float32)
+    given = ops.parameter(shape, np.float32)
+    # Between convolutions the channels lie side by side, as in the network; only so are OpenVINO's own sums inexact.
+    graph = pointwise(normalise_space(pointwise(given, same, None, dims=dims), 1e-5, dims), same, None, dims=dims)
+    model = openvino.Model([ops.result(graph)], [given])
+    axes = tuple(range(2, len(shape)))
+    exact = (image - image.mean(axes, np.float64, keepdims=True)) / np.sqrt(
+        image.var(axes, np.float64, keepdims=True) + 1e-5
+    )
+    sum_by_planes(model)
+    assert np.abs(run(model, image) - exact).max() < 5e-5
 
 
 def test_half_precision_weights_are_taken() -> None:

@@ -22,7 +22,7 @@ from sagittal.bundle import Bundle
 from sagittal.errors import BundleError, DataError, ResourceError
 from sagittal.inference.engines import openvino_mednext, openvino_segformer3d
 from sagittal.inference.engines.engine import LinearHead, NetworkMemory, Precision
-from sagittal.inference.engines.openvino_layers import Array
+from sagittal.inference.engines.openvino_layers import Array, sum_by_planes
 from sagittal.inference.engines.openvino_memory import activation_bytes
 from sagittal.plan import Plan
 from sagittal.plan.base import Triple
@@ -236,6 +236,8 @@ class OpenVINOEngine:
         # Fixing the sizes folds operators into constants, which note the names of what they were made of.
         _name_by_order(model)
         model.reshape([1, channels, *window])
+        if self.precision == "fp32":
+            sum_by_planes(model)
         _name_by_order(model)
         return model
 
