@@ -65,6 +65,23 @@ def test_a_stop_before_the_first_step_is_told_and_leaves_nothing_half_written(
     assert not (tmp_path / "out").exists()
 
 
+def test_a_stop_while_torch_is_being_imported_is_a_stop_before_anything_was_begun(tmp_path: Path) -> None:
+    stopped_by_import = """
+import os, signal, sys, sagittal.cli
+class Stop:
+    def find_spec(self, name, path=None, target=None):
+        if name == "torch":
+            os.kill(os.getpid(), signal.SIGTERM)
+sys.meta_path.insert(0, Stop())
+sagittal.cli.main()
+"""
+    command = [sys.executable, "-c", stopped_by_import, "train", "absent", "--out", str(tmp_path / "out")]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 75, done.stderr
+    assert done.stderr.startswith("stopped; nothing was begun; begin again with: sagittal train absent --out ")
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.kill
 def test_killed_runs_resume_to_the_losses_and_weights_of_an_undisturbed_one(tiny_dataset: Path, tmp_path: Path) -> None:
     whole, killed = tmp_path / "whole", tmp_path / "killed"

@@ -6,12 +6,13 @@ import os
 import shlex
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Parameter
 
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from sagittal.training.distributed import World
     from sagittal.training.run import TrainResult
 
+Config = Literal["3d", "3d-low", "2d", "3d,3d-low"]
 STOPPED = 75
 """Exit code after SIGTERM: the same command can go on."""
 
@@ -32,7 +34,7 @@ def train(
     out: Path,
     plan: Path | None = None,
     network: str | None = None,
-    config: Literal["3d", "3d-low", "2d", "3d,3d-low"] | None = None,
+    config: Config | None = None,
     preset: str | None = None,
     fold: Literal["0", "1", "2", "3", "4", "all", "none"] = "0",
     budget: str | None = None,
@@ -59,37 +61,49 @@ def train(
         deterministic: bit-equal weights on the same machine, also on a GPU, where it is slower
         how: see HowToRun
     """
-    from sagittal.errors import PlanError
+    wishes: dict[str, Any] = {
+        "network": network,
+        "preset": preset,
+        "fold": fold,
+        "init_from": init_from,
+        "freeze_encoder_epochs": freeze_encoder,
+    }
+    # From here on, not from where training begins: to import torch alone takes a second or more.
+    with _stoppable_before_training() as before:
+        require_known_names(network, preset)
+        always = {"training.deterministic": True} if deterministic else {}
+        wishes["settings"] = {**parse_settings_option(settings), **always}
+        wishes["budget_s"] = None if budget is None else parse_duration_s(budget)
+        trains = _way_of(plan, network, config)
+        from sagittal.training.distributed import world_from_environment
 
-    require_known_names(network, preset)
-    parsed = parse_settings_option(settings)
-    budget_s = None if budget is None else parse_duration_s(budget)
-    from sagittal.training.distributed import world_from_environment
+        world = world_from_environment(os.environ)
+        _share_processors(int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+        options = how.options(world=world, live=world.main, say=_say if world.main else _say_nothing)
+        before.begun = True
+        result = trains(dataset, out, options=options, **wishes)
+    return _told(result, world)
+
+
+def _way_of(plan: Path | None, network: str | None, config: Config | None) -> Callable[..., TrainResult]:
+    """Return what trains one model, or two in one bundle.
+
+    Raises:
+        PlanError: options that exclude each other.
+    """
+    from sagittal.errors import PlanError
     from sagittal.training.run import train as train_bundle
     from sagittal.training.second_model import train_both
 
     if plan is not None and network is not None:
-        raise PlanError("--plan and --network exclude each other: a plan names its network. Give one of them.")
-    world = world_from_environment(os.environ)
-    _share_processors(int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
-    always = {"training.deterministic": True} if deterministic else {}
-    if config == "3d,3d-low" and plan is not None:
-        raise PlanError("--plan and --config 3d,3d-low exclude each other: a plan is of one model.", code="options")
-    with _stoppable_before_training(tell=world.main):
-        trains = train_both if config == "3d,3d-low" else partial(train_bundle, plan=plan, configuration=config)
-        result = trains(
-            dataset,
-            out,
-            network=network,
-            preset=preset,
-            settings={**parsed, **always},
-            fold=fold,
-            budget_s=budget_s,
-            init_from=init_from,
-            freeze_encoder_epochs=freeze_encoder,
-            options=how.options(world=world, live=world.main, say=_say if world.main else _say_nothing),
+        raise PlanError(
+            "--plan and --network exclude each other: a plan names its network. Give one of them.", code="options"
         )
-    return _told(result, world)
+    if plan is not None and config == "3d,3d-low":
+        raise PlanError("--plan and --config 3d,3d-low exclude each other: a plan is of one model.", code="options")
+    if config == "3d,3d-low":
+        return train_both
+    return partial(train_bundle, plan=plan, configuration=config)
 
 
 def _told(result: TrainResult, world: World) -> int:
@@ -105,24 +119,33 @@ def _told(result: TrainResult, world: World) -> int:
     return 0
 
 
+@dataclass
+class _Before:
+    """What is known of a run that has not begun to train."""
+
+    begun: bool = False
+    """Whether the data set may have been looked at."""
+
+
 @contextmanager
-def _stoppable_before_training(*, tell: bool) -> Iterator[None]:
-    """Let SIGTERM unwind the check, the plan and the preprocessing, as Ctrl-C does; training handles both itself."""
+def _stoppable_before_training() -> Iterator[_Before]:
+    """Let SIGTERM unwind imports, check, plan and preprocessing, as Ctrl-C does; training handles both itself."""
 
     def end(number: int, frame: FrameType | None) -> None:
         raise SystemExit(STOPPED)
 
+    before = _Before()
     try:
         previous = signal.signal(signal.SIGTERM, end)
     except ValueError:  # not the main thread, which alone receives signals
-        yield
+        yield before
         return
     try:
-        yield
+        yield before
     except (KeyboardInterrupt, SystemExit):
-        again = shlex.join(sys.argv[1:])
-        if tell:
-            print(f"stopped; cases prepared so far are kept; begin again with: sagittal {again}", file=sys.stderr)
+        done = "cases prepared so far are kept" if before.begun else "nothing was begun"
+        if os.environ.get("RANK", "0") == "0":
+            print(f"stopped; {done}; begin again with: sagittal {shlex.join(sys.argv[1:])}", file=sys.stderr)
         raise
     finally:
         signal.signal(signal.SIGTERM, previous)
