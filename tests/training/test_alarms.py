@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import pytest
 
-from sagittal.training.alarms import find_alarms
+from sagittal.training import alarms
+
+find_alarms = partial(alarms.find_alarms, steps=1000)
 
 
 def validations(present: int = 5, **dice: list[float | None]) -> list[dict[str, Any]]:
@@ -15,7 +18,7 @@ def validations(present: int = 5, **dice: list[float | None]) -> list[dict[str, 
     return [
         {
             "kind": "validation",
-            "step": 10 * (number + 1),
+            "step": 200 * (number + 1),
             "dice": row,
             "mean_dice": sum(values) / max(len(values), 1),
             "present": dict.fromkeys(dice, present),
@@ -38,7 +41,7 @@ def test_a_class_that_falls_to_a_tenth_of_its_best_is_an_alarm_at_once() -> None
     assert find_alarms(scores[:2]) == ()
     (alarm,) = find_alarms(scores)
     assert (alarm.label, alarm.kind) == ("lesion", "lost")
-    assert alarm.text.startswith("lesion is lost: Dice 0.040, after 0.410 at step 20")
+    assert alarm.text.startswith("lesion is lost: Dice 0.040, after 0.410 at step 400")
     assert "learning_rate" in alarm.advice
 
 
@@ -82,3 +85,16 @@ def test_one_class_alone_is_named() -> None:
     (alarm,) = find_alarms(validations(lesion=[0.0, 0.0, 0.0]))
     assert alarm.label == "lesion"
     assert find_alarms([]) == ()
+
+
+def test_the_first_steps_say_nothing_of_a_class() -> None:
+    scores = validations(organ=[0.8, 0.8, 0.0, 0.8], lesion=[0.0] * 4)
+    for steps, found in ((2000, "lesion"), (2001, None), (100_000, None)):
+        # At 2001 steps the first of them came too early.
+        three = [alarm.label for alarm in alarms.find_alarms([*scores[:2], scores[3] | {"step": 600}], steps=steps)]
+        assert three == ([] if found is None else [found])
+    assert [alarm.label for alarm in alarms.find_alarms(scores, steps=4000)] == []
+    assert [alarm.label for alarm in alarms.find_alarms(scores[:3], steps=6000)] == ["organ"]
+    assert alarms.find_alarms(scores[:3], steps=6001) == ()
+    hurried = [record | {"step": number + 1} for number, record in enumerate(scores)]
+    assert alarms.find_alarms(hurried[:3], steps=3) == ()

@@ -105,33 +105,39 @@ def test_lines_tell_waiting_and_how_far_the_best_is(
 def test_an_alarm_is_said_once_logged_shown_and_over_when_the_class_is_back(plan: Plan, tmp_path: Path) -> None:
     lines: list[str] = []
     with Monitor(tmp_path, watched(plan), step=0, say=lines.append) as monitor:
-        add_steps(monitor, 1, 10)
-        for step in (10, 20, 30, 40):
+        add_steps(monitor, 1, 100)
+        for step in (100, 150, 200, 250):
             validate(monitor, step, Standing(), 0.7, 0.0)
         assert "class_2 is not found" in (tmp_path / "progress.html").read_text()
-        validate(monitor, 50, Standing(), 0.7, 0.2)
+        validate(monitor, 300, Standing(), 0.7, 0.2)
     assert [line for line in lines if "ALARM" in line or "again" in line] == [
         next(line for line in lines if line.startswith("ALARM: class_2 is not found")),
-        "step 50: class_2 is found again",
+        "step 300: class_2 is found again",
     ]
     records = [record for record in read_log(tmp_path / "log.jsonl") if record["kind"].startswith("alarm")]
     assert [(record["kind"], record["step"], record["label"]) for record in records] == [
-        ("alarm", 30, "class_2"),
-        ("alarm_over", 50, "class_2"),
+        ("alarm", 200, "class_2"),
+        ("alarm_over", 300, "class_2"),
     ]
     assert "class_2 is not found" not in (tmp_path / "progress.html").read_text()
 
 
+def monitor_alarms(folder: Path) -> list[int]:
+    return [record["step"] for record in read_log(folder / "log.jsonl") if record["kind"] == "alarm"]
+
+
 def test_a_resumed_run_remembers_its_validations_and_is_not_alarmed_twice(plan: Plan, tmp_path: Path) -> None:
     with Monitor(tmp_path, watched(plan), step=0, say=lambda line: None) as monitor:
-        add_steps(monitor, 1, 3)
-        for step in (1, 2, 3):
+        add_steps(monitor, 1, 102)
+        for step in (100, 101, 102):
             validate(monitor, step, Standing(), 0.7, 0.0)
+        assert monitor_alarms(tmp_path) == [102]
     lines: list[str] = []
-    with Monitor(tmp_path, watched(plan), step=3, say=lines.append) as monitor:
-        add_steps(monitor, 4, 4)
-        validate(monitor, 4, Standing(), 0.7, 0.0)
+    with Monitor(tmp_path, watched(plan), step=102, say=lines.append) as monitor:
+        add_steps(monitor, 103, 103)
+        validate(monitor, 103, Standing(), 0.7, 0.0)
     assert not any("ALARM" in line for line in lines)
+    assert monitor_alarms(tmp_path) == [102]
 
 
 def test_the_page_is_written_at_the_end_of_an_epoch_and_says_how_the_run_ended(plan: Plan, tmp_path: Path) -> None:

@@ -14,6 +14,8 @@ FALL = 0.1
 """What is left of its best after a fall."""
 PATIENCE = 3
 """Validations in a row without the class before it counts as never found."""
+EARLY_STEPS, EARLY_SHARE = 100, 0.1
+"""Steps, and share of the schedule, before which a validation says nothing of a class: training has just begun."""
 
 _NEVER = (
     "Set training.class_balanced=true or raise training.foreground_oversampling, so that more patches hold it; look at "
@@ -40,21 +42,24 @@ class Alarm:
     advice: str
 
 
-def find_alarms(validations: Sequence[Mapping[str, Any]]) -> tuple[Alarm, ...]:
+def find_alarms(validations: Sequence[Mapping[str, Any]], *, steps: int) -> tuple[Alarm, ...]:
     """Return what is wrong after the last of the validations.
 
     A class is `never_found` where its Dice was below `NOTHING` in the last `PATIENCE` validations and it was never
     better than `GOOD`; it is `lost` where its best Dice was above `GOOD` and a tenth of it, or less, is left. Classes
-    that no reference of the last validation has are not looked at. All classes at once are one alarm.
+    that no reference of the last validation has are not looked at, nor are scores of the first steps, but as a class's
+    best. All classes at once are one alarm.
 
     Args:
         validations: records of the log, in order: `dice` and `present` by label.
+        steps: of the whole schedule.
     """
-    if not validations:
+    early = max(EARLY_STEPS, EARLY_SHARE * steps)
+    if not validations or validations[-1]["step"] < early:
         return ()
     last = validations[-1]
     there = [name for name, count in last["present"].items() if count > 0]
-    found = [alarm for name in there if (alarm := _alarm(name, validations)) is not None]
+    found = [alarm for name in there if (alarm := _alarm(name, validations, early)) is not None]
     if len(there) > 1 and len(found) == len(there):
         kind: Literal["never_found", "lost"] = "lost" if any(alarm.kind == "lost" for alarm in found) else "never_found"
         told = "all classes are lost" if kind == "lost" else "none of the classes is found"
@@ -62,7 +67,7 @@ def find_alarms(validations: Sequence[Mapping[str, Any]]) -> tuple[Alarm, ...]:
     return tuple(found)
 
 
-def _alarm(name: str, validations: Sequence[Mapping[str, Any]]) -> Alarm | None:
+def _alarm(name: str, validations: Sequence[Mapping[str, Any]], early: float) -> Alarm | None:
     dice = [record["dice"].get(name) for record in validations]
     best, best_step = max(
         (value, -int(record["step"])) for record, value in zip(validations, dice, strict=True) if value is not None
@@ -72,7 +77,7 @@ def _alarm(name: str, validations: Sequence[Mapping[str, Any]]) -> Alarm | None:
     if best > GOOD and now < FALL * best:
         text = f"{name} is lost: Dice {now:.3f}, after {best:.3f} at step {-best_step}; {where}"
         return Alarm(name, "lost", text, _FELL)
-    recent = validations[-PATIENCE:]
+    recent = [record for record in validations if record["step"] >= early][-PATIENCE:]
     absent = all(
         record["present"].get(name, 0) > 0 and (record["dice"].get(name) or 0.0) < NOTHING for record in recent
     )

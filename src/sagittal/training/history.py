@@ -15,9 +15,15 @@ SERIES = ("step", "loss", "learning_rate", "seconds", "step_s", "waited_s")
 
 
 class History:
-    """The steps, validations and alarms of a fold, over all attempts."""
+    """The steps, validations and alarms of a fold, over all attempts.
 
-    def __init__(self, records: Iterable[Mapping[str, Any]] = ()) -> None:
+    Args:
+        records: what the log holds already.
+        steps: of the whole schedule.
+    """
+
+    def __init__(self, records: Iterable[Mapping[str, Any]] = (), *, steps: int) -> None:
+        self._steps = steps
         self._series = {name: array("d") for name in SERIES}
         self.validations: list[Mapping[str, Any]] = []
         self.alarms: tuple[Alarm, ...] = ()
@@ -32,7 +38,8 @@ class History:
                 values.append(np.nan if value is None else float(value))
         elif record["kind"] == "validation":
             self.validations.append(record)
-            self.alarms = find_alarms([one for one in self.validations if "present" in one])
+            complete = [one for one in self.validations if "present" in one]
+            self.alarms = find_alarms(complete, steps=self._steps)
 
     def series(self) -> dict[str, np.ndarray]:
         """Return the numbers of all steps by their names, NaN where a step overflowed or a log lacks them."""

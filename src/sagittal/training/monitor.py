@@ -61,7 +61,7 @@ class Monitor:
         self._say, self._watched = say, watched
         self._trackers = open_trackers(watched.trackers, folder, run=watched.title, step=step)
         self._log = JsonlLog(folder / "log.jsonl", keep_to_step=step)
-        self._history = History(self._log.kept)
+        self._history = History(self._log.kept, steps=watched.plan.schedule.steps)
         self._page = ProgressPage(folder / "progress.html", watched)
         self._table = LiveTable()
         self._moment = Moment(step, watched.plan.schedule.steps, 0.0, 0.0, worst_step=step)
