@@ -87,14 +87,22 @@ def test_one_class_alone_is_named() -> None:
     assert find_alarms([]) == ()
 
 
-def test_the_first_steps_say_nothing_of_a_class() -> None:
-    scores = validations(organ=[0.8, 0.8, 0.0, 0.8], lesion=[0.0] * 4)
-    for steps, found in ((2000, "lesion"), (2001, None), (100_000, None)):
-        # At 2001 steps the first of them came too early.
-        three = [alarm.label for alarm in alarms.find_alarms([*scores[:2], scores[3] | {"step": 600}], steps=steps)]
-        assert three == ([] if found is None else [found])
-    assert [alarm.label for alarm in alarms.find_alarms(scores, steps=4000)] == []
-    assert [alarm.label for alarm in alarms.find_alarms(scores[:3], steps=6000)] == ["organ"]
-    assert alarms.find_alarms(scores[:3], steps=6001) == ()
-    hurried = [record | {"step": number + 1} for number, record in enumerate(scores)]
-    assert alarms.find_alarms(hurried[:3], steps=3) == ()
+@pytest.mark.parametrize(("steps", "found"), [(2000, ["lesion"]), (2001, []), (100_000, [])])
+def test_a_class_is_not_missed_before_a_tenth_of_the_steps(steps: int, found: list[str]) -> None:
+    scores = validations(organ=[0.8] * 3, lesion=[0.0] * 3)
+    assert [alarm.label for alarm in alarms.find_alarms(scores, steps=steps)] == found
+
+
+@pytest.mark.parametrize(("steps", "found"), [(6000, ["organ"]), (6001, [])])
+def test_a_class_is_not_lost_before_a_tenth_of_the_steps_but_may_have_been_good_there(
+    steps: int, found: list[str]
+) -> None:
+    scores = validations(organ=[0.8, 0.8, 0.0], lesion=[0.5] * 3)
+    assert [alarm.label for alarm in alarms.find_alarms(scores, steps=steps)] == found
+
+
+def test_a_run_of_a_few_steps_alarms_nobody() -> None:
+    scores = [record | {"step": number + 97} for number, record in enumerate(validations(organ=[0.0] * 4))]
+    assert alarms.find_alarms(scores[:3], steps=99) == ()
+    assert alarms.find_alarms(scores, steps=100) == ()
+    assert alarms.find_alarms([record | {"step": record["step"] + 3} for record in scores], steps=103)
