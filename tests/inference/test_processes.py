@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import time
 from pathlib import Path
 
@@ -82,6 +83,68 @@ def test_a_process_that_is_killed_loses_one_case_and_the_rest_is_done(
     assert sorted(case.case for case in told) == ["c0", "c1", "c2", "c3"]
     (failure,) = (case for case in told if case.status == "failed")
     assert failure.case == killed[0] and "signal 9" in str(failure.message)
+
+
+def _stand_in(folder: Path, monkeypatch: pytest.MonkeyPatch, program: str) -> None:
+    """Have processes run a program of the test's own; `sys.argv[0]` tells where it may leave notes."""
+    path = folder / "stand_in"
+    path.write_text(
+        f"#!{sys.executable}\nimport json, os, pathlib, sys, time\nhere = pathlib.Path(sys.argv[0])\n{program}"
+    )
+    path.chmod(0o755)
+    monkeypatch.setattr(processes.sys, "executable", str(path))
+
+
+_ANSWERING = """
+def say(**message): print(json.dumps(message), flush=True)
+def hear(): return json.loads(line) if (line := sys.stdin.readline()) else None
+def done(case): say(case={"case": case["id"], "status": "done", "seconds": 0.0})
+hear()
+"""
+
+
+def test_cases_that_come_back_when_the_others_have_ended_are_predicted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # The first process takes two cases and dies; the second has been told by then that there are no more.
+    _stand_in(
+        tmp_path,
+        monkeypatch,
+        _ANSWERING
+        + """
+try:
+    (here.parent / "first").mkdir()
+except FileExistsError:
+    while not (here.parent / "taken").exists(): time.sleep(0.01)
+    say(want=True)
+    while case := hear():
+        done(case)
+        say(want=True)
+    (here.parent / "ended").touch()
+    sys.exit(0)
+say(want=True), hear(), say(want=True), hear()
+(here.parent / "taken").touch()
+while not (here.parent / "ended").exists(): time.sleep(0.01)
+os._exit(9)
+""",
+    )
+    cases, told = [Case(name, (tmp_path / name,)) for name in "abc"], list[CasePrediction]()
+    predict_on(PLACES, Loading(tmp_path, "torch"), Job(tmp_path / "out", Choices()), cases, told.append)
+    assert {case.case: case.status for case in told} == {"a": "failed", "b": "done", "c": "done"}
+
+
+def test_a_process_that_dies_in_the_middle_of_a_word_is_noticed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _stand_in(
+        tmp_path,
+        monkeypatch,
+        _ANSWERING + """say(want=True), hear(), sys.stdout.write('{"case": {"ca'), sys.stdout.flush(), os._exit(9)""",
+    )
+    told = list[CasePrediction]()
+    job = Job(tmp_path / "out", Choices())
+    predict_on(PLACES[:1], Loading(tmp_path, "torch"), job, [Case("a", (tmp_path / "a",))], told.append)
+    assert [(case.case, case.status) for case in told] == [("a", "failed")]
 
 
 def test_when_no_process_is_left_the_run_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

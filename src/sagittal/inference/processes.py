@@ -89,6 +89,10 @@ def predict_on(
             if message is None:
                 running.discard(child)
                 _take_back(child, waiting, running, tell)
+                if waiting and not running:
+                    # The others had been told that there are no more cases before this came back from a dead one.
+                    children.append(_Child(child.place, child.task, events))
+                    running.add(children[-1])
             elif "want" in message:
                 child.give(waiting.popleft() if waiting else None)
             elif "case" in message:
@@ -147,7 +151,7 @@ class _Child:
     def __init__(
         self, place: Place, task: Mapping[str, Any], events: queue.Queue[tuple[_Child, Mapping[str, Any] | None]]
     ) -> None:
-        self.place, self._events = place, events
+        self.place, self.task, self._events = place, task, events
         self._cases: dict[str, Case] = {}
         threads = str(place.threads)
         try:
@@ -206,6 +210,10 @@ class _Child:
 
     def _read(self) -> None:
         assert self._process.stdout is not None
-        for line in self._process.stdout:
-            self._events.put((self, json.loads(line)))
-        self._events.put((self, None))
+        try:
+            for line in self._process.stdout:
+                # Of a process that is killed while it speaks the last line is cut off.
+                with suppress(ValueError):
+                    self._events.put((self, json.loads(line)))
+        finally:
+            self._events.put((self, None))
