@@ -62,6 +62,7 @@ def test_own_splits_beside_the_data_are_taken_up_with_hash_and_reason(tiny_datas
     assert plan.reasons["training.split"] == "own splits, from splits_final.json in the data set's folder"
     assert "training.folds" in plan.reasons and "training.split_sha256" in plan.reasons
     assert "case_0" not in plan.to_json()
+    assert said[0] == "split: own splits, from splits_final.json in the data set's folder"
     assert "split: warning: fold 0 leaves out 1 of 6 cases: case_5" in said
     found = folds_of(plan, SplitSources(read_dataset(tiny_dataset)))
     assert found == (Fold(("case_0", "case_1", "case_2"), ("case_3", "case_4")),)

@@ -150,8 +150,8 @@ def _take_up(plan: Plan, sources: SplitSources, chosen: Collection[str]) -> Plan
     if training.split != "own" and not told and sources.patients.is_file():
         training = training.replace(patients_listed=True)
         reasons["training.patients_listed"] = f"{PATIENTS_NAME} in the data set's folder: no patient is on both sides"
-    for name, reason in reasons.items():
-        sources.say(f"split: {name.removeprefix('training.')}: {reason}")
+    for reason in reasons.values():
+        sources.say(f"split: {reason}")
     return plan.replace(training=training, reasons={**plan.reasons, **reasons})
 
 
