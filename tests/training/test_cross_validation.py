@@ -49,6 +49,15 @@ def _scores(out: Path) -> dict[str, Any]:
     return found
 
 
+def _require_told_once(lines: list[str], error: Exception, *, fold: int, cause: str) -> None:
+    (told,) = [line for line in [*lines, str(error)] if cause in line]
+    assert told.startswith(f"fold {fold}: failed, ")
+    (note,) = error.__notes__
+    assert note.startswith(f"fold {fold}: ") and cause in note
+    (row,) = [line for line in lines if line.split()[:2] == [str(fold), "failed"]]
+    assert cause not in row and len(row.split()) == 3
+
+
 def test_folds_side_by_side_are_those_in_turn_and_one_that_fails_is_trained_again(
     tiny_dataset: Path, tmp_path: Path, one_thread: None
 ) -> None:
@@ -60,9 +69,10 @@ def test_folds_side_by_side_are_those_in_turn_and_one_that_fails_is_trained_agai
     lines: list[str] = []
     beside = RunOptions(devices=("cpu", "cpu"), resume=True, cache=tmp_path / "turn.run" / "cache", say=lines.append)
     settings = {**TWO, "training.seed": 1}
-    with pytest.raises(TrainingError, match=r"1 of 2 folds failed:\n  fold 1: .*belongs to another plan") as caught:
+    with pytest.raises(TrainingError, match=r"1 of 2 folds failed: fold 1 \(checkpoint_mismatch\)") as caught:
         train(tiny_dataset, side, settings=settings, fold="all", options=beside)
     assert caught.value.code == "folds_failed"
+    _require_told_once(lines, caught.value, fold=1, cause="belongs to another plan")
     assert any(line.startswith("fold 0 | validate: Dice") for line in lines)
     assert any(line.split()[:2] == ["1", "failed"] for line in lines)
     bundle = sagittal.read_bundle(side)
@@ -116,8 +126,9 @@ def test_a_fold_that_fails_in_turn_does_not_stop_the_next(
     options = RunOptions(device="cpu", say=lines.append)
     with monkeypatch.context() as patch:
         patch.setattr(cross_validation, "train_fold", failing)
-        with pytest.raises(TrainingError, match="fold 0: RuntimeError: something unforeseen"):
+        with pytest.raises(TrainingError, match=r"1 of 2 folds failed: fold 0 \(RuntimeError\)") as caught:
             train(tiny_dataset, tmp_path / "b", settings=TWO, fold="all", options=options)
+    _require_told_once(lines, caught.value, fold=0, cause="RuntimeError: something unforeseen")
     assert sagittal.read_bundle(tmp_path / "b").metrics["failed_folds"] == {"0": "RuntimeError"}
     assert "in failing" in (tmp_path / "b.run" / "fold_0" / "output.log").read_text()
     result = train(tiny_dataset, tmp_path / "b", fold="all", options=RunOptions(device="cpu", resume=True))

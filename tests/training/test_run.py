@@ -215,13 +215,20 @@ def test_a_disk_that_fills_up_keeps_the_last_checkpoint(
     def filling(descriptor: int) -> None:
         nonlocal calls
         calls += str(Path(f"/proc/self/fd/{descriptor}").readlink()).count("checkpoint_")
-        if calls > 4:
+        if calls > written:
             raise OSError(errno.ENOSPC, "No space left on device")
         real(descriptor)
 
     monkeypatch.setattr(os, "fsync", filling)
-    with pytest.raises(ResourceError, match="No space left"):
+    # Not of run.json, which can't be written then either, and is written last.
+    full, written = r"checkpoint_0000000{}\.safetensors: can't be written \(No space left on device\)\. .* ", 0
+    with pytest.raises(ResourceError, match=full.format(1)[:-1] + "fold_none holds no whole checkpoint yet"):
         train(tiny_dataset, tmp_path / "b", settings=settings, fold="none", options=options)
+    calls, written = 0, 4  # of two checkpoints, each with its hash
+    with pytest.raises(ResourceError, match=full.format(3)) as caught:
+        train(tiny_dataset, tmp_path / "b", settings=settings, fold="none", options=options)
+    intact = tmp_path / "b.run" / "fold_none" / "checkpoint_00000002.safetensors"
+    assert caught.value.message.endswith(f"{intact}, of step 2, is intact: --resume goes on from it.")
     monkeypatch.undo()
     assert not (tmp_path / "b").exists()
     assert not list((tmp_path / "b.run").rglob("*.part"))

@@ -11,7 +11,8 @@ weights that were the best when it was written.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -19,7 +20,7 @@ from pydantic import ValidationError
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
-from sagittal.errors import TrainingError
+from sagittal.errors import ResourceError, TrainingError
 from sagittal.plan.base import Frozen, write_atomically
 from sagittal.training.generators import generator_states, restore_generators
 from sagittal.training.schedules import Shortening
@@ -98,6 +99,26 @@ def newest_checkpoint(folder: Path) -> tuple[Path, Progress] | None:
         except (OSError, SafetensorError, ValidationError):
             continue
     return None
+
+
+@contextmanager
+def told_what_is_intact(folder: Path) -> Iterator[None]:
+    """Add to an error of a file that can't be written which checkpoint is there to go on from.
+
+    Raises:
+        ResourceError: the disk is full, or the folder can't be written.
+    """
+    try:
+        yield
+    except ResourceError as error:
+        if error.code != ResourceError.code:  # of memory or a device, not of files
+            raise
+        found = newest_checkpoint(folder)
+        if found is None:
+            left = f"{folder} holds no whole checkpoint yet, so training would begin again."
+        else:
+            left = f"{found[0]}, of step {found[1].step}, is intact: --resume goes on from it."
+        raise ResourceError(f"{error.message} {left}") from None
 
 
 def load_checkpoint(path: Path, state: TrainState, *, plan_sha256: str) -> None:

@@ -24,6 +24,7 @@ from sagittal.data.dataset import Dataset
 from sagittal.data.splits import Fold
 from sagittal.errors import SagittalError, TrainingError
 from sagittal.plan.plan import Plan
+from sagittal.training.checkpoint import told_what_is_intact
 from sagittal.training.determinism import deterministic_operations
 from sagittal.training.finish import finish_fold
 from sagittal.training.fold import Ended, FoldJob, train_fold
@@ -120,8 +121,8 @@ def train_folds(run: Run, names: tuple[str, ...], peers: Peers) -> tuple[Mapping
     run that was stopped ends as such, so that it is begun again, also where a fold had failed before.
 
     Raises:
-        TrainingError: one of several folds failed; the message names each with its cause. What a single fold raises is
-            raised as it is.
+        TrainingError: one of several folds failed; its notes (`__notes__`) tell what each said. What a single fold
+            raises is raised as it is.
     """
     failures: dict[str, Exception] = {}
     with graceful_stop() as stop, deterministic_operations(run.device, wanted=run.plan.training.deterministic):
@@ -133,15 +134,26 @@ def train_folds(run: Run, names: tuple[str, ...], peers: Peers) -> tuple[Mapping
         close = partial(_close, run, names, failures, stop, stopped=ended in _STOPPED)
         metrics: Mapping[str, Any] = peers.on_main(close)
     if failures and ended not in _STOPPED:
-        told = "\n".join(f"  fold {name}: {_message(error)}" for name, error in failures.items())
-        there = sorted(metrics.get("folds", {}))
-        bundle = f"The bundle has the folds {', '.join(there)}" if there else "No fold was finished"
-        raise TrainingError(
-            f"{len(failures)} of {len(names)} folds failed:\n{told}\n{bundle}. Go on with --resume, which trains the "
-            "others again, once the cause is removed.",
-            code="folds_failed",
-        ) from next(iter(failures.values()))
+        raise _all_of(failures, names, sorted(metrics.get("folds", {}))) from next(iter(failures.values()))
     return metrics, ended
+
+
+def _all_of(failures: Mapping[str, Exception], names: tuple[str, ...], there: list[str]) -> TrainingError:
+    """Return the error that ends a run of which folds failed.
+
+    What each of them said was said when it failed: it is in the error's notes, which a traceback shows, and not in the
+    message again.
+    """
+    kinds = ", ".join(f"fold {name} ({kind})" for name, kind in _kinds(failures).items())
+    bundle = f"The bundle has the folds {', '.join(there)}" if there else "No fold was finished"
+    error = TrainingError(
+        f"{len(failures)} of {len(names)} folds failed: {kinds}; why is said above. {bundle}. Go on with --resume, "
+        "which trains the others again, once the cause is removed.",
+        code="folds_failed",
+    )
+    for name, failure in failures.items():
+        error.add_note(f"fold {name}: {_message(failure)}")
+    return error
 
 
 def run_task(task: FoldTask, stop: StopFlag, say: Callable[[str], None]) -> Ended:
@@ -191,7 +203,7 @@ def train_one(
     say(f"train: fold {name}, {run.plan.network_name} on {run.device}, {len(train_cases)} cases, {told}")
     for line in _without_effect(run.plan, held_out):
         say(line)
-    with told_of_memory(run.plan, run.device, f"fold {name}"):
+    with told_of_memory(run.plan, run.device, f"fold {name}"), told_what_is_intact(job.folder):
         outcome = train_fold(job, stop, say)
     validation_s = None if share_s is None else share_s - (time.monotonic() - began)
     patients = run.patients
@@ -313,11 +325,11 @@ def _close(
 
 
 def _table(names: tuple[str, ...], metrics: Mapping[str, Any], failures: Mapping[str, Exception]) -> list[str]:
-    rows = [("fold", "ended", "steps", "Dice")]
+    rows, kinds = [("fold", "ended", "steps", "Dice")], _kinds(failures)
     for name in names:
         entry = metrics.get("folds", {}).get(name)
         if name in failures:
-            rows.append((name, "failed", "", _message(failures[name])))
+            rows.append((name, "failed", "", kinds[name]))
         elif entry is None:
             rows.append((name, "not finished", "", ""))
         else:

@@ -10,7 +10,7 @@ import os
 import platform
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -20,7 +20,7 @@ import numpy as np
 import torch
 
 import sagittal
-from sagittal.errors import DataError
+from sagittal.errors import DataError, ResourceError
 from sagittal.kernels import cpu_available
 from sagittal.plan.base import write_atomically
 from sagittal.plan.plan import Plan
@@ -80,11 +80,13 @@ def attempt(
     try:
         yield outcome
     except BaseException as error:
-        outcome.append(type(error).__name__)
+        this.update(ended=now(), outcome=type(error).__name__)
+        # On a disk that is full this fails as well, which may not hide what happened.
+        with suppress(ResourceError):
+            _write(path, {**_read(path), "attempts": attempts})
         raise
-    finally:
-        this.update(ended=now(), outcome=outcome[-1] if outcome else None)
-        _write(path, {**_read(path), "attempts": attempts})
+    this.update(ended=now(), outcome=outcome[-1] if outcome else None)
+    _write(path, {**_read(path), "attempts": attempts})
 
 
 def now() -> str:
