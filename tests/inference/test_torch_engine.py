@@ -5,6 +5,7 @@ import pytest
 import torch
 from torch import nn
 
+from sagittal.inference.engines import torch_engine
 from sagittal.inference.engines.engine import CoarseEngine
 from sagittal.inference.engines.torch_engine import TorchEngine
 from sagittal.networks.build import build_network
@@ -109,3 +110,16 @@ def test_on_a_gpu_only_the_result_takes_the_hosts_memory() -> None:
 def test_an_engine_without_networks_is_our_own_bug() -> None:
     with pytest.raises(AssertionError):
         TorchEngine(plan_of("mednext-s", 3), [], "cpu")
+
+
+def test_memory_is_measured_once_for_each_shape(monkeypatch: pytest.MonkeyPatch) -> None:
+    plan, measured = plan_of("mednext-s", 3), list[tuple[int, ...]]()
+
+    def noting(network: nn.Module, shape: tuple[int, ...], *, training: bool) -> int:
+        measured.append(shape)
+        return step_memory_bytes(network, shape, training=training)
+
+    monkeypatch.setattr(torch_engine, "step_memory_bytes", noting)
+    engine = TorchEngine(plan, networks_of(plan, 1), "cpu")
+    first, _, again = (engine.memory(window) for window in ((16, 16, 32), (16, 16, 16), (16, 16, 32)))
+    assert first == again and len(measured) == 4

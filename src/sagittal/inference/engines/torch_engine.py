@@ -48,6 +48,7 @@ class TorchEngine:
         self._plan = plan
         self._networks = tuple(networks)
         self._device = torch.device(device)
+        self._memory: dict[Triple, NetworkMemory] = {}
 
     @property
     def device(self) -> str:
@@ -131,8 +132,13 @@ class TorchEngine:
     def memory(self, window: Triple) -> NetworkMemory:
         """Return what a call on windows of this shape takes of the host's memory, its result included.
 
-        On a GPU that is the result alone. Measured on tensors without data (`networks.cost`).
+        On a GPU that is the result alone. Measured on tensors without data (`networks.cost`), once for each shape.
         """
+        if window not in self._memory:
+            self._memory[window] = self._measured(window)
+        return self._memory[window]
+
+    def _measured(self, window: Triple) -> NetworkMemory:
         head, stride = self.head, self.coarse_stride(window)
         voxels = math.prod(size // stride for size in window)
         measured, channels = self._networks[0], self.num_outputs
