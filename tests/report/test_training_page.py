@@ -12,7 +12,7 @@ import pytest
 
 from sagittal.report.curves import MAX_POINTS, progress_panels
 from sagittal.report.cuts import Cut, CutCase, draw_cuts, largest_plane
-from sagittal.report.training import ClassStanding, TrainingPage, Warned, WorstCases, write_training_page
+from sagittal.report.training import ClassStanding, Final, TrainingPage, Warned, WorstCases, write_training_page
 
 
 def series(steps: int) -> dict[str, np.ndarray]:
@@ -102,6 +102,19 @@ def test_it_looks_again_only_while_the_run_goes_on(tmp_path: Path) -> None:
 
     assert refreshes(page())
     assert not refreshes(replace(page(), running=False, state="finished"))
+
+
+def test_a_run_that_was_evaluated_shows_its_final_dice_and_links_the_report(tmp_path: Path) -> None:
+    final = Final(0.8765, "12 of 13 held-out cases", "report/report.html")
+    over = replace(page(), running=False, state="finished", final=final)
+    text = write_training_page(tmp_path / "p.html", over).read_text()
+    links = [attributes.get("href") for tag, attributes in Tags(text).found if tag == "a"]
+    assert links == ["report/report.html"] and "12 of 13 held-out cases" in text
+    assert '<p class="figure num">0.876' in text and "<title>500/1000 · Dice 0.876" in text
+    assert "Best on the way: 0.500 at step 250" in text and "Best so far" not in text
+    undefined = replace(over, best_dice=None, mean_dice=None, final=replace(final, dice=None))
+    assert "report/report.html" in write_training_page(tmp_path / "q.html", undefined).read_text()
+    assert "<a " not in write_training_page(tmp_path / "r.html", page()).read_text()
 
 
 def test_alarms_classes_and_pictures_are_told(tmp_path: Path) -> None:

@@ -51,7 +51,10 @@ def test_a_fold_becomes_a_bundle_a_report_and_a_prediction(tiny_dataset: Path, t
     metrics = sagittal.read_bundle(tmp_path / "b").metrics
     assert metrics["folds"]["0"]["steps"] == 3
     assert set(metrics["dice"]) == {"bright", "dark"}
-    assert (tmp_path / "b.run" / "fold_0" / "report" / "report.html").exists()
+    fold = tmp_path / "b.run" / "fold_0"
+    (link,) = re.findall(r'<a href="([^"]*)"', (fold / "progress.html").read_text())
+    final = json.loads((fold / link).with_name("metrics.json").read_text())["summary"]["mean"]["dice"]
+    assert f'<p class="figure num">{final:.3f}' in (fold / "progress.html").read_text()
     named = re.compile(r"case_\d|case_test")
     assert not any(named.search(path.read_text(errors="ignore")) for path in (tmp_path / "b").rglob("*.json"))
 

@@ -59,6 +59,21 @@ class WorstCases:
 
 
 @dataclass(frozen=True)
+class Final:
+    """The evaluation after the end, on the scans themselves.
+
+    Attributes:
+        dice: mean over cases and classes; None where it is undefined.
+        cases: how many, in words.
+        report: relative address of the report.
+    """
+
+    dice: float | None
+    cases: str
+    report: str
+
+
+@dataclass(frozen=True)
 class TrainingPage:
     """What the page tells.
 
@@ -75,7 +90,7 @@ class TrainingPage:
         alarms: classes that collapsed, and what else needs a person.
         facts: settings and versions, by section.
         worst: pictures.
-        report: relative address of the report at the end, once there is one.
+        final: the evaluation after the end, once there is one.
     """
 
     title: str
@@ -96,7 +111,12 @@ class TrainingPage:
     notes: Sequence[str] = ()
     facts: Mapping[str, Mapping[str, object]] = field(default_factory=dict)
     worst: WorstCases = field(default_factory=lambda: WorstCases(0))
-    report: str = ""
+    final: Final | None = None
+
+    @property
+    def headline_dice(self) -> float | None:
+        """The Dice that counts: of the evaluation after the end, before it of the last validation."""
+        return self.mean_dice if self.final is None else self.final.dice
 
 
 def write_training_page(path: str | os.PathLike[str], page: TrainingPage) -> Path:

@@ -14,6 +14,7 @@ from sagittal.inference.engines.torch_engine import TorchEngine
 from sagittal.inference.predictor import Predictor
 from sagittal.report.evaluation import evaluate
 from sagittal.report.page import Page
+from sagittal.report.training import Final
 from sagittal.training.fast_cost import KEY as FAST_CASES_KEY
 from sagittal.training.fast_cost import Dices, dice_of_fast
 from sagittal.training.fold import FoldJob, FoldRun
@@ -23,6 +24,8 @@ from sagittal.training.log import read_log
 from sagittal.training.peers import agree
 from sagittal.training.signals import StopFlag
 
+REPORT = "report/report.html"
+"""Of a fold, within its folder."""
 NOT_VALIDATED = {
     "none": "not validated: every case was used for training",
     "stopped": "not validated: the run was stopped before its end",
@@ -140,8 +143,11 @@ def _evaluate(
     )
     dice = evaluation.summary.mean["dice"]
     shown = "undefined" if dice is None else f"{dice:.4f}"
-    say(f"validate: Dice {shown} on {len(done)} of {len(job.validation)} held-out cases")
-    say(f"report: {job.folder / 'report' / 'report.html'}")
+    cases = f"{len(done)} of {len(job.validation)} held-out cases"
+    say(f"validate: Dice {shown} on {cases}")
+    say(f"report: {job.folder / REPORT}")
+    if run.monitor is not None:
+        run.monitor.add_evaluation(Final(dice, cases, REPORT))
     return evaluation
 
 

@@ -102,6 +102,8 @@ class FoldRun:
     """Time spent waiting for data in this attempt."""
     weights_step: int
     """Finished steps at which the network had these weights: the last ones, or those of the best validation."""
+    monitor: Monitor | None = None
+    """Where what follows is told; None in all processes but the main one."""
 
     @property
     def complete(self) -> bool:
@@ -170,7 +172,7 @@ def train_fold(job: FoldJob, stop: StopFlag, say: Say) -> FoldRun:
     network, weights_step = _resulting(job, state, step, standing, ended, say)
     # The best weights are read from a file, which a machine of several may see late or not at all.
     require_equal(network.state_dict(), world)
-    return FoldRun(network, keeper.progress(step, clock.shortening, standing), ended, waited_s, weights_step)
+    return FoldRun(network, keeper.progress(step, clock.shortening, standing), ended, waited_s, weights_step, monitor)
 
 
 class _Keeper:

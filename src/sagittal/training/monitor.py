@@ -15,6 +15,7 @@ from typing import Any, Self
 import torch
 
 from sagittal.errors import ResourceError
+from sagittal.report.training import Final
 from sagittal.training.history import History
 from sagittal.training.live import LiveClass, LiveTable, Reading, duration
 from sagittal.training.log import JsonlLog
@@ -155,6 +156,15 @@ class Monitor:
     def finish(self, ended: str) -> None:
         """Take in how training ended."""
         self._moment = replace(self._moment, state=_ENDINGS.get(ended, ended), running=False, left_s=0.0)
+
+    def add_evaluation(self, final: Final) -> None:
+        """Take in the evaluation after the end; the page shows it from now on.
+
+        Raises:
+            ResourceError: the disk is full.
+        """
+        self._moment = replace(self._moment, final=final)
+        self._page.write(self._history, self._moment)
 
     def __enter__(self) -> Self:
         self._log.__enter__()

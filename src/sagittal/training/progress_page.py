@@ -12,7 +12,7 @@ import torch
 from sagittal.plan.plan import Plan
 from sagittal.report.cuts import CutCase
 from sagittal.report.page import versions
-from sagittal.report.training import ClassStanding, TrainingPage, Warned, WorstCases, write_training_page
+from sagittal.report.training import ClassStanding, Final, TrainingPage, Warned, WorstCases, write_training_page
 from sagittal.training.history import History
 from sagittal.training.live import duration
 
@@ -54,6 +54,7 @@ class Moment:
     worst_step: int = 0
     worst: tuple[CutCase, ...] = field(default=(), repr=False)
     memory_mib: float | None = None
+    final: Final | None = None
 
 
 class ProgressPage:
@@ -101,6 +102,7 @@ def page_of(watched: Watched, history: History, moment: Moment) -> TrainingPage:
         validations=checked,
         alarms=[Warned(alarm.text, alarm.advice) for alarm in history.alarms],
         notes=moment.notes,
+        final=moment.final,
         facts=_facts(watched),
         worst=WorstCases(
             moment.worst_step,
