@@ -41,8 +41,8 @@ class Known:
     device = "cpu"
     precision: Precision = "fp32"
 
-    def __init__(self, outputs: int, features: int | None = None, identity: bool = False) -> None:
-        rng = np.random.default_rng(outputs)
+    def __init__(self, outputs: int, features: int | None = None, identity: bool = False, seed: int = 0) -> None:
+        rng = np.random.default_rng(outputs + seed)
         self.num_outputs = outputs
         self.identity = identity
         width = features or outputs
@@ -101,6 +101,35 @@ class KnownCoarse(Known):
         fine = nn.functional.interpolate(coarse, scale_factor=self.stride, mode="trilinear", align_corners=False)
         self.asked = {"logits"}
         return fine.numpy()
+
+
+class Folds(KnownCoarse):
+    """Several of them, averaged, which can be told apart."""
+
+    def __init__(self, outputs: int, count: int, features: int | None = None, coarse: bool = False) -> None:
+        kind = KnownCoarse if coarse else Known
+        self.folds: Any = [kind(outputs, features, seed=seed) for seed in range(count)]
+        self.num_outputs, self.num_members, self.is_coarse = outputs, count, coarse
+        self.head, self.member_heads = None, None
+        if features is not None:
+            self.member_heads = tuple(fold.head for fold in self.folds)
+            weight = np.concatenate([head.weight / np.float32(count) for head in self.member_heads], axis=1)
+            self.head = LinearHead(weight, np.mean([head.bias for head in self.member_heads], axis=0))
+
+    def coarse_stride(self, window: Triple) -> int:
+        return super().coarse_stride(window) if self.is_coarse else 1
+
+    def member_logits(self, windows: Array, *, coarse: bool = False) -> Array:
+        return np.stack([(fold.coarse_logits if coarse else fold.logits)(windows) for fold in self.folds], axis=1)
+
+    def logits(self, windows: Array) -> Array:
+        return np.asarray(self.member_logits(windows).mean(axis=1))
+
+    def coarse_logits(self, windows: Array) -> Array:
+        return np.asarray(self.member_logits(windows, coarse=True).mean(axis=1))
+
+    def features(self, windows: Array) -> Array:
+        return np.concatenate([fold.features(windows) for fold in self.folds], axis=1)
 
 
 class Slabs:

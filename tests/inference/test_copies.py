@@ -6,10 +6,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from streamed import Known, image_of
+from streamed import Folds, Known, classes, image_of
 
 from sagittal.inference.copies import Copies, mirrors_of, outputs_of
 from sagittal.inference.timings import Timings
+from sagittal.inference.uncertainty import Disagreement
+from sagittal.inference.windows import gaussian
 
 EVERY = mirrors_of((0, 1, 2), {})
 
@@ -105,3 +107,39 @@ def test_mirrors_that_swap_labels_keep_their_features_apart() -> None:
     assert both.head is not None and engine.head is not None
     np.testing.assert_allclose(both.head.weight[:, 2:], engine.head.weight[list(table)] / 2)
     np.testing.assert_allclose(both.head.weight[:, :2], engine.head.weight / 2)
+
+
+@pytest.mark.parametrize("kind", ["logits", "features", "coarse"])
+@pytest.mark.parametrize("axes", [(), (2,)])
+def test_folds_are_compared_copy_by_copy(kind: str, axes: tuple[int, ...]) -> None:
+    outputs, table = 9, (0, 2, 1, 3, 4, 5, 6, 7, 8)
+    engine = Folds(outputs, 2, features=2 if kind == "features" else None, coarse=kind == "coarse")
+    mirrors = mirrors_of(axes, {2: table})
+    spec, window = classes(*range(1, outputs)), image_of((4, 6, 8))
+    disagreement, expected = Disagreement(spec), Disagreement(spec)
+    copies = Copies(engine, mirrors, (4, 6, 8), window_batch=3, kept_values=2, disagreement=disagreement)
+    constant = np.ones((1, 4, 6, 8), np.float32)
+    mean, _ = copies([window, constant], Timings())
+    plain = Copies(engine, mirrors, (4, 6, 8), window_batch=3, kept_values=2)([window], Timings())
+    np.testing.assert_allclose(mean, plain[0], rtol=1e-4, atol=1e-4)
+    members = []
+    for mirror in mirrors:
+        flips = tuple(axis + 1 for axis in mirror.axes)
+        for fold in engine.folds:
+            shown = np.flip(window, flips)[None]
+            logits = np.flip((fold.coarse_logits if kind == "coarse" else fold.logits)(shown)[0], flips)
+            members.append(logits[list(mirror.outputs or range(outputs))])
+    d, h, w = (gaussian(size).astype(np.float32) for size in members[0].shape[1:])
+    expected.look(np.stack(members), d[:, None, None] * h[:, None] * w)
+    assert disagreement.looked and len(members) == 2 * len(mirrors)
+    assert disagreement.agreement() == pytest.approx(expected.agreement())
+    assert min(expected.agreement().values()) < 0.9
+
+
+def test_windows_of_one_value_are_not_compared_since_the_memory_decides_how_many_are_computed() -> None:
+    for kept in (0, 2):
+        disagreement = Disagreement(classes(1, 2))
+        copies = copies_of(Known(3), kept_values=kept, disagreement=disagreement)
+        for _ in range(2):
+            copies([np.ones((1, 4, 5, 6), np.float32)], Timings())
+        assert not disagreement.looked

@@ -14,6 +14,7 @@ import torch
 from sagittal.bundle import Bundle, read_bundle
 from sagittal.errors import BundleError, DataError, ResourceError
 from sagittal.inference.engines import openvino_engine
+from sagittal.inference.engines.engine import MemberEngine
 from sagittal.inference.engines.openvino_engine import OpenVINOEngine, load, supports
 from sagittal.networks.build import build_network
 from sagittal.plan import Plan
@@ -164,6 +165,7 @@ def refuse(*arguments, **options):
 socket.socket.connect = socket.create_connection = socket.getaddrinfo = refuse
 from sagittal.bundle import read_bundle
 from sagittal.inference.engines import openvino_engine
+from sagittal.inference.engines.engine import MemberEngine
 import numpy
 engine = openvino_engine.load(read_bundle({str(bundle.path)!r}), threads=1)
 engine.logits(numpy.zeros((1, 2, 16, 20, 18), numpy.float32))
@@ -184,6 +186,7 @@ def test_the_stated_memory_is_what_a_call_takes(tmp_path: Path) -> None:
 from pathlib import Path
 from sagittal.bundle import read_bundle
 from sagittal.inference.engines import openvino_engine
+from sagittal.inference.engines.engine import MemberEngine
 import numpy
 def highest():
     lines = Path("/proc/self/status").read_text().splitlines()
@@ -199,3 +202,27 @@ print(highest() - before, stated.fixed_bytes + stated.per_window_bytes)
     assert done.returncode == 0, done.stderr
     taken, stated = (int(number) for number in done.stdout.split())
     assert 0.6 * stated < taken < stated
+
+
+@pytest.mark.parametrize("name", ["mednext-s", "segformer3d"])
+def test_folds_can_be_told_apart(name: str, tmp_path: Path) -> None:
+    small = SMALL if name == "mednext-s" else {"network.embed_dims": [4] * 4, "network.num_heads": [1] * 4}
+    plan = untrained_plan(name, untrained_spec(3, 2), patch_size=(16, 16, 32), settings=small)
+    read = read_bundle(write_random_bundle(tmp_path / "b", plan, folds=("fold_0", "fold_1")))
+    folds = [read.weights(each) for each in read.weight_names]
+    together, *each = (OpenVINOEngine(plan, some, threads=1) for some in (folds, folds[:1], folds[1:]))
+    assert isinstance(together, MemberEngine) and together.num_members == 2
+    images = np.random.default_rng(0).normal(size=(3, 2, 16, 16, 32)).astype(np.float32)
+    found = together.member_logits(images)
+    assert difference(found, np.stack([one.logits(images) for one in each], axis=1)) < 1e-4
+    assert difference(found.mean(axis=1), together.logits(images)) < 1e-4
+    if name == "segformer3d":
+        assert together.member_heads is None
+        coarse = np.stack([one.coarse_logits(images) for one in each], axis=1)
+        assert difference(together.member_logits(images, coarse=True), coarse) < 1e-4
+        return
+    assert together.member_heads is not None
+    parts = np.split(together.features(images), 2, axis=1)
+    for part, head, logits in zip(parts, together.member_heads, found.swapaxes(0, 1), strict=True):
+        own = np.einsum("kf,nfdhw->nkdhw", head.weight, part) + head.bias[:, None, None, None]
+        assert difference(own, logits) < 1e-4

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from sagittal.inference.engines import torch_engine
-from sagittal.inference.engines.engine import CoarseEngine
+from sagittal.inference.engines.engine import CoarseEngine, MemberEngine
 from sagittal.inference.engines.torch_engine import TorchEngine
 from sagittal.networks.build import build_network
 from sagittal.networks.cost import step_memory_bytes
@@ -52,6 +52,29 @@ def test_folds_are_averaged() -> None:
     together = TorchEngine(plan, networks, "cpu")
     assert together.head is None
     np.testing.assert_allclose(together.logits(windows), np.mean(each, axis=0), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["mednext-s", "segformer3d"])
+def test_folds_can_be_told_apart(name: str) -> None:
+    plan = plan_of(name, 5)
+    networks = networks_of(plan, 2)
+    windows = np.random.default_rng(0).standard_normal((3, 1, 16, 16, 32)).astype(np.float32)
+    together = TorchEngine(plan, networks, "cpu")
+    each = [TorchEngine(plan, [network], "cpu") for network in networks]
+    assert isinstance(together, MemberEngine) and together.num_members == 2
+    found = together.member_logits(windows)
+    np.testing.assert_allclose(found, np.stack([one.logits(windows) for one in each], axis=1), rtol=1e-4, atol=1e-5)
+    if name == "segformer3d":
+        assert together.member_heads is None
+        coarse = np.stack([one.coarse_logits(windows) for one in each], axis=1)
+        np.testing.assert_allclose(together.member_logits(windows, coarse=True), coarse, rtol=1e-4, atol=1e-5)
+        return
+    assert together.member_heads is not None
+    for part, head, logits in zip(
+        np.split(together.features(windows), 2, axis=1), together.member_heads, found.swapaxes(0, 1), strict=True
+    ):
+        own = np.einsum("kf,nfdhw->nkdhw", head.weight, part) + head.bias[:, None, None, None]
+        np.testing.assert_allclose(own, logits, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("count", [1, 2])

@@ -7,7 +7,7 @@ for example, are computed once for all.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from itertools import combinations
 from typing import NamedTuple
 
@@ -16,7 +16,7 @@ from jaxtyping import Float32
 
 from sagittal.data.mirroring import Swaps, composed
 from sagittal.errors import DataError, ResourceError
-from sagittal.inference.engines.engine import CoarseEngine, Engine, LinearHead
+from sagittal.inference.engines.engine import CoarseEngine, Engine, LinearHead, MemberEngine, members_of
 from sagittal.inference.timings import Timings
 from sagittal.inference.uncertainty import Disagreement, Votes, votes_of
 from sagittal.inference.windows import gaussian
@@ -86,7 +86,8 @@ class Copies:
         window_batch: copies per call.
         kept_values: of how many values the outputs of constant windows are kept.
         half: whether float16 has to hold the outputs.
-        disagreement: is shown what each copy of a window decides; of windows of one value, once.
+        disagreement: is shown what each fold decides on each copy of a window. Windows of one value are left out: how
+            many of them are computed follows from the memory.
     """
 
     def __init__(
@@ -100,9 +101,11 @@ class Copies:
         half: bool = False,
         disagreement: Disagreement | None = None,
     ) -> None:
-        self._disagreement = disagreement if len(mirrors) > 1 else None
+        self._members = 1 if disagreement is None else members_of(engine)
+        self._disagreement = disagreement if len(mirrors) * self._members > 1 else None
         self._engine, self._mirrors, self._half = engine, tuple(mirrors), half
         self.outputs = outputs_of(engine, mirrors, window)
+        self._heads = self._heads_of_members()
         self._window_batch, self._kept_values = window_batch, kept_values
         self._constants: dict[bytes, Float32[np.ndarray, "F d h w"]] = {}
         self._sizes = [self.outputs.groups.count(group) for group in range(max(self.outputs.groups) + 1)]
@@ -126,7 +129,8 @@ class Copies:
         todo = [at for at, key in enumerate(keys) if key is None or key not in self._constants]
         # The same value twice in one batch is one window.
         todo = [at for at in todo if keys[at] is None or at == keys.index(keys[at])]
-        results = dict(zip(todo, self._computed([windows[at] for at in todo], timings), strict=True))
+        differing = {position for position, at in enumerate(todo) if keys[at] is None}
+        results = dict(zip(todo, self._computed([windows[at] for at in todo], differing, timings), strict=True))
         for at in todo:
             key = keys[at]
             if key is not None and len(self._constants) < self._kept_values:
@@ -141,7 +145,8 @@ class Copies:
                 found.append((known if known is not None else results[keys.index(key)]).copy())
         return found
 
-    def _computed(self, windows: Sequence[np.ndarray], timings: Timings) -> list[np.ndarray]:
+    def _computed(self, windows: Sequence[np.ndarray], compared: Container[int], timings: Timings) -> list[np.ndarray]:
+        """Return the mean of each window's copies; of those at the positions `compared`, copies and folds are voted."""
         jobs = [(at, uses) for at, window in enumerate(windows) for uses in self._distinct(window)]
         totals: dict[int, np.ndarray] = {}
         votes: dict[int, list[Votes]] = {}
@@ -150,8 +155,12 @@ class Copies:
             shown = np.stack([_flipped(windows[at], self._mirrors[uses[0]].axes) for at, uses in batch])
             with timings.phase("network"):
                 given = self._asked(shown)
-            for (at, uses), output in zip(batch, given, strict=True):
-                self._require_usable(output)
+            for (at, uses), answer in zip(batch, given, strict=True):
+                self._require_usable(answer)
+                if self._disagreement is not None and at in compared:
+                    for mirror in uses:
+                        votes.setdefault(at, []).extend(self._votes(answer, mirror, self._disagreement.has_regions))
+                output = answer.mean(axis=0) if self._answers_apart else answer
                 if len(self._mirrors) == 1:
                     totals[at] = output
                     continue
@@ -159,16 +168,29 @@ class Copies:
                     totals[at] = np.zeros((self.outputs.channels, *output.shape[1:]), np.float32)
                 for mirror in uses:
                     self._add(totals[at], output, mirror)
-                    if self._disagreement is not None:
-                        votes.setdefault(at, []).append(self._vote(output, mirror, self._disagreement.has_regions))
         for members in votes.values():
             assert self._disagreement is not None
             self._disagreement.count(members, _importance(members[0].shape[-3:]))
         return [totals[at] for at in range(len(windows))]
 
-    def _asked(self, shown: Float32[np.ndarray, "N C D H W"]) -> Float32[np.ndarray, "N F d h w"]:
+    def _heads_of_members(self) -> tuple[LinearHead | None, ...]:
+        if self._disagreement is None or self.outputs.head is None:
+            return (None,) * self._members
+        if isinstance(self._engine, MemberEngine) and (heads := self._engine.member_heads) is not None:
+            return heads
+        return (self._engine.head,)
+
+    @property
+    def _answers_apart(self) -> bool:
+        """Whether each fold's logits are asked for; of features each one's part is known anyway."""
+        return self._members > 1 and self.outputs.head is None
+
+    def _asked(self, shown: Float32[np.ndarray, "N C D H W"]) -> Float32[np.ndarray, "N *F d h w"]:
         if self.outputs.head is not None:
             return self._engine.features(shown)
+        if self._answers_apart:
+            assert isinstance(self._engine, MemberEngine)
+            return self._engine.member_logits(shown, coarse=self.outputs.stride > 1)
         if self.outputs.stride > 1:
             assert isinstance(self._engine, CoarseEngine)
             return self._engine.coarse_logits(shown)
@@ -179,18 +201,22 @@ class Copies:
         mirror, group = self._mirrors[number], self.outputs.groups[number]
         back = _flipped(output, mirror.axes)
         share = np.float32(1 / self._sizes[group])
-        if self.outputs.head is not None:
-            width = len(output)
-            total[group * width : (group + 1) * width] += back * share
-            return
-        for row, source in enumerate(mirror.outputs or range(len(output))):
+        # Features are told apart by their group, and only the head knows of labels that change places.
+        order = range(len(output)) if self.outputs.head is not None or mirror.outputs is None else mirror.outputs
+        for row, source in enumerate(order, start=group * len(output)):
             total[row] += back[source] * share
 
-    def _vote(self, output: np.ndarray, number: int, has_regions: bool) -> Votes:
-        """Return what one copy alone would decide."""
+    def _votes(self, answer: np.ndarray, number: int, has_regions: bool) -> list[Votes]:
+        """Return what each fold alone would decide of one copy."""
         mirror = self._mirrors[number]
-        head = None if self.outputs.head is None else self._engine.head
-        return votes_of(_flipped(output, mirror.axes), head, mirror.outputs, has_regions=has_regions)
+        if self.outputs.head is not None:
+            parts = np.split(answer, len(self._heads))
+        else:
+            parts = list(answer) if self._answers_apart else [answer]
+        return [
+            votes_of(_flipped(part, mirror.axes), head, mirror.outputs, has_regions=has_regions)
+            for part, head in zip(parts, self._heads, strict=True)
+        ]
 
     def _require_usable(self, output: np.ndarray) -> None:
         # No mask of the volume's size; NaN and infinity both reach the extremes.

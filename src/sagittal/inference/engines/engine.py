@@ -95,3 +95,29 @@ class CoarseEngine(Engine, Protocol):
     def coarse_logits(self, windows: Float32[np.ndarray, "N C D H W"]) -> Float32[np.ndarray, "N K d h w"]:
         """Return the logits before the interpolation; several folds' mean."""
         ...
+
+
+@runtime_checkable
+class MemberEngine(Engine, Protocol):
+    """An engine that tells its folds apart, so that what each of them says can be compared."""
+
+    @property
+    def num_members(self) -> int:
+        """M, how many folds are averaged."""
+        ...
+
+    @property
+    def member_heads(self) -> tuple[LinearHead, ...] | None:
+        """Each fold's head, for its own part of `features`; None where `head` is None."""
+        ...
+
+    def member_logits(
+        self, windows: Float32[np.ndarray, "N C D H W"], *, coarse: bool = False
+    ) -> Float32[np.ndarray, "N M K d h w"]:
+        """Return the logits of each fold, or what `CoarseEngine.coarse_logits` is the mean of."""
+        ...
+
+
+def members_of(engine: Engine) -> int:
+    """Return how many folds can be told apart; 1 where the engine does not tell."""
+    return engine.num_members if isinstance(engine, MemberEngine) else 1

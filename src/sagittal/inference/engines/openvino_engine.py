@@ -118,7 +118,7 @@ class OpenVINOEngine:
         self._folds = list(folds)
         self._core = openvino.Core()
         self._settings = _settings(self._core, precision, cache_folder, threads)
-        self._compiled: OrderedDict[tuple[Triple, bool], openvino.InferRequest] = OrderedDict()
+        self._compiled: OrderedDict[tuple[Triple, bool, bool], openvino.InferRequest] = OrderedDict()
         self._memory: dict[Triple, NetworkMemory] = {}
         self.head = _joint_head(plan, self._folds)
         for fold in self._folds:
@@ -161,6 +161,27 @@ class OpenVINOEngine:
         assert self.head is not None, "this network has no linear head"
         return self._run(windows, self.head.weight.shape[1], windows.shape[2:], with_head=False)
 
+    @property
+    def num_members(self) -> int:
+        """M, how many folds are averaged."""
+        return len(self._folds)
+
+    @property
+    def member_heads(self) -> tuple[LinearHead, ...] | None:
+        """Each fold's own head, for its part of `features`; None where `head` is None."""
+        heads = [_joint_head(self._plan, [fold]) for fold in self._folds] if self.head is not None else []
+        return tuple(head for head in heads if head is not None) or None
+
+    def member_logits(
+        self, windows: Float32[np.ndarray, "N C D H W"], *, coarse: bool = False
+    ) -> Float32[np.ndarray, "N M K d h w"]:
+        """Return the logits of each fold, or what `coarse_logits` is the mean of. Errors are those of `logits`."""
+        d, h, w = windows.shape[2:]
+        stride = self.coarse_stride((d, h, w)) if coarse else 1
+        sizes, width = (d // stride, h // stride, w // stride), self.num_outputs * len(self._folds)
+        results = self._run(windows, width, sizes, with_head=not coarse, apart=True)
+        return results.reshape(len(windows), len(self._folds), self.num_outputs, *sizes)
+
     def memory(self, window: Triple) -> NetworkMemory:
         """Return what a call on windows of this shape takes of the host's memory, by the graph (`openvino_memory`).
 
@@ -179,16 +200,24 @@ class OpenVINOEngine:
         return self._memory[window]
 
     def _run(
-        self, windows: Float32[np.ndarray, "N C D H W"], width: int, sizes: tuple[int, ...], *, with_head: bool
+        self,
+        windows: Float32[np.ndarray, "N C D H W"],
+        width: int,
+        sizes: tuple[int, ...],
+        *,
+        with_head: bool,
+        apart: bool = False,
     ) -> Float32[np.ndarray, "N K d h w"]:
         """Return results of `width` channels whose spatial axes measure `sizes`."""
-        request = self._request(windows, with_head=with_head)
+        request = self._request(windows, with_head, apart)
         results = np.empty((len(windows), width, *sizes), np.float32)
         for number, window in enumerate(windows):
             _infer(request, window, results[number : number + 1])
         return results
 
-    def _request(self, windows: Float32[np.ndarray, "N C D H W"], *, with_head: bool) -> openvino.InferRequest:
+    def _request(
+        self, windows: Float32[np.ndarray, "N C D H W"], with_head: bool, apart: bool
+    ) -> openvino.InferRequest:
         channels = len(self._plan.dataset.channel_names)
         if windows.ndim != 5 or windows.shape[1] != channels:
             raise DataError(
@@ -196,7 +225,7 @@ class OpenVINOEngine:
                 code="input_channels",
             )
         d, h, w = windows.shape[2:]
-        key = ((d, h, w), with_head)
+        key = ((d, h, w), with_head, apart)
         if key not in self._compiled:
             while len(self._compiled) >= _KEPT:
                 self._compiled.popitem(last=False)
@@ -208,10 +237,10 @@ class OpenVINOEngine:
         self._compiled.move_to_end(key)
         return self._compiled[key]
 
-    def _joint_model(self, window: Triple, with_head: bool) -> openvino.Model:
+    def _joint_model(self, window: Triple, with_head: bool, apart: bool = False) -> openvino.Model:
         """Return all folds as one graph, so that they take turns with one set of volumes.
 
-        It gives the mean of their logits, or their features side by side.
+        It gives the mean of their logits, or their features, or with `apart` their logits, side by side.
         """
         models = [self._model(fold, window, with_head=with_head) for fold in self._folds]
         if len(models) == 1:
@@ -221,7 +250,7 @@ class OpenVINOEngine:
         for model in models:
             model.get_parameters()[0].output(0).replace(image.output(0))
             ends.append(model.get_results()[0].input_value(0))
-        if self.head is not None and not with_head:
+        if apart or (self.head is not None and not with_head):
             result = ops.concat(ends, 1)
         else:
             result = ops.multiply(reduce(ops.add, ends), np.float32(1 / len(ends)))

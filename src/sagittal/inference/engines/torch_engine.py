@@ -63,14 +63,25 @@ class TorchEngine:
     @property
     def head(self) -> LinearHead | None:
         """The linear last layer of MedNeXt, for all networks' features side by side; None for other networks."""
-        parts = [_head_of(network) for network in self._networks]
-        found = [part for part in parts if part is not None]
-        if len(found) != len(parts):
+        found = self.member_heads
+        if found is None:
             return None
         count = np.float32(len(found))
-        weight = np.concatenate([weight / count for weight, _ in found], axis=1)
-        bias = np.asarray(sum(bias / count for _, bias in found))
+        weight = np.concatenate([head.weight / count for head in found], axis=1)
+        bias = np.asarray(sum(head.bias / count for head in found))
         return LinearHead(np.ascontiguousarray(weight), bias)
+
+    @property
+    def num_members(self) -> int:
+        """M, how many networks are averaged."""
+        return len(self._networks)
+
+    @property
+    def member_heads(self) -> tuple[LinearHead, ...] | None:
+        """Each network's own head, for its part of `features`; None where `head` is None."""
+        parts = [_head_of(network) for network in self._networks]
+        found = tuple(LinearHead(*part) for part in parts if part is not None)
+        return found if len(found) == len(parts) else None
 
     def logits(self, windows: Float32[np.ndarray, "N C D H W"]) -> Float32[np.ndarray, "N K D H W"]:
         """Return the logits of windows; several networks' mean.
@@ -128,6 +139,17 @@ class TorchEngine:
             return total / len(self._networks) if others else total
 
         return self._run(run, windows)
+
+    def member_logits(
+        self, windows: Float32[np.ndarray, "N C D H W"], *, coarse: bool = False
+    ) -> Float32[np.ndarray, "N M K d h w"]:
+        """Return the logits of each network, or what `coarse_logits` is the mean of.
+
+        Raises:
+            MemoryError: the device's memory does not suffice.
+        """
+        networks = [_without_upsampling(network) if coarse else network for network in self._networks]
+        return self._run(lambda given: torch.stack([network(given).float() for network in networks], dim=1), windows)
 
     def memory(self, window: Triple) -> NetworkMemory:
         """Return what a call on windows of this shape takes of the host's memory, its result included.
