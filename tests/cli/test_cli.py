@@ -176,9 +176,18 @@ def test_train_predict_evaluate_and_info_follow_each_other(
         (tiny_dataset, "bright: 1"),
         (tmp_path / "bundle.run" / "plan.json", "mednext-s"),
         (tiny_dataset / "imagesTr" / "case_0_0000.nii.gz", "18 x 22 x 20"),
+        (tmp_path / "bundle.run", "step 3 of 3"),
     ):
         assert _call(["info", path]) == 0
-        assert told in capsys.readouterr().out
+        shown = capsys.readouterr().out
+        assert told in shown and "go on with" not in shown
+
+    run_json = tmp_path / "bundle.run" / "run.json"
+    content = json.loads(run_json.read_text())
+    content["attempts"][-1] |= {"outcome": "terminated", "command": ["sagittal", "train", "a " * 200, "--out", "b"]}
+    run_json.write_text(json.dumps(content))
+    assert _call(["info", tmp_path / "bundle.run"]) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == f"go on with: sagittal train '{'a ' * 200}' --out b --resume"
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ from pathlib import Path
 
 
 def info(path: Path) -> int:
-    """Say what an image, a data set, a plan or a bundle is and holds.
+    """Say what an image, a data set, a plan, a bundle or the folder of a run (OUT.run) is and holds.
 
     Args:
         path: a file or folder
@@ -17,18 +17,24 @@ def info(path: Path) -> int:
 
     from sagittal.bundle import is_package
     from sagittal.errors import DataError
+    from sagittal.training.run_folder import is_run_folder
     from sagittal.volumes.io import is_scan
 
     if not path.exists():
-        raise DataError(f"{path}: does not exist. Give an image, a data set, a plan or a bundle.", code="missing")
+        raise DataError(
+            f"{path}: does not exist. Give an image, a data set, a plan, a bundle or OUT.run.", code="missing"
+        )
+    more: list[str] = []
     if path.name == "dataset.json":
         path = path.parent
     if is_package(path) or (path.is_dir() and (path / "manifest.json").exists()):
         kind, facts = "bundle", _bundle_facts(path)
     elif path.is_dir() and (path / "dataset.json").exists():
         kind, facts = "data set", _dataset_facts(path)
+    elif path.is_dir() and is_run_folder(path):
+        kind, (facts, more) = "run", _run_facts(path)
     elif path.is_dir() and not is_scan(path):
-        known = "a bundle (manifest.json), a data set (dataset.json) nor a DICOM series"
+        known = "a bundle (manifest.json), a data set (dataset.json), a run (run.json) nor a DICOM series"
         raise DataError(f"{path}: neither {known}. Check the path.", code="unknown_kind")
     elif path.suffix == ".json":
         kind, facts = "plan", _plan_facts(path)
@@ -39,6 +45,8 @@ def info(path: Path) -> int:
         table.add_row(name, value)
     Console().print(kind)
     Console().print(table)
+    for line in more:  # outside of the table, which would break a command into pieces
+        print(line)
     return 0
 
 
@@ -90,6 +98,23 @@ def _bundle_facts(path: Path) -> dict[str, str]:
         "every byte": "verified against manifest.json",
         **_facts_of_plan(bundle.plan),
     }
+
+
+def _run_facts(path: Path) -> tuple[dict[str, str], list[str]]:
+    """Return the facts of a run, and the line that tells how to go on with it where it is not over."""
+    from sagittal.training.run_folder import read_run
+
+    run = read_run(path)
+    whole = path.resolve()  # of ".", too
+    bundle = whole.with_name(whole.name.removesuffix(".run"))
+    facts = {"state": run.state}
+    for fold in run.folds:
+        dice = "not validated" if fold.dice is None else f"Dice {fold.dice:.4f} at step {fold.dice_step}"
+        facts[f"fold {fold.name}"] = f"step {fold.step} of {fold.end}; {dice}; {path / f'fold_{fold.name}'}"
+    facts["bundle"] = str(bundle) if (bundle / "manifest.json").is_file() else "not written yet"
+    command = run.command or "the same call of sagittal.train, with RunOptions(resume=True)"
+    facts |= {} if run.plan is None else _facts_of_plan(run.plan)
+    return facts, [f"go on with: {command}"] if run.resumable else []
 
 
 def _facts_of_plan(plan: object) -> dict[str, str]:

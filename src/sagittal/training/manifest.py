@@ -24,8 +24,7 @@ from sagittal.errors import DataError, ResourceError
 from sagittal.kernels import cpu_available
 from sagittal.plan.base import write_atomically
 from sagittal.plan.plan import Plan
-
-RUN_JSON = "run.json"
+from sagittal.training.run_folder import RUN_JSON
 
 
 def remember_data(run_folder: Path, data_folder: Path, content: str, *, started: bool) -> None:
