@@ -95,10 +95,6 @@ class World:
         result: _T = values[0]
         return result
 
-    def barrier(self) -> None:
-        """Wait until every process is here."""
-        self.any_true(False)
-
     def any_true(self, flag: bool) -> bool:
         """Tell whether `flag` is true in any process; for example, whether one was asked to stop."""
         if self.size == 1:

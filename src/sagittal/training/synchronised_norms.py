@@ -1,7 +1,6 @@
 """BatchNorm with the statistics of the batches of all processes, on any device (torch's refuses tensors on a CPU).
 
-A share may have any size, none included (`forward_of_share`). Results are those of one process with the whole batch,
-up to rounding.
+A share may have any size. Results are those of one process with the whole batch, up to rounding.
 """
 
 from __future__ import annotations
@@ -28,30 +27,7 @@ def synchronise_batch_norm(network: nn.Module, world: World) -> None:
         if isinstance(module, _BatchNorm):
             # The same module with another forward pass: others may hold references to it.
             module.__class__ = SynchronisedBatchNorm
-            module.__dict__.update(world=world, stand_in=False)
-
-
-def forward_of_share(network: nn.Module, images: Tensor) -> list[Tensor]:
-    """Run `network` in training on this process's share of a batch, (N, C, D, H, W), where N may be 0.
-
-    Networks refuse an empty batch, but a process must take part in what the norms exchange: it runs an image of zeros,
-    which counts for nothing in the statistics, and of whose outputs, (0, K, D, H, W), no gradient comes.
-
-    Returns:
-        The outputs, from fine to coarse.
-    """
-    if images.shape[0]:
-        result = network(images)
-        return list(result) if isinstance(result, (list, tuple)) else [result]
-    norms = [module for module in network.modules() if isinstance(module, SynchronisedBatchNorm)]
-    for norm in norms:
-        norm.stand_in = True
-    try:
-        result = network(images.new_zeros(1, *images.shape[1:]))
-    finally:
-        for norm in norms:
-            norm.stand_in = False
-    return [output[:0] for output in (result if isinstance(result, (list, tuple)) else [result])]
+            module.__dict__.update(world=world)
 
 
 class SynchronisedBatchNorm(_BatchNorm):
@@ -59,11 +35,9 @@ class SynchronisedBatchNorm(_BatchNorm):
 
     Attributes:
         world: the processes.
-        stand_in: whether the input stands for an empty share and counts for nothing.
     """
 
     world: World
-    stand_in: bool
 
     def _check_input_dim(self, input: Tensor) -> None:
         pass
@@ -77,7 +51,7 @@ class SynchronisedBatchNorm(_BatchNorm):
         """
         if not self.training:
             return super().forward(input)
-        own = 0 if self.stand_in else input.numel() // input.shape[1]
+        own = input.numel() // input.shape[1]
         count, mean, var = _statistics(input, own, self.world)
         # Where this process alone has a variance there is one; so an accelerator is rarely waited for.
         if own <= 1 and int(count) <= 1 and self.running_mean is not None:
@@ -86,7 +60,7 @@ class SynchronisedBatchNorm(_BatchNorm):
             )
         self._update(count, mean, var)
         result: Tensor = _Normalise.apply(  # type: ignore[no-untyped-call]
-            input, self.weight, self.bias, mean, torch.rsqrt(var + self.eps), count, (self.world, self.stand_in)
+            input, self.weight, self.bias, mean, torch.rsqrt(var + self.eps), count, self.world
         )
         return result
 
@@ -106,7 +80,7 @@ def _statistics(x: Tensor, own: int, world: World) -> tuple[Tensor, Tensor, Tens
     """Return the number of values for each channel, (), their mean and variance (biased), (C,), of all; float64.
 
     Each process sends count, mean and sum of squared deviations, which add up without cancellation (Chan, Golub and
-    LeVeque, 1983). `own` is the count of this process; 0 where x stands for nothing.
+    LeVeque, 1983). `own` is the count of this process.
     """
     channels = x.shape[1]
     table = torch.zeros(world.size, 2 * channels + 1, dtype=torch.float64, device=x.device)
@@ -143,10 +117,10 @@ class _Normalise(torch.autograd.Function):
         mean: Tensor,
         rstd: Tensor,
         count: Tensor,
-        place: tuple[World, bool],
+        world: World,
     ) -> Tensor:
         ctx.save_for_backward(x, weight, mean, rstd, count)
-        ctx.world, ctx.stand_in = place
+        ctx.world = world
         wide = _at_least_fp32(x)
         scale = rstd if weight is None else rstd * weight.double()
         result = (wide - _shaped(mean, wide)) * _shaped(scale, wide)
@@ -168,6 +142,4 @@ class _Normalise(torch.autograd.Function):
         )
         of_weight = None if weight is None else (own[1] * rstd).to(weight.dtype)
         of_bias = None if weight is None else own[0].to(weight.dtype)
-        if ctx.stand_in:
-            result = torch.zeros_like(result)
         return result.to(x.dtype), of_weight, of_bias, None, None, None, None
