@@ -241,7 +241,6 @@ def fit_budget(
         The plan, and the seconds to keep for the validation at the end.
     """
     train_cases, held_out = job
-
     world = options.world
     compiled = options.compile if world.size == 1 else "off"
 
@@ -252,21 +251,11 @@ def fit_budget(
     def left_s() -> float:
         return world.broadcast_object(budget.share_s(folds))
 
-    frozen = frozen_steps(plan)
-    plan = without_freezing(plan)
+    frozen, plan = frozen_steps(plan), without_freezing(plan)
     if choice.plan is None:
-        plan = faster_precision(plan, device, decided=choice.decided)
-    fitted, step_s = plan, measure(plan)
-    if choice.plan is None:
-        steps = left_s() / step_s
-        quick = short_run(plan, steps=steps, decided=choice.decided, budget_s=budget.total_s)
-        if quick != plan and (quick_s := measure(quick)) <= DEAREST_STEP * step_s:
-            fitted, step_s = quick, quick_s
-    if choice.plan is None and not {"patch.size", "training.batch_size"} & choice.decided:
-        for rule in (shrink_batch, shrink_patch):
-            shrunk = rule(fitted, step_s=step_s, left_s=left_s(), budget_s=budget.total_s)
-            if shrunk != fitted and enough_samples(shrunk, world):
-                fitted, step_s = shrunk, measure(shrunk)
+        fitted, step_s = _made_quick(plan, device, choice, budget, world, measure=measure, left_s=left_s)
+    else:
+        fitted, step_s = plan, measure(plan)
     case_s = measure_case_s(fitted, cache, held_out[0], device) if held_out else 0.0
     # Processes predict their cases side by side.
     case_s = world.broadcast_object(case_s) * math.ceil(len(held_out) / world.size) / max(len(held_out), 1)
@@ -274,9 +263,44 @@ def fit_budget(
     asked = {name: value for name, value in choice.settings.items() if name.startswith("schedule.")}
     fitted = override(fit_schedule(fitted, timing, budget_s=budget.total_s), asked, origin=SET_BY_USER)
     fitted = with_frozen_steps(fitted, frozen, budget_s=budget.total_s)
-    batch = fitted.training.batch_size
-    say = options.say
-    say(f"budget: {fitted.reasons['schedule.steps']}; {fitted.schedule.steps} steps of batch {batch}")
-    if frozen_steps(fitted) != frozen:
-        say(f"budget: the encoder is frozen for {frozen_steps(fitted)} steps, not {frozen}: a quarter of all at most")
+    _say_fitted(fitted, frozen, options.say)
     return fitted, final_validation_s(timing)
+
+
+def _made_quick(
+    plan: Plan,
+    device: torch.device,
+    choice: PlanChoice,
+    budget: Budget,
+    world: World,
+    *,
+    measure: Callable[[Plan], float],
+    left_s: Callable[[], float],
+) -> tuple[Plan, float]:
+    """Return a plan made here with what lets it learn more in the time, and the seconds of its step.
+
+    Args:
+        plan, device, choice, budget: as for `fit_budget`.
+        world: the processes; each of them measures.
+        measure: returns the seconds of a plan's step.
+        left_s: returns the seconds left.
+    """
+    plan = faster_precision(plan, device, decided=choice.decided)
+    fitted, step_s = plan, measure(plan)
+    quick = short_run(plan, steps=left_s() / step_s, decided=choice.decided, budget_s=budget.total_s)
+    if quick != plan and (quick_s := measure(quick)) <= DEAREST_STEP * step_s:
+        fitted, step_s = quick, quick_s
+    if not {"patch.size", "training.batch_size"} & choice.decided:
+        for rule in (shrink_batch, shrink_patch):
+            shrunk = rule(fitted, step_s=step_s, left_s=left_s(), budget_s=budget.total_s)
+            if shrunk != fitted and enough_samples(shrunk, world):
+                fitted, step_s = shrunk, measure(shrunk)
+    return fitted, step_s
+
+
+def _say_fitted(plan: Plan, frozen: int, say: Callable[[str], None]) -> None:
+    """Say what schedule a budget gives, and where the encoder is not frozen for the steps that were asked for."""
+    say(f"budget: {plan.reasons['schedule.steps']}; {plan.schedule.steps} steps of batch {plan.training.batch_size}")
+    steps = frozen_steps(plan)
+    if steps != frozen:
+        say(f"budget: the encoder is frozen for {steps} steps, not {frozen}: a quarter of all at most")
