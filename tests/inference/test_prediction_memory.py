@@ -1,16 +1,21 @@
 from __future__ import annotations
 
+import tracemalloc
+from collections.abc import Callable
 from dataclasses import replace
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from sagittal.data.normalizing import mask_bytes, nonzero_mask
 from sagittal.errors import PlanError, ResourceError
 from sagittal.inference import memory
 from sagittal.inference.blending import carried_voxels, visiting_order
 from sagittal.inference.coarse import coarse_voxels, kept_windows, piece_bytes
-from sagittal.inference.engines.engine import NetworkMemory
+from sagittal.inference.engines.engine import LinearHead, NetworkMemory
+from sagittal.inference.labelling import ConsumerFeed, plane_bytes
 from sagittal.inference.memory import (
     GIB,
     KEPT_VALUES,
@@ -18,6 +23,7 @@ from sagittal.inference.memory import (
     MIN_SLAB_BYTES,
     PROCESS_BYTES,
     Choice,
+    Comparison,
     Workload,
     budget_bytes,
     choose,
@@ -25,7 +31,13 @@ from sagittal.inference.memory import (
     phase_bytes,
     row_bytes,
 )
+from sagittal.inference.postprocessing import apply, rules_bytes
+from sagittal.inference.probabilities import shares_of
+from sagittal.inference.uncertainty import Disagreement, comparison_of, votes_of
 from sagittal.inference.windows import tile
+from sagittal.plan import Label
+from sagittal.plan.postprocessing import FillHoles, LargestComponent, MinimumVolume
+from sagittal.testing.plans import untrained_spec
 
 MIB = 1 << 20
 NETWORK = NetworkMemory(fixed_bytes=20 * MIB, per_window_bytes=300 * MIB)
@@ -74,6 +86,87 @@ def test_a_held_scan_and_mirrored_copies_count() -> None:
     assert held["writing the label map"] - plain["writing the label map"] == WORK.stored_bytes
     mirrored = phase_bytes(replace(WORK, copies=8), NETWORK, Choice(1))
     assert mirrored["predicting"] - plain["predicting"] == 5 * 96**3 * 4
+
+
+def test_rules_members_planes_and_masks_count() -> None:
+    plain = phase_bytes(WORK, NETWORK, Choice(4))
+    assert "post-processing" not in plain
+    ruled = phase_bytes(replace(WORK, rules_bytes=3 * GIB), NETWORK, Choice(4))
+    assert ruled["post-processing"] == WORK.process_bytes + WORK.label_bytes + 3 * GIB
+    comparison = Comparison(per_copy=1000, per_window=100, once=7)
+    compared = phase_bytes(replace(WORK, comparison=comparison), NETWORK, Choice(4))
+    assert compared["predicting"] - plain["predicting"] == 4 * 1000 + 4 * 100 + 7
+    mirrored = [
+        phase_bytes(replace(WORK, copies=2, comparison=what), NETWORK, Choice(4)) for what in (None, comparison)
+    ]
+    assert mirrored[1]["predicting"] - mirrored[0]["predicting"] == 4 * 1000 + 2 * 100 + 7
+    thick = phase_bytes(replace(WORK, plane_bytes=GIB), NETWORK, Choice(4))
+    assert thick["predicting"] - plain["predicting"] == GIB - MIN_SLAB_BYTES
+    masked = phase_bytes(replace(WORK, mask_bytes=9 * GIB), NETWORK, Choice(4))
+    assert masked["preparing the scan"] == WORK.process_bytes + WORK.stored_bytes + 9 * GIB
+
+
+def peak_of(work: Callable[[], object]) -> int:
+    """Return the most bytes that numpy and Python hold at a time beside what was there before."""
+    tracemalloc.start()
+    try:
+        work()
+        return tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+
+
+def test_what_is_stated_is_what_rules_take() -> None:
+    spec = untrained_spec(4)
+    labels = np.random.default_rng(0).integers(0, 4, (150, 160, 170)).astype(np.uint8)
+    rules = (
+        LargestComponent(labels=("class_1", "class_3")),
+        MinimumVolume(label="class_2", volume_ml=0.003),
+        FillHoles(label="class_1"),
+    )
+    taken = peak_of(lambda: apply(labels, rules, (1.0, 1.0, 1.0), spec))
+    stated = rules_bytes(labels.nbytes, labels.size)
+    assert 0.5 * stated < taken < stated
+
+
+def test_what_is_stated_is_what_masks_take() -> None:
+    channels = [np.random.default_rng(seed).integers(0, 2, (120, 130, 140)).astype(np.int16) for seed in range(2)]
+    taken = peak_of(lambda: nonzero_mask(channels))
+    assert 0.8 * mask_bytes(channels[0].size) < taken < 1.2 * mask_bytes(channels[0].size)
+
+
+@pytest.mark.parametrize("has_regions", [False, True])
+@pytest.mark.parametrize("folds", [1, 3])
+def test_what_is_stated_is_what_a_comparison_takes(has_regions: bool, folds: int) -> None:
+    spec = untrained_spec(4)
+    if has_regions:
+        values = tuple(range(1, 4))
+        labels = tuple(Label(name=f"r{value}", values=values[value - 1 :]) for value in values)
+        spec = spec.replace(labels=labels, regions_class_order=values)
+    window, outputs = (40, 48, 56), spec.num_outputs
+    rng = np.random.default_rng(0)
+    copies = [rng.standard_normal((folds, outputs, *window)).astype(np.float32) for _ in range(4)]
+    weight = np.ones(window, np.float32)
+    disagreement = Disagreement(spec)
+
+    def compare() -> None:
+        votes = [votes_of(np.flip(part, 2), None, None, has_regions=has_regions) for given in copies for part in given]
+        disagreement.count(votes, weight)
+
+    stated = comparison_of(folds, 4, (outputs, outputs), weight.size, has_regions=has_regions)
+    taken = peak_of(compare)
+    assert 0.3 * (stated.per_window + stated.once) < taken < stated.per_window + stated.once + MIB
+    assert stated.per_copy == (0 if folds == 1 else 2 * copies[0].nbytes)
+
+
+def test_what_is_stated_is_what_a_slab_takes() -> None:
+    outputs, plane = 40, (150, 160)
+    head = LinearHead(np.ones((outputs, 8), np.float32), np.zeros(outputs, np.float32))
+    for last, channels in ((head, 8), (None, outputs)):
+        feed = ConsumerFeed([lambda rows, logits: shares_of(logits, has_regions=False)], last, (channels, 8, *plane), 1)
+        feed((slice(0, 8), slice(0, 150), slice(0, 160)), np.zeros((channels, 8, *plane), np.float32))
+        # Besides, tiles of a fixed size.
+        assert peak_of(feed.end_layer) < plane_bytes(outputs, *plane) + 12 * MIB
 
 
 def test_a_thick_row_counts_more_than_the_slab() -> None:

@@ -17,6 +17,7 @@ from whole_volume import labels_on_grid
 from sagittal.data.label_index import label_index
 from sagittal.errors import DataError, ResourceError
 from sagittal.inference.engines.engine import LinearHead
+from sagittal.inference.labelling import plane_bytes
 from sagittal.inference.memory import Choice
 from sagittal.inference.sliding_window import predict_logits
 from sagittal.plan import DatasetSpec, Label
@@ -227,7 +228,7 @@ def test_windows_are_batched_and_reported() -> None:
 
 def test_slabs_reach_consumers_once_in_order_and_whole() -> None:
     image, engine, seen = image_of((20, 6, 30)), Known(5, features=2), Slabs()
-    rows = 5 * 9 * 25 * 4
+    rows = plane_bytes(5, 9, 25)
     run(engine, image, (8, 6, 8), (33, 9, 25), choice=Choice(1, slab_bytes=2 * rows), consumers=(seen,))
     assert max(stop - start for start, stop in seen.rows) == 2
     assert [start for start, _ in seen.rows] == [0, *[stop for _, stop in seen.rows[:-1]]]

@@ -14,6 +14,7 @@ from scipy import ndimage
 from sagittal.plan.plan import CTNormalization, NoNormalization, Normalization, RescaleToUnit, ZScore
 
 _STD_FLOOR = 1e-8
+_MASK_BYTES = 6
 
 
 @dataclass(frozen=True, eq=False)
@@ -89,7 +90,16 @@ def nonzero_mask(channels: list[Shaped[np.ndarray, "D H W"]]) -> Bool[np.ndarray
         for side in (0, -1):
             outside[np.unique(regions.take(side, axis=axis))] = True
     outside[0] = False
-    return np.asarray(~outside[regions])
+    mask, inside = zero, ~outside
+    for depth, plane in enumerate(regions):
+        # Plane by plane, into what is no longer needed: a look-up makes indices of eight bytes for each voxel.
+        mask[depth] = inside[plane]
+    return mask
+
+
+def mask_bytes(voxels: int) -> int:
+    """Return the memory that `nonzero_mask` takes: two bytes and the number of a region for each voxel."""
+    return _MASK_BYTES * voxels
 
 
 def _moments(channel: Shaped[np.ndarray, "D H W"], mask: Bool[np.ndarray, "D H W"] | None) -> tuple[float, float]:

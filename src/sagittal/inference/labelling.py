@@ -18,6 +18,11 @@ VOXELS_AT_ONCE = 2048
 _FLOAT_BYTES = 4
 
 
+def plane_bytes(outputs: int, height: int, width: int) -> int:
+    """Return what it takes to hand on one plane: its values side by side, its logits, and float16 shares of them."""
+    return 5 * outputs * height * width * _FLOAT_BYTES // 2
+
+
 class LabelWriter:
     """Decide voxels and write their labels.
 
@@ -91,7 +96,7 @@ class ConsumerFeed:
         consumers: take the logits.
         head: from features to logits; None where logits are given.
         shape: channels of the blocks, the most rows that a layer completes, H, W.
-        slab_bytes: memory for the logits that are made at once; at least one plane is.
+        slab_bytes: memory for what is handed on at once (`plane_bytes`); at least one plane is.
     """
 
     def __init__(
@@ -104,7 +109,7 @@ class ConsumerFeed:
         self._consumers, self._head = tuple(consumers), head
         self._gathered = np.empty(shape, np.float32)
         outputs = shape[0] if head is None else len(head.bias)
-        self._rows = max(1, slab_bytes // (outputs * shape[2] * shape[3] * _FLOAT_BYTES))
+        self._rows = max(1, slab_bytes // plane_bytes(outputs, shape[2], shape[3]))
         self._first, self._stop = 0, 0
 
     def __call__(self, place: Place, values: Float32[np.ndarray, "F d h w"]) -> None:

@@ -1,7 +1,7 @@
 """How much memory a prediction takes, and the choices that keep it within a budget.
 
-Three moments count: the scan is prepared, windows are predicted and labelled, the label map is written. What each holds
-at its peak is added up here from shapes; what a call of the network takes is told by the engine.
+These moments count: the scan is prepared, windows are predicted and labelled, rules are applied to the label map, it is
+written. What each holds at its peak is added up here from shapes; what a call of the network takes, the engine tells.
 """
 
 from __future__ import annotations
@@ -27,6 +27,18 @@ KEPT_VALUES = 2
 _PIECES_BYTES = 3 * (64 << 20)
 """Preprocessing works on pieces of 64 MiB: as read, as float32, and resampled."""
 _FLOAT_BYTES, _HALF_BYTES = 4, 2
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What it takes to compare the members of an average (`uncertainty.Disagreement`)."""
+
+    per_copy: int
+    """Each fold's own results, for every copy of a window in a call."""
+    per_window: int
+    """What all members decide, for every window in a call."""
+    once: int
+    """Counting it, a window at a time."""
 
 
 @dataclass(frozen=True)
@@ -63,6 +75,13 @@ class Workload:
     """Finishing the least that can be finished at once (`row_bytes`, `coarse.piece_bytes`)."""
     consumer_bytes: int = 0
     """What is gathered for consumers."""
+    plane_bytes: int = 0
+    """What they and the logits of one plane take, the least that they are given (`labelling.plane_bytes`)."""
+    mask_bytes: int = 0
+    """Finding the voxels that are normalised, before there is an image."""
+    comparison: Comparison | None = None
+    rules_bytes: int = 0
+    """Post-processing, beside the label map; 0 where there are no rules."""
     keeps_scan: bool = False
     """Whether the caller holds the scan's voxels all along."""
     process_bytes: int = PROCESS_BYTES["torch"]
@@ -93,7 +112,8 @@ def phase_bytes(work: Workload, network: NetworkMemory, choice: Choice) -> dict[
     """Return the memory at the peak of each phase, in the order in which they come."""
     image = work.prepared_values * (_HALF_BYTES if choice.halve_image else _FLOAT_BYTES)
     # The crop and normalisation inside of it make masks of one byte per voxel.
-    preparing = work.stored_bytes + 2 * work.stored_voxels + image + work.between_voxels * _FLOAT_BYTES + _PIECES_BYTES
+    resampling = 2 * work.stored_voxels + image + work.between_voxels * _FLOAT_BYTES + _PIECES_BYTES
+    preparing = work.stored_bytes + max(resampling, work.mask_bytes)
     held = work.stored_bytes if work.keeps_scan else 0
     output = work.channels * work.output_voxels * _FLOAT_BYTES
     per_call = max(1, choice.window_batch // work.copies)
@@ -103,10 +123,17 @@ def phase_bytes(work: Workload, network: NetworkMemory, choice: Choice) -> dict[
     calls = network.fixed_bytes + choice.window_batch * network.per_window_bytes
     kept = work.channels * work.carried_voxels * (_HALF_BYTES if choice.half else _FLOAT_BYTES)
     halos = work.channels * work.halo_voxels * _FLOAT_BYTES
-    finishing = max(choice.slab_bytes, work.row_bytes) + work.consumer_bytes
-    predicting = held + image + work.label_bytes + calls + outputs + window + kept + halos + finishing
-    writing = held + 2 * work.label_bytes
-    phases = {"preparing the scan": preparing, "predicting": predicting, "writing the label map": writing}
+    finishing = max(choice.slab_bytes, work.row_bytes, work.plane_bytes) + work.consumer_bytes
+    comparing = 0
+    if work.comparison is not None:
+        each = work.comparison
+        comparing = choice.window_batch * each.per_copy + per_call * each.per_window + each.once
+    predicting = held + image + work.label_bytes + calls + outputs + window + kept + halos + finishing + comparing
+    phases = {"preparing the scan": preparing, "predicting": predicting}
+    if work.rules_bytes:
+        phases["post-processing"] = held + work.label_bytes + work.rules_bytes
+    # A format that is not packed is put together in memory.
+    phases["writing the label map"] = held + 3 * work.label_bytes
     return {name: work.process_bytes + size for name, size in phases.items()}
 
 

@@ -26,6 +26,10 @@ _TOUCHING = np.ones((3, 3, 3), dtype=bool)
 _BY_FACES = ndimage.generate_binary_structure(3, 1)
 """What is around them is connected by faces alone, so that a wall which holds together lets nothing through."""
 _CHUNK_VOXELS = 1 << 21
+_CHUNK_BYTES = 16 * _CHUNK_VOXELS
+"""What look-ups and counts in such a chunk make: eight bytes for each index."""
+_BYTES_PER_VOXEL = 5
+"""A mask and the number of a component."""
 _MM3_PER_ML = 1000.0
 _ROUNDING = 1e-9
 """Share of a volume by which a product of spacings may differ between orders of axes."""
@@ -91,6 +95,12 @@ def postprocess(labels: Volume, plan: Plan) -> Volume:
     if not plan.postprocessing:
         return labels
     return labels.with_array(apply(labels.array[0], plan.postprocessing, labels.spacing_mm, plan.dataset))
+
+
+def rules_bytes(labels: int, voxels: int) -> int:
+    """Return the memory that rules take at most beside a label map of `labels` bytes and `voxels` voxels: its copy, and
+    masks and components where a label's box is the whole scan."""
+    return labels + _BYTES_PER_VOXEL * voxels + _CHUNK_BYTES
 
 
 def target_of(spec: DatasetSpec, names: Sequence[str]) -> Target:
@@ -181,7 +191,11 @@ def mask_of(labels: Integer[np.ndarray, "*d"], values: Sequence[int]) -> Bool[np
     """Return where a label map has one of these values."""
     if len(values) == 1:
         return np.asarray(labels == values[0])
-    return np.isin(labels, values)
+    found = np.empty(labels.shape, bool)
+    for part, inside in zip(_chunks(labels), _chunks(found), strict=True):
+        # Looked up in a table, with eight bytes for each voxel.
+        inside[...] = np.isin(part, values)
+    return found
 
 
 def boxes_of(labels: Integer[np.ndarray, "D H W"]) -> dict[int, Box]:

@@ -6,7 +6,6 @@ import math
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import cached_property
 from typing import TypeAlias
 
 import numpy as np
@@ -14,6 +13,7 @@ import numpy as np
 from sagittal.bundle import Bundle, read_bundle
 from sagittal.data.label_index import LabelIndex, label_index
 from sagittal.data.mirroring import output_swaps
+from sagittal.data.normalizing import mask_bytes
 from sagittal.data.preprocessing import Frame, frame_of, prepare_image
 from sagittal.errors import DataError, PlanError, ResourceError
 from sagittal.inference.blending import carried_voxels, visiting_order
@@ -21,18 +21,19 @@ from sagittal.inference.coarse import coarse_voxels, kept_windows, piece_bytes
 from sagittal.inference.consumers import SlabConsumer
 from sagittal.inference.copies import Copies, Mirror, mirrors_of, outputs_of
 from sagittal.inference.engines.choice import load_engine
-from sagittal.inference.engines.engine import Engine, NetworkMemory
+from sagittal.inference.engines.engine import Engine, NetworkMemory, members_of
+from sagittal.inference.labelling import plane_bytes
 from sagittal.inference.memory import PROCESS_BYTES, Choice, Workload, budget_bytes, choose, row_bytes
 from sagittal.inference.missing import channels_given, fill, preprocessing_of
-from sagittal.inference.postprocessing import postprocess
+from sagittal.inference.postprocessing import postprocess, rules_bytes
 from sagittal.inference.slabs import halo_voxels, most_outputs
 from sagittal.inference.streaming import Target, stream
 from sagittal.inference.timings import Timings
-from sagittal.inference.uncertainty import Disagreement
+from sagittal.inference.uncertainty import Disagreement, comparison_of
 from sagittal.inference.windows import Tiling, tile
 from sagittal.plan import Plan
 from sagittal.plan.base import Triple
-from sagittal.plan.plan import NoNormalization
+from sagittal.plan.plan import NoNormalization, ZScore
 from sagittal.volumes import Volume
 from sagittal.volumes.volume import read_scans, require_same_grid
 
@@ -98,7 +99,7 @@ class Predictor:
             memory_gib: main memory that may be used, without a GPU's own; None is four fifths of what is available.
             on_window: called with the number of windows done and in all.
             consumers: get the logits on the cropped scan's grid, slab by slab.
-            disagreement: is shown what each mirrored copy decides.
+            disagreement: is shown what each fold decides on each mirrored copy.
 
         Raises:
             DataError: a scan that can't be read, another number of channels, grids that differ, or values that are not
@@ -120,7 +121,8 @@ class Predictor:
             mirrors = self._mirrors(mirror)
             tiling = tile(frame.prepared_shape, self.plan.patch.size, overlap)
             keeps_scan = any(isinstance(image, Volume) for image in images)
-            work = self._work(volumes, frame, tiling, mirrors, bool(consumers), keeps_scan)
+            compares = disagreement is not None
+            work = self._work(volumes, frame, tiling, mirrors, bool(consumers), keeps_scan, compares)
             choice = self._choose(work, allowed)
             with timings.phase("preparing"):
                 image = prepare_image(volumes, self._preprocessing, frame, compact=choice.halve_image)
@@ -139,11 +141,11 @@ class Predictor:
             )
             target = Target(self._labels, frame.crop(labels), consumers)
             stream(image, copies, tiling, target, choice, timings=timings, on_window=on_window)
-        del image
-        result = Volume.on(geometry, labels)
-        if self._postprocessing:
-            with timings.phase("finishing"):
-                result = postprocess(result, self.plan)
+            del image, copies
+            result = Volume.on(geometry, labels)
+            if self._postprocessing:
+                with timings.phase("finishing"):
+                    result = postprocess(result, self.plan)
         timings.stop()
         self.last_timings = timings
         return result
@@ -189,6 +191,7 @@ class Predictor:
         mirrors: Sequence[Mirror],
         has_consumers: bool,
         keeps_scan: bool,
+        compares: bool,
     ) -> Workload:
         preprocessing = self.plan.preprocessing
         own, target = frame.prepared_shape, frame.cropped_shape
@@ -203,6 +206,12 @@ class Predictor:
             halo, finishing = 0, piece_bytes(channels, outputs.stride)
         gathered = most_outputs(tiling, 0, own[0], target[0]) * target[1] * target[2] * channels * _FLOAT_BYTES
         raw = any(isinstance(scheme, NoNormalization) for scheme in preprocessing.normalization)
+        masked = any(isinstance(scheme, ZScore) and scheme.nonzero_only for scheme in preprocessing.normalization)
+        spec, label_bytes = self.plan.dataset, math.prod(frame.stored_shape) * self._labels.values_of_classes().itemsize
+        members = members_of(self.engine) if compares else 1
+        comparison = comparison_of(
+            members, len(mirrors), (spec.num_outputs, channels), output_voxels, has_regions=spec.has_regions
+        )
         return Workload(
             stored_bytes=sum(volume.array.nbytes for volume in volumes),
             stored_voxels=math.prod(frame.stored_shape),
@@ -217,9 +226,15 @@ class Predictor:
             window_channels=len(preprocessing.normalization),
             windows=tiling.num_windows,
             copies=len(mirrors),
-            label_bytes=math.prod(frame.stored_shape) * self._labels.values_of_classes().itemsize,
+            label_bytes=label_bytes,
             row_bytes=finishing,
             consumer_bytes=gathered if has_consumers else 0,
+            plane_bytes=plane_bytes(spec.num_outputs, *target[1:]) if has_consumers else 0,
+            mask_bytes=mask_bytes(math.prod(target)) if masked else 0,
+            comparison=comparison if members * len(mirrors) > 1 and compares else None,
+            rules_bytes=rules_bytes(label_bytes, math.prod(frame.stored_shape))
+            if self._postprocessing and self.plan.postprocessing
+            else 0,
             keeps_scan=keeps_scan,
             process_bytes=PROCESS_BYTES[self.engine.name],
         )
@@ -227,23 +242,16 @@ class Predictor:
     def _choose(self, work: Workload, allowed_bytes: int | None) -> Choice:
         kind = self.device.partition(":")[0]
         preferred = max(1, min(_MAX_BATCH, _WINDOW_VOXELS_PER_CALL[kind] // work.window_voxels))
-        unlimited = 1 << 62
-        return choose(
-            work,
-            self._network_memory,
-            unlimited if allowed_bytes is None else allowed_bytes,
-            preferred_batch=preferred,
-        )
+        if allowed_bytes is None:
+            # Nothing to stay within: what the network takes need not be measured.
+            return choose(work, NetworkMemory(0, 0), 1 << 62, preferred_batch=preferred)
+        return choose(work, self.engine.memory(self.plan.patch.size), allowed_bytes, preferred_batch=preferred)
 
     @property
     def _prepared_channels(self) -> int:
         """How many prepared channels there are at most at a time: those given lie beside all where some are missing."""
         every = len(self.plan.preprocessing.normalization)
         return every if len(self._given) == every else every + len(self._given)
-
-    @cached_property
-    def _network_memory(self) -> NetworkMemory:
-        return self.engine.memory(self.plan.patch.size)
 
 
 def load(

@@ -18,6 +18,7 @@ from jaxtyping import Float32, Float64, Shaped, UInt8
 from sagittal.data.preprocessing import Frame
 from sagittal.inference.engines.engine import LinearHead
 from sagittal.inference.labelling import VOXELS_AT_ONCE, apply_head
+from sagittal.inference.memory import Comparison
 from sagittal.inference.run_report import Flag, Quality
 from sagittal.plan.dataset import DatasetSpec
 
@@ -27,6 +28,9 @@ Votes = Shaped[np.ndarray, "*decided d h w"]
 FIXED_THRESHOLD = 0.8
 """Where the bundle tells of no validated case. No measurement stands behind it."""
 LOW_SHARE = 0.05
+_COUNTING_BYTES = 44
+"""For each voxel, where every one is contested: masks, counts, the weight and its products in float64."""
+_FLOAT_BYTES = 4
 _FULL = 255
 _FEW = 5
 _TILE = 1 << 20
@@ -119,13 +123,36 @@ def votes_of(
     columns = values.reshape(len(values), -1)
     outputs = len(columns) if head is None else len(head.bias)
     order = list(range(outputs) if rows is None else rows)
-    kind = np.uint8 if outputs <= np.iinfo(np.uint8).max else np.uint16
-    found: Any = np.empty((outputs, columns.shape[1]), bool) if has_regions else np.empty(columns.shape[1], kind)
+    decisions = (outputs, columns.shape[1]) if has_regions else columns.shape[1]
+    found: Any = np.empty(decisions, bool if has_regions else _vote_type(outputs))
     for start in range(0, columns.shape[1], VOXELS_AT_ONCE):
         piece = columns[:, start : start + VOXELS_AT_ONCE]
         logits = (piece if head is None else apply_head(head, piece))[order]
         found[..., start : start + VOXELS_AT_ONCE] = logits > 0 if has_regions else logits.argmax(axis=0)
     return np.asarray(found.reshape(*found.shape[:-1], *values.shape[1:]))
+
+
+def _vote_type(outputs: int) -> type[np.unsignedinteger[Any]]:
+    return np.uint8 if outputs <= np.iinfo(np.uint8).max else np.uint16
+
+
+def comparison_of(members: int, copies: int, shape: tuple[int, int], voxels: int, *, has_regions: bool) -> Comparison:
+    """Return the memory that comparing takes.
+
+    Args:
+        members: folds that are told apart; 1 where they are not.
+        copies: mirrored copies of a window.
+        shape: outputs, and channels of what the engine gives.
+        voxels: of what it gives for a window.
+        has_regions: whether outputs are decided one by one.
+    """
+    outputs, channels = shape
+    decision = outputs if has_regions else np.dtype(_vote_type(outputs)).itemsize
+    votes = members * copies * decision * voxels
+    # The decisions on contested voxels, joined and sorted; a mirrored output turned back, and weights as float64.
+    counting = (0 if has_regions else 3 * votes) + (_COUNTING_BYTES + _FLOAT_BYTES * channels) * voxels
+    apart = 2 * members * _FLOAT_BYTES * channels * voxels if members > 1 else 0
+    return Comparison(per_copy=apart, per_window=votes, once=counting)
 
 
 def quality_of(disagreement: Disagreement, threshold: float, threshold_from: str) -> Quality:
@@ -207,7 +234,7 @@ class EntropyMap:
         return np.asarray(np.divide(whole, np.float32(_FULL), dtype=np.float32))
 
 
-def class_entropy(logits: Float32[np.ndarray, K * n]) -> Float32[np.ndarray, "*n"]:
+def class_entropy(logits: Float32[np.ndarray, "K ..."]) -> Float32[np.ndarray, "*n"]:
     """Return the entropy of the softmax over the first axis, divided by its largest value, log K."""
     if len(logits) < 2:
         return np.zeros(logits.shape[1:], np.float32)
@@ -218,7 +245,7 @@ def class_entropy(logits: Float32[np.ndarray, K * n]) -> Float32[np.ndarray, "*n
     return np.asarray(entropy / np.float32(math.log(len(logits))), np.float32)
 
 
-def region_entropy(logits: Float32[np.ndarray, K * n]) -> Float32[np.ndarray, "*n"]:
+def region_entropy(logits: Float32[np.ndarray, "K ..."]) -> Float32[np.ndarray, "*n"]:
     """Return the largest entropy of any output's sigmoid, in bits."""
     least_sure = np.abs(logits).min(axis=0)
     # The entropy depends on the logit's size alone and falls with it, so one output decides.
