@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from sagittal.bundle import read_bundle
 from sagittal.cli import run
 from sagittal.inference.run_report import FolderResult
 from sagittal.testing.bundle import write_random_bundle
@@ -69,6 +70,15 @@ def test_a_run_tells_what_it_is_for_what_computes_and_where_it_can_be_read(
     assert report.bundle == "bundle" and report.cases[0].volumes_ml.keys() == {"class_2"}
     assert predict(bundle, scans, "--out", out, "--device", "cpu", "--subset", "class_2") == 0
     assert capsys.readouterr().out.count("finished before") == 3
+
+
+def test_folds_are_compared_where_nothing_is_mirrored(bundle: Path, scans: Path, tmp_path: Path) -> None:
+    plan = read_bundle(bundle).plan
+    folds = write_random_bundle(tmp_path / "folds", plan, folds=("fold_0", "fold_1"))
+    options = ("--out", tmp_path / "out", "--device", "cpu", "--quality", "--no-mirror")
+    assert predict(folds, scans / "c00.nii.gz", *options) == 0
+    (case,) = FolderResult.read(tmp_path / "out" / "prediction.json").cases
+    assert case.quality is not None and case.quality.agreement is not None and case.quality.agreement < 1
 
 
 def test_json_is_one_object_a_line(

@@ -80,9 +80,12 @@ def predict(
     choices = write.choices(how, precision, _say_aside, fast)
     subset = tuple(label.name for label in chosen_spec(read.plan.dataset, choices.subset).labels)
     choices = choices.replace(subset=subset if choices.subset else ())
-    if choices.quality and not read.plan.inference.mirror_axes:
+    is_mirrored = choices.mirror and read.plan.inference.mirror_axes
+    if choices.quality and not is_mirrored and len(read.weight_names) < 2:
         raise PlanError(
-            "--quality compares mirrored copies, and this model is not mirrored. Leave it out.", code="options"
+            "--quality compares mirrored copies or folds: this model has one fold, and nothing is mirrored (the model "
+            "is not, or --no-mirror or --fast was given). Leave out --quality, or what keeps from mirroring.",
+            code="options",
         )
     model = model_of(read, read.plan, engine, devices)
     job = Job(out, choices, model.sha256, ",".join(devices), memory_gib, model.threshold)

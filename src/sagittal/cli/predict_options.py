@@ -49,6 +49,7 @@ class Writing:
         probabilities: CASE.npz with the probabilities of all classes as float16, (K, D, H, W) as the scan is stored
         entropy: entropy/CASE with how unsure each voxel is, 0 to 1
         quality: how far mirrored copies or folds agree, and which cases to look at because of it; needs mirroring
+            or several folds
     """
 
     subset: str | None = None
@@ -64,23 +65,13 @@ class Writing:
         say: Callable[[str], None],
         fast: Fast | None = None,
     ) -> Choices:
-        """Return what the library is told.
-
-        Raises:
-            PlanError: --quality without anything to compare.
-        """
-        from sagittal.errors import PlanError
+        """Return what the library is told."""
         from sagittal.inference.run_report import Choices
 
         mirror, step = how.mirror and not how.fast, how.step
         if fast is not None:
             step = fast.step if step is None else step
             say(fast.sentence)
-        if self.quality and not mirror:
-            raise PlanError(
-                "--quality compares mirrored copies, and --no-mirror or --fast leaves them out. Leave one out.",
-                code="options",
-            )
         return Choices(
             precision=precision,
             mirror=mirror,
