@@ -61,6 +61,19 @@ def test_a_year_at_the_end_of_a_name_is_no_channel(tmp_path: Path) -> None:
     assert ids(tmp_path, ["CT"]) == ["scan_2021", "scan_2022"]
 
 
+def test_channels_of_one_case_are_not_cases_of_a_model_with_one_channel(tmp_path: Path) -> None:
+    touch(tmp_path, *(f"p1_{number:04d}.nii.gz" for number in range(4)), "p2_0000.nii.gz", "p3_0001.nii.gz")
+    found = find_cases(tmp_path, ["CT"])
+    assert [case.id for case in found.good] == ["p2", "p3_0001"]
+    assert [(bad.id, bad.error.code) for bad in found.bad] == [("p1", "undeclared_channel")]
+    assert "p1_0001.nii.gz" in found.bad[0].error.message
+
+
+def test_a_long_row_of_numbers_is_one_of_cases(tmp_path: Path) -> None:
+    touch(tmp_path, *(f"scan_{number:04d}.nii.gz" for number in range(12)))
+    assert len(ids(tmp_path, ["CT"])) == 12
+
+
 @pytest.mark.parametrize(
     ("name", "case"), [("scan.nii.gz", "scan"), ("scan_0000.nii", "scan"), ("a_2021.nii", "a_2021")]
 )

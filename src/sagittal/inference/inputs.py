@@ -23,6 +23,7 @@ from sagittal.volumes.io import FORMATS, is_scan, known_suffix, scan_name
 LIST_SUFFIXES = (".csv", ".txt", ".tsv")
 _CASE_COLUMN = "case"
 _MAGIC_AT, _MAGIC = 128, b"DICM"
+_MOST_CHANNELS = 9
 _UNSAFE = re.compile(r'[<>:"|?*\x00-\x1f]')
 
 Inputs = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
@@ -150,9 +151,12 @@ def _grouped(
         return [Case(_id("", names[0]), tuple(path for _, path in scans))]
     groups: dict[str, dict[int, Path]] = {}
     wrong: list[Case | BadCase] = []
+    several = _with_several_channels(scans, numbered) if channels == 1 else frozenset()
     for (place, path), name, match in zip(scans, names, numbered, strict=True):
         # With one channel, a name may end in any four digits: scan_2021 is no channel 2021.
-        counts = match is not None and (channels > 1 or int(match["channel"]) == numbers[0])
+        counts = match is not None and (
+            channels > 1 or int(match["channel"]) == numbers[0] or _id(place, match["case"]) in several
+        )
         stem, channel = (match["case"], int(match["channel"])) if match is not None and counts else (name, numbers[0])
         group = groups.setdefault(_id(place, stem), {})
         if channel in group:
@@ -160,6 +164,22 @@ def _grouped(
         else:
             group[channel] = path
     return [_complete(case, group, channel_names, numbers) for case, group in groups.items()] + wrong
+
+
+def _with_several_channels(
+    scans: Sequence[tuple[str, Path]], numbered: Sequence[re.Match[str] | None]
+) -> frozenset[str]:
+    """Return the cases whose files are numbered like channels: 0, 1, ... without a gap, fewer than ten.
+
+    Longer rows of numbers are more likely those of cases.
+    """
+    found: dict[str, set[int]] = {}
+    for (place, _), match in zip(scans, numbered, strict=True):
+        if match is not None:
+            found.setdefault(_id(place, match["case"]), set()).add(int(match["channel"]))
+    return frozenset(
+        case for case, seen in found.items() if 1 < len(seen) <= _MOST_CHANNELS and seen == set(range(len(seen)))
+    )
 
 
 def _complete(
@@ -185,7 +205,7 @@ def _complete(
             case,
             DataError(
                 f"{channels[extra[0]]}: channel {extra[0]} of {case}, but {len(channel_names)} are expected "
-                f"({', '.join(channel_names)}). Remove the file, or take another model.",
+                f"({', '.join(channel_names)}). Remove the file, name the scans in a list, or take another model.",
                 code="undeclared_channel",
             ),
         )
