@@ -87,6 +87,9 @@ def test_made_measured_and_used(bundle: Bundle, dataset: Path, nncf: FakeNNCF) -
     assert {window.shape for window in nncf.windows[0]} == {(1, 1, *WINDOW)}
     engine = load_engine(bundle, "cpu", precision="int8")
     assert (engine.precision, engine.name, engine.head) == ("int8", "openvino", None)
+    # They were made with their heads and last interpolations in them, unlike the network in float32.
+    assert load_engine(bundle, "cpu", "openvino").coarse_stride((16, 16, 32)) == 4
+    assert engine.coarse_stride((16, 16, 32)) == 1
     window = np.random.default_rng(0).standard_normal((2, 1, *WINDOW)).astype(np.float32)
     exact = load_engine(bundle, "cpu", "openvino").logits(window)
     np.testing.assert_allclose(engine.logits(window), exact, atol=1e-4)
@@ -175,3 +178,17 @@ def test_with_nncf(bundle: Bundle, dataset: Path, monkeypatch: pytest.MonkeyPatc
     exact = load_engine(bundle, "cpu", "openvino").logits(window)
     apart = np.abs(load(bundle).logits(window) - exact).max()
     assert 0 < apart < 0.3 * np.abs(exact).max()
+
+
+@pytest.mark.usefixtures("nncf")
+def test_a_folder_of_something_else_is_never_replaced(
+    bundle: Bundle, dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(openvino_int8, "_mean_dice", losing(0))
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("the only copy")
+    with pytest.raises(ResourceError, match="holds no 8-bit networks"):
+        quantize(bundle, dataset, out=tmp_path / "mine")
+    assert (tmp_path / "mine" / "thesis.txt").read_text() == "the only copy"
+    quantize(bundle, dataset, out=tmp_path / "new" / "int8")
+    assert quantize(bundle, dataset, out=tmp_path / "new" / "int8") == read_report(tmp_path / "new" / "int8")

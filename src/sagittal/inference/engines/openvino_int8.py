@@ -178,7 +178,8 @@ def quantize(
 
     Raises:
         DataError: fewer than two labelled cases, one that can't be read, or no class in those that are scored.
-        ResourceError: NNCF is not installed, the network has no OpenVINO form, or more than half a point is lost.
+        ResourceError: NNCF is not installed, the network has no OpenVINO form, more than half a point is lost, or the
+            folder holds something else.
     """
     nncf = _nncf()
     if (reason := supports(bundle.plan)) is not None:
@@ -187,6 +188,12 @@ def quantize(
     windows = [window for case in calibrating for window in _windows(case, bundle.plan)]
     folds = [bundle.weights(name) for name in bundle.weight_names]
     where = folder_of(bundle) if out is None else Path(out)
+    if where.exists() and not (where / REPORT).is_file() and not (where.is_dir() and not any(where.iterdir())):
+        raise ResourceError(
+            f"{where}: exists and holds no 8-bit networks. Choose another folder; nothing was overwritten.",
+            code="exists",
+        )
+    where.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=where.parent, prefix=f".{where.name}.") as scratch:
         folder = Path(scratch) / where.name
         folder.mkdir()
