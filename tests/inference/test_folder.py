@@ -379,3 +379,19 @@ def test_what_is_written_beside_a_prediction_counts_into_the_memory(
     assert plain.failures == rich.failures == ()
     first, second = (call["memory_gib"] for call in predictor.calls)
     assert first == 1.0 and first - second == pytest.approx(9 * 10 * 11 / 2**30)
+
+
+def test_a_budget_that_the_entropy_uses_up_is_no_slip_of_the_users(tmp_path: Path, scans: Path) -> None:
+    predictor = FakePredictor(tiny_plan())
+    predict_folder(predictor, scans, tmp_path / "out", choices=Choices(entropy=True), memory_gib=1e-7)
+    # What is left would be less than nothing, which the predictor takes for a number that was mistyped.
+    assert all(call["memory_gib"] > 0 for call in predictor.calls)
+
+
+def test_want_of_memory_is_no_bug(tmp_path: Path, scans: Path) -> None:
+    def fail(count: int) -> None:
+        raise MemoryError("Unable to allocate 8 GiB")
+
+    result = predict_folder(FakePredictor(tiny_plan(), fail), scans, tmp_path / "out")
+    assert {case.code for case in result.failures} == {"memory"} and len(result.failures) == 3
+    assert all("--memory-gib" in str(case.message) and "bug" not in str(case.message) for case in result.failures)

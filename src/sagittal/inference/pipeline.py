@@ -41,6 +41,8 @@ from sagittal.volumes.volume import read_scans, read_volume
 GIB = 1 << 30
 HELD_SHARE = 0.125
 """Of the memory that is allowed, for scans that wait and results that are being written."""
+_LEAST_GIB = 1e-3
+"""Where less is left, so that it is refused for want of memory and not as a slip of the user's."""
 _FLOAT_BYTES, _HALF_BYTES = 4, 2
 _MEMORY = "memory"
 
@@ -169,7 +171,12 @@ class CasePipeline:
                 if case is not None and self._has_room(loaded, case):
                     self._ahead = reader.submit(self._load, case)
                 computed = self._computed(loaded)
-                self._finish_writing()
+                try:
+                    self._finish_writing()
+                except BaseException:
+                    if computed is not None:
+                        computed.open.close()
+                    raise
                 if computed is not None:
                     self._written_bytes = computed.writing_bytes
                     self._writing = writer.submit(self._write, computed)
@@ -252,7 +259,7 @@ class CasePipeline:
         allowed = self._memory_gib()
         if allowed is not None and choices.entropy and loaded.frame is not None:
             # One byte for each voxel, all along.
-            allowed -= math.prod(loaded.frame.cropped_shape) / GIB
+            allowed = max(_LEAST_GIB, allowed - math.prod(loaded.frame.cropped_shape) / GIB)
         options: dict[str, Any] = {"mirror": choices.mirror, "memory_gib": allowed}
         if choices.step is not None:
             options["step"] = choices.step
@@ -289,7 +296,7 @@ class CasePipeline:
             self._finish_writing()
         writing = self._written_bytes / GIB if self._writing is not None and not self._writing.done() else 0.0
         ahead = 0.0 if self._ahead is None else HELD_SHARE * self.job.memory_gib
-        return self.job.memory_gib - writing - ahead
+        return max(_LEAST_GIB, self.job.memory_gib - writing - ahead)
 
     def _look_at_writer(self, done: int, of: int) -> None:
         """End at once where the disk is full, not after the scan in progress."""
@@ -376,5 +383,9 @@ def _bug(error: Exception) -> SagittalError:
     """Return an error that is not the user's as one that a case is told to have failed with."""
     if isinstance(error, OSError):
         return SagittalError(f"{error.filename or 'a file'}: can't be read ({error.strerror}).", code="unreadable")
+    if isinstance(error, MemoryError):
+        return ResourceError(
+            "the memory does not suffice. Free memory, or give --memory-gib to see what is needed.", code=_MEMORY
+        )
     text = " ".join(str(error).split())[:300]
     return SagittalError(f"{type(error).__name__}: {text}. This is a bug in Sagittal; --debug shows where.", code="bug")
