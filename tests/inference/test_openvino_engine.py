@@ -25,6 +25,7 @@ openvino = pytest.importorskip("openvino")
 
 WINDOW = (16, 20, 18)
 SMALL = {"network.channels": 2, "network.block_counts": [1] * 9, "network.expansion_ratio": 1}
+SMALL_TRANSFORMER = {"network.embed_dims": [4] * 4, "network.num_heads": [1] * 4}
 
 
 def plan_of(network: str = "mednext-s", **settings: Any) -> Plan:
@@ -97,7 +98,16 @@ def test_bf16_is_refused_where_the_processor_lacks_it(bundle: Bundle, monkeypatc
     load(bundle)
 
 
-def test_compiled_networks_are_found_on_disk(bundle: Bundle, tmp_path: Path) -> None:
+@pytest.mark.parametrize("network", ["mednext-s", "segformer3d"])
+def test_compiled_networks_are_found_on_disk(network: str, tmp_path: Path) -> None:
+    # Both have loops in them, whose bodies' names count too.
+    plan = untrained_plan(
+        network,
+        untrained_spec(3, 2),
+        patch_size=WINDOW,
+        settings=SMALL if network == "mednext-s" else SMALL_TRANSFORMER,
+    )
+    bundle = read_bundle(write_random_bundle(tmp_path / "bundle", plan))
     folder = tmp_path / "cache"
     images = windows(1)
     first = load(bundle, cache_folder=folder, threads=1).logits(images)
@@ -206,7 +216,7 @@ print(highest() - before, stated.fixed_bytes + stated.per_window_bytes)
 
 @pytest.mark.parametrize("name", ["mednext-s", "segformer3d"])
 def test_folds_can_be_told_apart(name: str, tmp_path: Path) -> None:
-    small = SMALL if name == "mednext-s" else {"network.embed_dims": [4] * 4, "network.num_heads": [1] * 4}
+    small = SMALL if name == "mednext-s" else SMALL_TRANSFORMER
     plan = untrained_plan(name, untrained_spec(3, 2), patch_size=(16, 16, 32), settings=small)
     read = read_bundle(write_random_bundle(tmp_path / "b", plan, folds=("fold_0", "fold_1")))
     folds = [read.weights(each) for each in read.weight_names]

@@ -10,8 +10,10 @@ import pytest
 import torch
 
 from sagittal.errors import BundleError
+from sagittal.inference.engines import openvino_mednext_rows, openvino_rows
 from sagittal.inference.engines.openvino_layers import normalise_space, pointwise, sum_by_planes
 from sagittal.inference.engines.openvino_mednext import build, head
+from sagittal.inference.engines.openvino_rows import rows_at_once
 from sagittal.networks.build import build_network
 from sagittal.plan.mednext import MedNeXtConfig
 
@@ -79,6 +81,30 @@ def test_the_graph_equals_the_network(changes: Mapping[str, Any]) -> None:
     model = build(config, weights, 2, 3, with_head=True)
     model.reshape(image.shape)
     assert difference(run(model, image), logits_of(network, image)) < 1e-4
+
+
+@pytest.mark.parametrize("changes", OPTIONS.values(), ids=OPTIONS)
+def test_rows_at_a_time_equal_the_network(changes: Mapping[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    # So that the small volumes of a test take several pieces, on coarse levels too.
+    monkeypatch.setattr(openvino_rows, "_CACHE_BYTES", 20_000)
+    monkeypatch.setattr(openvino_rows, "_FEWEST_VOXELS", 100)
+    config = MedNeXtConfig(**{**TINY, **changes})
+    network, weights = network_and_weights(config)
+    image = image_of(1, 2, *((1, *SIZE[1:]) if config.dims == 2 else SIZE))
+    model = openvino_mednext_rows.build(config, weights, 2, 3, with_head=True, window=image.shape[2:])
+    loops = [operator for operator in model.get_ops() if operator.get_type_name() == "TensorIterator"]
+    # GRN, and norms over channels, take all voxels at once. GRN of v1 is not in the first block that goes down.
+    needs_all = changes.get("norm") == "layer" or changes.get("grn") == "v2"
+    assert len(loops) == 0 if needs_all else len(loops) == 1 if changes.get("grn") else len(loops) >= 6
+    assert difference(run(model, image), logits_of(network, image)) < 1e-4
+
+
+def test_few_rows_fit_a_cache() -> None:
+    # 16 rows of 128 voxels, of 4 (64 + 2 * 32 + 2 * 32) bytes each, are 1.5 MiB; 8 of them are less than 1 MiB.
+    assert rows_at_once((128, 128, 128), 32, 64, 32) in (8, 16)
+    assert rows_at_once((16, 16, 16), 32, 64, 32) is None
+    # 127 * 127 rows are divided by 1 and 127 alone, which are far from 8.
+    assert rows_at_once((127, 127, 127), 32, 64, 32) is None
 
 
 @pytest.mark.parametrize("shape", [(16, 32, 16), (1, 1, 1), (5, 17, 40)])

@@ -9,7 +9,7 @@ import math
 import os
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
-from functools import reduce
+from functools import partial, reduce
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,7 +20,7 @@ from openvino import opset13 as ops
 
 from sagittal.bundle import Bundle
 from sagittal.errors import BundleError, DataError, ResourceError
-from sagittal.inference.engines import openvino_mednext, openvino_segformer3d
+from sagittal.inference.engines import openvino_mednext, openvino_mednext_rows, openvino_segformer3d
 from sagittal.inference.engines.engine import LinearHead, NetworkMemory, Precision
 from sagittal.inference.engines.openvino_layers import Array, sum_by_planes
 from sagittal.inference.engines.openvino_memory import activation_bytes
@@ -31,6 +31,9 @@ Builder = Callable[..., openvino.Model]
 
 BUILDERS: dict[str, Builder] = {"mednext": openvino_mednext.build, "segformer3d": openvino_segformer3d.build}
 """By the kind of network: (config, weights, in_channels, num_outputs, *, with_head) -> graph with open sizes."""
+
+ROW_BUILDERS: dict[str, Builder] = {"mednext": openvino_mednext_rows.build}
+"""By the kind of network, where float32 has a faster form for a known size: as `BUILDERS`, and `window`."""
 
 HEADS: dict[str, Callable[..., tuple[Array, Array]]] = {"mednext": openvino_mednext.head}
 """By the kind of network, where its last layer is linear: (config, weights, num_outputs) -> weight, bias."""
@@ -261,7 +264,10 @@ class OpenVINOEngine:
     def _model(self, fold: Mapping[str, Array], window: Triple, *, with_head: bool) -> openvino.Model:
         spec, network = self._plan.dataset, self._plan.network
         channels = len(spec.channel_names)
-        model = BUILDERS[network.kind](network, fold, channels, spec.num_outputs, with_head=with_head)
+        builder = BUILDERS[network.kind]
+        if self.precision == "fp32" and network.kind in ROW_BUILDERS:
+            builder = partial(ROW_BUILDERS[network.kind], window=window)
+        model = builder(network, fold, channels, spec.num_outputs, with_head=with_head)
         # Fixing the sizes folds operators into constants, which note the names of what they were made of.
         _name_by_order(model)
         model.reshape([1, channels, *window])
@@ -274,9 +280,18 @@ class OpenVINOEngine:
 def _name_by_order(model: openvino.Model) -> None:
     """Give operators names that tell their place: OpenVINO's own count on through the process, and its cache on disk
     goes by names too."""
+    _name_operators(model)
+    model.outputs[0].get_tensor().set_names({"output"})
+
+
+def _name_operators(model: openvino.Model) -> None:
     for number, operator in enumerate(model.get_ordered_ops()):
         operator.set_friendly_name(f"{operator.get_type_name()}_{number}")
-    model.outputs[0].get_tensor().set_names({"output"})
+        if operator.get_type_name() == "TensorIterator":
+            body = operator.get_function()
+            _name_operators(body)
+            for end, value in enumerate([*body.inputs, *body.outputs]):
+                value.get_tensor().set_names({f"end_{end}"})
 
 
 def _settings(

@@ -163,17 +163,47 @@ def sum_by_planes(model: openvino.Model) -> None:
 
 
 def _normalised_by_planes(x: openvino.Output, shape: tuple[int, ...], eps: float) -> Node:
+    scale, shift = norm_by_planes(x, shape, eps)
+    return ops.subtract(ops.multiply(x, scale), shift)
+
+
+def norm_by_planes(
+    x: Node | openvino.Output, shape: Sequence[int], eps: float, *, without_first: Sequence[bool] | None = None
+) -> tuple[Node, Node]:
+    """Return scale and shift (N, C, 1, ...): x * scale - shift has mean 0 and variance 1 over space.
+
+    Args:
+        x: (N, C, ...).
+        shape: of x.
+        eps: is added to the variance.
+        without_first: for each axis of space, whether the first voxels along it do not count.
+    """
+    left_out = [int(first) for first in without_first or [False] * (len(shape) - 2)]
+    count = prod(size - out for size, out in zip(shape[2:], left_out, strict=True))
+    sums, squares = _sums_by_planes(x, len(shape) - 2, count)
+    for axis, out in enumerate(left_out):
+        if out:
+            # Of the edges, those before it are left out already.
+            axes = integers(range(2, axis + 3))
+            starts, ones = integers([*left_out[:axis], 0]), integers([1] * (axis + 1))
+            edge = ops.slice(x, starts, integers([*shape[2 : axis + 2], 1]), ones, axes)
+            edge_sums, edge_squares = _sums_by_planes(edge, len(shape) - 2, count)
+            sums, squares = ops.subtract(sums, edge_sums), ops.subtract(squares, edge_squares)
+    variance = ops.relu(ops.subtract(squares, ops.multiply(sums, sums)))
+    scale = ops.divide(constant(np.ones(())), ops.sqrt(ops.add(variance, constant(np.full((), eps)))))
+    return scale, ops.multiply(sums, scale)
+
+
+def _sums_by_planes(x: Node | openvino.Output, dims: int, count: int) -> tuple[Node, Node]:
+    """Return the sums of x and of x * x over space, over `count`."""
     # H and W of a volume, W of a slice; then D, or H.
-    split = 3 if len(shape) > 4 else len(shape) - 1
-    plane, planes = integers(range(split, len(shape))), integers(range(2, split))
-    share = constant(np.full((), 1 / prod(shape[2:])))
+    split = 3 if dims == 3 else dims + 1
+    plane, planes = integers(range(split, dims + 2)), integers(range(2, split))
+    share = constant(np.full((), 1 / count))
     # A sum of sums would be made one again.
     norm = ops.reduce_l2(x, plane, True)
     sums, squares = ops.multiply(ops.reduce_sum(x, plane, True), share), ops.multiply(ops.multiply(norm, norm), share)
-    sums, squares = ops.reduce_sum(sums, planes, True), ops.reduce_sum(squares, planes, True)
-    variance = ops.relu(ops.subtract(squares, ops.multiply(sums, sums)))
-    scale = ops.divide(constant(np.ones(())), ops.sqrt(ops.add(variance, constant(np.full((), eps)))))
-    return ops.subtract(ops.multiply(x, scale), ops.multiply(sums, scale))
+    return ops.reduce_sum(sums, planes, True), ops.reduce_sum(squares, planes, True)
 
 
 def sizes_of(x: Node) -> Node:
@@ -204,25 +234,47 @@ def pad_front(x: Node, strides: Sequence[int]) -> Node:
     return _pad_with_zeros(x, front, [0] * len(front))
 
 
-def spread_voxels(x: Node, strides: Sequence[int], *, at: int = 0) -> Node:
-    """Put zeros between voxels: along axes of stride 2, voxel i goes to 2i + `at`, and a size n becomes 2n.
+def channels_last(x: Node) -> Node:
+    """Return (N, ..., C) of (N, C, ...).
 
-    Written on channels-last views, which OpenVINO's CPU plugin has in memory already: its transposes copy nothing.
+    OpenVINO's convolutions have channels last in memory, so that transposes of what they give, and of what one of them
+    alone reads, copy nothing; elsewhere transposes are very slow.
     """
+    return ops.transpose(x, integers(_to_last(x)))
+
+
+def channels_first(x: Node) -> Node:
+    """Return (N, C, ...) of (N, ..., C); see `channels_last`, whose result is taken back."""
+    if x.get_type_name() == "Transpose" and x.input_value(1).get_node().data.tolist() == _to_last(x):
+        source: Node = x.input_value(0).get_node()
+        return source
+    dims = len(x.get_output_partial_shape(0)) - 2
+    return ops.transpose(x, integers([0, dims + 1, *range(1, dims + 1)]))
+
+
+def _to_last(x: Node) -> list[int]:
+    return [0, *spatial_axes(len(x.get_output_partial_shape(0)) - 2), 1]
+
+
+def spread_voxels(x: Node, strides: Sequence[int], *, at: int = 0) -> Node:
+    """Put zeros between voxels: along axes of stride 2, voxel i goes to 2i + `at`, and a size n becomes 2n."""
+    return x if max(strides) == 1 else channels_first(spread_last(channels_last(x), strides, at=at))
+
+
+def spread_last(x: Node, strides: Sequence[int], *, at: int = 0) -> Node:
+    """Do what `spread_voxels` does with x (N, ..., C)."""
     if max(strides) == 1:
         return x
     dims = len(strides)
-    to_last, to_first = [0, *range(2, dims + 2), 1], [0, dims + 1, *range(1, dims + 1)]
-    last = ops.transpose(x, integers(to_last))
     # Each axis of space becomes a pair: the voxel, and its place among the zeros.
-    pairs = ops.unsqueeze(last, integers([2 + 2 * axis for axis in range(dims)]))
+    pairs = ops.unsqueeze(x, integers([2 + 2 * axis for axis in range(dims)]))
     zeros = [0] * (2 * dims + 2)
     before, behind = list(zeros), list(zeros)
     for axis, stride in enumerate(strides):
         before[2 + 2 * axis], behind[2 + 2 * axis] = at * (stride - 1), (1 - at) * (stride - 1)
     wide = _pad_with_zeros(pairs, before, behind)
-    sizes = ops.multiply(ops.shape_of(last), integers([1, *strides, 1]))
-    return ops.transpose(ops.reshape(wide, sizes, False), integers(to_first))
+    sizes = ops.multiply(ops.shape_of(x), integers([1, *strides, 1]))
+    return ops.reshape(wide, sizes, False)
 
 
 def _pad_with_zeros(x: Node, before: Sequence[int], behind: Sequence[int]) -> Node:

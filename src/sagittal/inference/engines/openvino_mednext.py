@@ -33,7 +33,7 @@ from sagittal.inference.engines.openvino_layers import (
 )
 from sagittal.plan.mednext import HALVINGS, MedNeXtConfig
 
-_NORM_EPS = 1e-5
+NORM_EPS = 1e-5
 _GRN_EPS = 1e-6
 _STAGES = 9
 
@@ -55,12 +55,25 @@ def build(
     Raises:
         BundleError: the weights do not fit.
     """
-    reader = WeightReader(weights)
-    network = _Graph(config, reader)
     image = ops.parameter([-1, in_channels, -1, -1, -1], np.float32, name="image")
+    return graph_of(Graph, config, weights, image, num_outputs, with_head=with_head)
+
+
+def graph_of(
+    form: type[Graph],
+    config: MedNeXtConfig,
+    weights: Mapping[str, Array],
+    image: Node,
+    num_outputs: int,
+    *,
+    with_head: bool,
+) -> openvino.Model:
+    """Return the graph from an image as `form` writes it down; what `build` says of arguments and errors holds."""
+    reader = WeightReader(weights)
     x: Node = ops.squeeze(image, integers([2])) if config.dims == 2 else image
+    in_channels = image.get_output_partial_shape(0)[1].get_length()
     sizes = sizes_of(x)
-    x = network.features(pad_to_multiples(x, config.multiples), in_channels)
+    x = form(config, reader).features(pad_to_multiples(x, config.multiples), in_channels)
     weight, bias = head_weights(reader, config, num_outputs)
     if with_head:
         x = pointwise(x, weight, bias, dims=config.dims)
@@ -88,7 +101,7 @@ def head_weights(reader: WeightReader, config: MedNeXtConfig, num_outputs: int) 
 
 
 @dataclass(frozen=True)
-class _Block:
+class Block:
     """What tells one block from another; `kind` is "same", "down" or "up"."""
 
     name: str
@@ -102,8 +115,13 @@ class _Block:
     grn: bool
 
 
-class _Graph:
-    """Writes the network down, block by block."""
+class Graph:
+    """Writes the network down, block by block; volumes are (N, C, ...).
+
+    Args:
+        config: of the plan.
+        reader: of the weights.
+    """
 
     def __init__(self, config: MedNeXtConfig, reader: WeightReader) -> None:
         self._config = config
@@ -117,9 +135,7 @@ class _Graph:
 
     def features(self, x: Node, in_channels: int) -> Node:
         """Map an image to what the finest head sees."""
-        width = self._config.channels
-        weight = self._reader.take("stem.weight", (width, in_channels, *(1,) * self._dims))
-        x = pointwise(x, weight, self._reader.take("stem.bias", (width,)), dims=self._dims)
+        x = self._stem(x, in_channels)
         skips = []
         for level in range(HALVINGS):
             x = self._stage(x, f"enc_block_{level}", level, level)
@@ -132,10 +148,15 @@ class _Graph:
             x = self._stage(x, f"dec_block_{level}", level, index)
         return x
 
+    def _stem(self, x: Node, in_channels: int) -> Node:
+        width = self._config.channels
+        weight = self._reader.take("stem.weight", (width, in_channels, *(1,) * self._dims))
+        return pointwise(x, weight, self._reader.take("stem.bias", (width,)), dims=self._dims)
+
     def _stage(self, x: Node, name: str, level: int, index: int) -> Node:
         width = self._config.channels << level
         for number in range(self._config.block_counts[index]):
-            block = _Block(
+            block = Block(
                 name=f"{name}.{number}",
                 kind="same",
                 in_channels=width,
@@ -149,13 +170,13 @@ class _Graph:
             x = self._block(x, block)
         return x
 
-    def _resampling(self, name: str, kind: str, level: int, index: int) -> _Block:
+    def _resampling(self, name: str, kind: str, level: int, index: int) -> Block:
         """Describe the block between `level` and the next coarser one, of the ratio of stage `index`."""
         fine, coarse = self._config.channels << level, self._config.channels << (level + 1)
         going_down = kind == "down"
         # v1's code has no GRN in the first down block.
         has_grn = self._config.grn == "v2" or (self._config.grn is True and not (going_down and level == 0))
-        return _Block(
+        return Block(
             name=name,
             kind=kind,
             in_channels=fine if going_down else coarse,
@@ -172,7 +193,7 @@ class _Graph:
         size = self._config.kernel_size if index < HALVINGS else self._decoder_kernel
         return tuple(1 if level < levels else size for levels in self._flat)
 
-    def _block(self, x: Node, block: _Block) -> Node:
+    def _block(self, x: Node, block: Block) -> Node:
         """Add the block of kind "same" or "down"."""
         y = self._tail(self._depthwise(x, block), block, None)
         if not block.residual:
@@ -182,7 +203,7 @@ class _Graph:
         weight, bias = self._residual_weights(block)
         return ops.add(y, pointwise(x, weight, bias, strides=block.strides, dims=self._dims))
 
-    def _up(self, x: Node, skip: Node, block: _Block) -> Node:
+    def _up(self, x: Node, skip: Node, block: Block) -> Node:
         """Add an up block, whose first planes are zero and whose residual path reaches the odd voxels, and the skip."""
         weight, bias = self._residual_weights(block) if block.residual else (None, None)
         y = self._tail(self._depthwise_transpose(x, block), block, bias)
@@ -191,70 +212,73 @@ class _Graph:
             return y
         return ops.add(y, spread_voxels(pointwise(x, weight, None, dims=self._dims), block.strides, at=1))
 
-    def _depthwise(self, x: Node, block: _Block) -> Node:
+    def _depthwise(self, x: Node, block: Block) -> Node:
         weight, bias = self._depthwise_weights(block)
         padding = [size // 2 for size in block.kernel]
         return convolution(x, weight, bias, strides=block.strides, padding=padding, groups=block.in_channels)
 
-    def _depthwise_transpose(self, x: Node, block: _Block) -> Node:
-        """Convolve transposed: a size n becomes 2n - 1.
+    def _depthwise_transpose(self, x: Node, block: Block, *, front: bool = False) -> Node:
+        """Convolve transposed: a size n becomes 2n - 1, or, with `front`, 2n, of which the first means nothing.
 
         OpenVINO's own operator is many times slower than a plain convolution with zeros between the voxels. The zero
         behind the last voxel takes the place of one of padding.
         """
         weight, bias = self._depthwise_weights(block)
         flipped = np.flip(weight, spatial_axes(self._dims))
-        padding = [size // 2 for size in block.kernel]
-        ends = [size - stride + 1 for size, stride in zip(padding, block.strides, strict=True)]
+        padding = [
+            size // 2 + (stride - 1 if front else 0) for size, stride in zip(block.kernel, block.strides, strict=True)
+        ]
+        ends = [size // 2 - stride + 1 for size, stride in zip(block.kernel, block.strides, strict=True)]
         ones = (1,) * self._dims
         spread = spread_voxels(x, block.strides)
         return convolution(spread, flipped, bias, strides=ones, padding=padding, ends=ends, groups=block.in_channels)
 
-    def _depthwise_weights(self, block: _Block) -> tuple[Array, Array | None]:
+    def _depthwise_weights(self, block: Block) -> tuple[Array, Array | None]:
         shape = (block.in_channels, 1, *block.kernel)
         weight = self._reader.take(f"{block.name}.conv1.weight", shape)
         bias = self._reader.take(f"{block.name}.conv1.bias", shape[:1])
         return weight, None if self._config.norm == "group" else bias
 
-    def _tail(self, h: Node, block: _Block, extra_bias: Array | None) -> Node:
+    def _tail(self, h: Node, block: Block, extra_bias: Array | None) -> Node:
         """Return conv3(GRN(GELU(conv2(norm(h))))) + `extra_bias`."""
-        wide = self._expanded(h, block)
-        weight, bias, scale = self._contraction(wide, block)
-        if scale is not None:
-            wide = ops.multiply(wide, scale)
+        if self._config.norm == "group":
+            h = normalise_space(h, NORM_EPS, self._dims)
+        else:
+            h = normalise_channels(h, NORM_EPS)
+        weight, bias = self._expansion(block)
+        wide = ops.gelu(pointwise(h, weight, bias, dims=self._dims), "erf")
+        if block.grn:
+            wide = ops.multiply(wide, self._response_scale(wide, block))
+        weight, bias = self._contraction(block)
         return pointwise(wide, weight, bias if extra_bias is None else bias + extra_bias, dims=self._dims)
 
-    def _expanded(self, h: Node, block: _Block) -> Node:
-        """Return GELU(conv2(norm(h))), the norm's scale and shift folded into the weights."""
+    def _expansion(self, block: Block) -> tuple[Array, Array]:
+        """Return weight and bias of conv2, with the norm's scale and shift folded into them."""
         channels, wide = block.in_channels, block.ratio * block.in_channels
         gamma = self._reader.take(f"{block.name}.norm.weight", (channels,)).astype(np.float64)
         beta = self._reader.take(f"{block.name}.norm.bias", (channels,))
         weight = self._pointwise_weight(f"{block.name}.conv2.weight", wide, channels)
-        bias = self._reader.take(f"{block.name}.conv2.bias", (wide,)) + weight @ beta
-        h = (
-            normalise_space(h, _NORM_EPS, self._dims)
-            if self._config.norm == "group"
-            else normalise_channels(h, _NORM_EPS)
-        )
-        return ops.gelu(pointwise(h, weight * gamma, bias, dims=self._dims), "erf")
+        return weight * gamma, self._reader.take(f"{block.name}.conv2.bias", (wide,)) + weight @ beta
 
-    def _contraction(self, wide: Node, block: _Block) -> tuple[Array, Array, Node | None]:
-        """Return weight and bias of conv3, and by what GRN scales each channel before it, or None."""
-        width = block.ratio * block.in_channels
-        weight = self._pointwise_weight(f"{block.name}.conv3.weight", block.out_channels, width)
+    def _contraction(self, block: Block) -> tuple[Array, Array]:
+        """Return weight and bias of conv3, with GRN's offset folded into them."""
+        wide = block.ratio * block.in_channels
+        weight = self._pointwise_weight(f"{block.name}.conv3.weight", block.out_channels, wide)
         bias = self._reader.take(f"{block.name}.conv3.bias", (block.out_channels,)).astype(np.float64)
-        if not block.grn:
-            return weight, bias, None
-        shape = (1, width, *(1,) * self._dims)
-        gamma = self._reader.take(f"{block.name}.grn_gamma", shape)
-        bias = bias + weight @ self._reader.take(f"{block.name}.grn_beta", shape).reshape(-1)
+        if block.grn:
+            beta = self._reader.take(f"{block.name}.grn_beta", (1, wide, *(1,) * self._dims))
+            bias = bias + weight @ beta.reshape(-1)
+        return weight, bias
+
+    def _response_scale(self, wide: Node, block: Block) -> Node:
+        """Return by what GRN multiplies each channel."""
+        gamma = self._reader.take(f"{block.name}.grn_gamma", (1, block.ratio * block.in_channels, *(1,) * self._dims))
         response = ops.reduce_l2(wide, integers(spatial_axes(self._dims)), True)
         pool = ops.reduce_sum if self._config.grn == "v2" else ops.reduce_mean
         total = ops.add(pool(response, integers([1]), True), constant(np.full((), _GRN_EPS)))
-        share = ops.divide(response, total)
-        return weight, bias, ops.add(ops.multiply(share, constant(gamma)), constant(np.ones(())))
+        return ops.add(ops.multiply(ops.divide(response, total), constant(gamma)), constant(np.ones(())))
 
-    def _residual_weights(self, block: _Block) -> tuple[Array, Array]:
+    def _residual_weights(self, block: Block) -> tuple[Array, Array]:
         """Return weight (out, in) and bias (out,) of a resampling block's residual path."""
         name, shape = f"{block.name}.res_conv", (block.out_channels, block.in_channels)
         bias = self._reader.take(f"{name}.bias", shape[:1])
