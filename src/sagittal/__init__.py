@@ -15,7 +15,8 @@ if TYPE_CHECKING:
     from sagittal.data.fingerprint import extract_fingerprint
     from sagittal.errors import BundleError, DataError, PlanError, ResourceError, SagittalError, TrainingError
     from sagittal.evaluation import Evaluation
-    from sagittal.inference.predictor import Predictor, load
+    from sagittal.inference.ensemble import load
+    from sagittal.inference.predictor import Predictor
     from sagittal.plan import Plan
     from sagittal.planning import make_plan
     from sagittal.report.evaluation import evaluate
@@ -44,7 +45,7 @@ _HOMES = {
     "diagnose": "sagittal.data.doctor",
     "evaluate": "sagittal.report.evaluation",
     "extract_fingerprint": "sagittal.data.fingerprint",
-    "load": "sagittal.inference.predictor",
+    "load": "sagittal.inference.ensemble",
     "make_plan": "sagittal.planning",
     "read_bundle": "sagittal.bundle",
     "read_dataset": "sagittal.data.dataset",

@@ -120,14 +120,19 @@ def shares_of(logits: Float32[np.ndarray, "K d H W"], *, has_regions: bool) -> F
     for depth in range(logits.shape[1]):
         for start in range(0, logits.shape[2], step):
             tile = logits[:, depth, start : start + step]
-            if has_regions:
-                # Half of one plus a hyperbolic tangent: a sigmoid that never overflows.
-                shares = 0.5 + 0.5 * np.tanh(0.5 * tile)
-            else:
-                shares = np.exp(tile - tile.max(axis=0))
-                shares /= shares.sum(axis=0)
+            shares = probabilities_of(tile, has_regions=has_regions)
             out[:, depth, start : start + step] = shares
     return out
+
+
+def probabilities_of(logits: Float32[np.ndarray, "K ..."], *, has_regions: bool) -> Float32[np.ndarray, "K ..."]:
+    """Return the softmax over the first axis, or the sigmoid of each output; for as many voxels as fit the cache."""
+    if has_regions:
+        # Half of one plus a hyperbolic tangent: a sigmoid that never overflows.
+        return np.asarray(0.5 + 0.5 * np.tanh(0.5 * logits), np.float32)
+    shares = np.exp(logits - logits.max(axis=0))
+    shares /= shares.sum(axis=0)
+    return np.asarray(shares)
 
 
 @contextmanager

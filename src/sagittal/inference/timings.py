@@ -32,8 +32,12 @@ class Timings:
         try:
             yield
         finally:
-            with self._lock:
-                self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - began
+            self.add(name, time.perf_counter() - began)
+
+    def add(self, name: Phase, seconds: float) -> None:
+        """Count time that was measured elsewhere, from any thread."""
+        with self._lock:
+            self.seconds[name] = self.seconds.get(name, 0.0) + seconds
 
     def stop(self) -> None:
         """Set the total to the time since the beginning."""
