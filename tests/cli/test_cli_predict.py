@@ -104,6 +104,8 @@ def test_json_is_one_object_a_line(
         ["--subset", "class_9"],
         ["--step", "1.5"],
         ["--step", "0"],
+        ["--memory-gib", "0"],
+        ["--missing", "channel_9"],
         ["--quality", "--no-mirror"],
         ["--quality", "--fast"],
     ],

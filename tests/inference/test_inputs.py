@@ -69,6 +69,13 @@ def test_channels_of_one_case_are_not_cases_of_a_model_with_one_channel(tmp_path
     assert "p1_0001.nii.gz" in found.bad[0].error.message
 
 
+def test_a_folder_of_scans_is_not_the_one_for_outputs(tmp_path: Path) -> None:
+    touch(tmp_path, "scan_0000.nii.gz")
+    with pytest.raises(DataError, match="in one folder"):
+        find_cases(tmp_path, ["CT"], out=tmp_path / ".")
+    assert len(find_cases(tmp_path, ["CT"], out=tmp_path / "out").good) == 1
+
+
 def test_a_long_row_of_numbers_is_one_of_cases(tmp_path: Path) -> None:
     touch(tmp_path, *(f"scan_{number:04d}.nii.gz" for number in range(12)))
     assert len(ids(tmp_path, ["CT"])) == 12

@@ -45,6 +45,7 @@ USAGE_CODES = frozenset(
         "precision",
         "python",
         "step",
+        "unknown_channel",
         "unknown_class",
         "unknown_extra",
         "unknown_field",

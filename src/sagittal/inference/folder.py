@@ -133,7 +133,7 @@ def run_folder(
     """
     folder, spec = job.folder, model.plan.dataset
     if job.memory_gib is not None and not 0 < job.memory_gib < float("inf"):
-        raise PlanError(f"--memory-gib {job.memory_gib:g}: expected a number above 0, for example 8.", code="memory")
+        raise PlanError(f"--memory-gib {job.memory_gib:g}: expected a number above 0, for example 8.", code="options")
     chosen = chosen_spec(spec, job.choices.subset)
     numbers = channels_given(model.plan, job.choices.missing)
     names = [spec.channel_names[number] for number in numbers]

@@ -59,7 +59,8 @@ def find_cases(
         out: the folder for the outputs, which is not searched.
 
     Raises:
-        DataError: nothing is there, nothing of it is a scan, or a list makes no sense.
+        DataError: nothing is there, nothing of it is a scan, it is the folder for the outputs, or a list makes no
+            sense.
     """
     paths = [Path(inputs)] if isinstance(inputs, str | os.PathLike) else [Path(item) for item in inputs]
     if not paths:
@@ -91,6 +92,12 @@ def _scans_at(path: Path, out: Path | None) -> list[tuple[str, Path]]:
         return [("", path)]
     if (path / JSON_NAME).is_file():
         path = next((path / name for name in ("imagesTs", "imagesTr") if (path / name).is_dir()), path)
+    if out is not None and path.resolve() == out.resolve():
+        raise DataError(
+            f"{path}: scans and outputs in one folder; the next run would take label maps for scans. Choose another "
+            "folder for the outputs, for example one within it.",
+            code="bad_input",
+        )
     if _holds_slices(path):
         return [("", path)]
     found = list(_below(path, PurePosixPath(), None if out is None else out.resolve()))

@@ -191,7 +191,7 @@ def budget_bytes(memory_gib: float | None) -> int | None:
         free = available_bytes()
         return None if free is None else int(DEFAULT_SHARE * free)
     if not 0 < memory_gib < math.inf:
-        raise PlanError(f"--memory-gib {memory_gib:g}: expected a number above 0, for example 8.", code="memory")
+        raise PlanError(f"--memory-gib {memory_gib:g}: expected a number above 0, for example 8.", code="options")
     return int(memory_gib * GIB)
 
 
