@@ -15,7 +15,7 @@ from known_network import scan_of, tiny_plan
 from sagittal.bundle import read_bundle
 from sagittal.data.dataset import Case
 from sagittal.errors import PlanError, ResourceError, SagittalError
-from sagittal.inference import processes
+from sagittal.inference import memory, processes
 from sagittal.inference.folder import model_of, run_folder
 from sagittal.inference.pipeline import Job
 from sagittal.inference.predictor import load
@@ -177,3 +177,11 @@ def test_places_share_the_threads(monkeypatch: pytest.MonkeyPatch) -> None:
     assert [place.threads for place in places_on(["cuda:0", "cuda:1"])] == [3, 3]
     monkeypatch.setenv("OMP_NUM_THREADS", "many")
     assert all(place.threads >= 1 for place in places_on(["cpu"] * 500))
+
+
+def test_processes_share_the_memory_that_is_available(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory, "available_bytes", lambda: 10 * memory.GIB)
+    assert processes._share_gib(None, 2) == 4.0 and processes._share_gib(6.0, 2) == 3.0
+    assert processes._share_gib(None, 1) is None
+    monkeypatch.setattr(memory, "available_bytes", lambda: None)
+    assert processes._share_gib(None, 2) is None

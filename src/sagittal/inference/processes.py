@@ -21,6 +21,7 @@ from typing import Any
 
 from sagittal.data.dataset import Case
 from sagittal.errors import ResourceError, SagittalError
+from sagittal.inference.memory import GIB, budget_bytes
 from sagittal.inference.pipeline import Job
 from sagittal.inference.run_report import CasePrediction
 
@@ -135,9 +136,17 @@ def _task(place: Place, loading: Loading, job: Job, processes: int) -> dict[str,
         "folder": str(job.folder),
         "choices": job.choices.model_dump(mode="json"),
         "bundle_sha256": job.bundle_sha256,
-        "memory_gib": None if job.memory_gib is None else job.memory_gib / processes,
+        "memory_gib": _share_gib(job.memory_gib, processes),
         "threshold": list(job.threshold),
     }
+
+
+def _share_gib(memory_gib: float | None, processes: int) -> float | None:
+    """Return what each process may use; without a budget a share of what is available, since all take it at once."""
+    if memory_gib is None and processes > 1:
+        available = budget_bytes(None)
+        memory_gib = None if available is None else available / GIB
+    return None if memory_gib is None else memory_gib / processes
 
 
 def _error(given: Mapping[str, str]) -> SagittalError:
