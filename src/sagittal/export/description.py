@@ -6,15 +6,15 @@ docs/export.md explains each field; `templates/read_model.py` is a program that 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from itertools import combinations
 from typing import Annotated, Literal
 
 from pydantic import Field
 
 from sagittal.bundle.manifest import FileEntry, Sha256
 from sagittal.data.label_index import label_index
-from sagittal.data.mirroring import composed, output_swaps
+from sagittal.data.mirroring import output_swaps
 from sagittal.errors import PlanError
+from sagittal.inference.copies import mirrors_of
 from sagittal.inference.postprocessing import target_of
 from sagittal.plan import Frozen, Plan
 from sagittal.plan.base import Triple, TripleMm
@@ -213,9 +213,8 @@ def require_volumes(plan: Plan) -> None:
 def _mirrors(plan: Plan) -> tuple[Mirror, ...]:
     swaps = output_swaps(plan.dataset, plan.training.augmentation)
     same = tuple(range(plan.dataset.num_outputs))
-    axes = sorted(set(plan.inference.mirror_axes))
-    chosen = [some for count in range(len(axes) + 1) for some in combinations(axes, count)]
-    return tuple(Mirror(axes=some, outputs=composed(swaps, some) or same) for some in chosen)
+    mirrors = mirrors_of(plan.inference.mirror_axes, swaps)
+    return tuple(Mirror(axes=mirror.axes, outputs=mirror.outputs or same) for mirror in mirrors)
 
 
 def _outputs(plan: Plan) -> tuple[Output, ...]:

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
 from sagittal.bundle import Bundle
-from sagittal.errors import BundleError, PlanError
-from sagittal.networks.build import build_network
+from sagittal.errors import PlanError
+from sagittal.inference.engines import torch_engine
 from sagittal.plan.base import Triple
 
 Run = Callable[[Float32[np.ndarray, "N C D H W"]], Float32[np.ndarray, "N K D H W"]]
@@ -33,22 +33,7 @@ def network_of(bundle: Bundle, name: str) -> nn.Module:
         BundleError: the weights do not fit the plan.
         ResourceError: the network comes from a library that is not installed.
     """
-    spec = bundle.plan.dataset
-    # Building draws initial weights; the caller's random numbers must not depend on that.
-    with torch.random.fork_rng(devices=[]):
-        network = build_network(bundle.plan.network, len(spec.channel_names), spec.num_outputs)
-    # A copy, since arrays over a file's bytes can't be written to.
-    state = {key: torch.from_numpy(array.copy()) for key, array in bundle.weights(name).items()}
-    try:
-        network.load_state_dict(state)
-    except RuntimeError as error:
-        reason = " ".join(str(error).split())
-        raise BundleError(
-            f"{bundle.path}: weights '{name}' do not fit the plan's network ({reason[:300]}). "
-            "Get the bundle from its maker again.",
-            code="weights_do_not_fit",
-        ) from None
-    return network.eval().requires_grad_(False)
+    return torch_engine.network_of(bundle, name, torch.device("cpu"))
 
 
 def export_program(network: nn.Module, in_channels: int, window: Triple, *, open_sizes: bool) -> ExportedProgram:

@@ -196,10 +196,15 @@ def load(bundle: Bundle, device: torch.device | str = "cpu") -> TorchEngine:
         ResourceError: no such device.
     """
     target = resolve_device(device)
-    return TorchEngine(bundle.plan, [_network(bundle, name, target) for name in bundle.weight_names], target)
+    return TorchEngine(bundle.plan, [network_of(bundle, name, target) for name in bundle.weight_names], target)
 
 
-def _network(bundle: Bundle, name: str, device: torch.device) -> nn.Module:
+def network_of(bundle: Bundle, name: str, device: torch.device) -> nn.Module:
+    """Return the network of the weights called `name`, in eval mode.
+
+    Raises:
+        BundleError: they do not fit the plan.
+    """
     spec = bundle.plan.dataset
     # Building draws initial weights; the caller's random numbers must not depend on that.
     with torch.random.fork_rng(devices=[]):
