@@ -79,3 +79,13 @@ def test_the_docs_explain_every_field_of_model_json() -> None:
     words = set(re.findall(r"\w+", " ".join(re.findall(r"`[^`]+`", text))))
     expected = fields_of(ExportedModel) | {"lower", "upper", "mean", "std", "nonzero_only"}
     assert expected - {"size_bytes", "sha256"} <= words | {"name"}
+
+
+def test_8_bit_networks_are_not_made_beside_a_package(
+    bundle: Path, tiny_dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    package = tmp_path / "model.sagittal"
+    assert run(["package", str(bundle), "--out", str(package)]) == 0
+    assert run(["quantize", str(package), str(tiny_dataset)]) == 1
+    assert "--unpack FOLDER" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.glob("*.int8")] == []

@@ -90,7 +90,8 @@ def nonzero_mask(channels: list[Shaped[np.ndarray, "D H W"]]) -> Bool[np.ndarray
         for side in (0, -1):
             outside[np.unique(regions.take(side, axis=axis))] = True
     outside[0] = False
-    mask, inside = zero, ~outside
+    mask: Bool[np.ndarray, "D H W"] = zero
+    inside = ~outside
     for depth, plane in enumerate(regions):
         # Plane by plane, into what is no longer needed: a look-up makes indices of eight bytes for each voxel.
         mask[depth] = inside[plane]
