@@ -316,7 +316,7 @@ def test_models_that_mean_other_things_are_refused_by_name() -> None:
     ):
         with pytest.raises(PlanError, match=f"^two: {what}") as caught:
             require_alike([first, ("two", plan)])
-        assert caught.value.code == "ensemble" and "the same" in caught.value.message
+        assert caught.value.code == "options" and "the same" in caught.value.message
     require_alike([first, ("two", _other(name="another", file_ending=".nrrd"))])
     with pytest.raises(PlanError, match="two bundles or more"):
         require_alike([first])

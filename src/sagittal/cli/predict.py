@@ -68,60 +68,62 @@ def predict(
     devices = parse_devices(device)
     from sagittal.bundle import read_bundle
     from sagittal.errors import PlanError
-    from sagittal.inference.fast import fast_settings
+    from sagittal.inference.ensemble import require_distinct
+    from sagittal.inference.fast import fast_settings_of
     from sagittal.inference.folder import model_of, run_folder
     from sagittal.inference.pipeline import Job
     from sagittal.inference.subset import chosen_spec
 
     print(RESEARCH_USE, file=sys.stderr)
-    read = read_bundle(bundle)
-    fast = fast_settings(read) if how.fast else None
-    read = read if fast is None else fast.bundle
+    bundles = [read_bundle(path) for path in (bundle, *how.others)]
+    require_distinct([(str(path), each) for path, each in zip((bundle, *how.others), bundles, strict=True)])
+    fast = fast_settings_of(bundles) if how.fast else ()
+    read, *others = [each.bundle for each in fast] or bundles
     choices = write.choices(how, precision, _say_aside, fast)
+    averaged_with = sorted(other.manifest.manifest_sha256 for other in others)
+    choices = choices.replace(averaged_with=tuple(averaged_with))
     subset = tuple(label.name for label in chosen_spec(read.plan.dataset, choices.subset).labels)
     choices = choices.replace(subset=subset if choices.subset else ())
     is_mirrored = choices.mirror and read.plan.inference.mirror_axes
-    if choices.quality and not is_mirrored and len(read.weight_names) < 2:
+    if choices.quality and not (is_mirrored or others or len(read.weight_names) > 1):
         raise PlanError(
             "--quality compares mirrored copies or folds: this model has one fold, and nothing is mirrored (the model "
             "is not, or --no-mirror or --fast was given). Leave out --quality, or what keeps from mirroring.",
             code="options",
         )
-    model = model_of(read, read.plan, engine, devices)
+    model = model_of(read, read.plan, engine, devices, others)
     job = Job(out, choices, model.sha256, ",".join(devices), memory_gib, model.threshold)
 
     def compute(cases: Sequence[Case], tell: Tell) -> None:
         if len(devices) > 1:
-            _on_several(devices, read, engine, job, cases, tell)
+            _on_several(devices, [read, *others], engine, job, cases, tell)
         elif cases:
-            _on_one(devices[0], read, engine, job, cases, tell)
+            _on_one(devices[0], [read, *others], engine, job, cases, tell)
 
     with _stoppable():
         result = run_folder(model, job, input, compute, overwrite=overwrite, on_case=_teller(json))
     return _told(result, out, json)
 
 
-def _on_one(device: str, bundle: Bundle, engine: str, job: Job, cases: Sequence[Case], tell: Tell) -> None:
+def _on_one(device: str, bundles: Sequence[Bundle], engine: str, job: Job, cases: Sequence[Case], tell: Tell) -> None:
     from dataclasses import replace
 
-    from sagittal.inference.engines.choice import load_engine
+    from sagittal.inference.ensemble import computed_by, engines_of, predictor_of
     from sagittal.inference.pipeline import CasePipeline
-    from sagittal.inference.predictor import Predictor
 
-    loaded = load_engine(bundle, device, engine, job.choices.precision, cache_folder=networks_folder())
-    _say_aside(f"{loaded.name} {loaded.precision} on {loaded.device}")
-    where = replace(job, device=f"{loaded.device} ({loaded.name})")
-    choices = job.choices
-    predictor = Predictor(bundle.plan, loaded, missing=choices.missing, postprocessing=choices.postprocessing)
-    CasePipeline(predictor, where, tell).run(cases)
+    predictor = predictor_of(bundles, job.choices, device, engine, cache_folder=networks_folder(), scratch=job.folder)
+    for name, precision, where in engines_of(predictor):
+        _say_aside(f"{name} {precision} on {where}")
+    CasePipeline(predictor, replace(job, device=computed_by(predictor)), tell).run(cases)
 
 
 def _on_several(
-    devices: Sequence[str], bundle: Bundle, engine: str, job: Job, cases: Sequence[Case], tell: Tell
+    devices: Sequence[str], bundles: Sequence[Bundle], engine: str, job: Job, cases: Sequence[Case], tell: Tell
 ) -> None:
     from sagittal.inference.processes import Loading, places_on, predict_on
 
-    loading = Loading(bundle.path, engine, networks_folder())
+    first, *others = (bundle.path for bundle in bundles)
+    loading = Loading(first, engine, networks_folder(), tuple(others))
     predict_on(places_on(devices), loading, job, cases, tell)
 
 

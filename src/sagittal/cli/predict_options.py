@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import Parameter, validators
@@ -29,6 +30,7 @@ class HowToPredict:
         fast: the bundle's second model where it has one (train --config 3d,3d-low), else no mirroring and step 0.75
         postprocessing: apply the rules of the plan to label maps (--no-postprocessing leaves them out)
         missing: names of channels that the scans lack, with commas: t1ce; for models trained with channel dropout
+        others: a further bundle, of the same channels and labels, to average the probabilities with; may be repeated
     """
 
     mirror: bool = True
@@ -36,6 +38,7 @@ class HowToPredict:
     fast: _Flag = False
     postprocessing: bool = True
     missing: str | None = None
+    others: Annotated[tuple[Path, ...], Parameter(name="--with", negative="")] = ()
 
 
 @Parameter(name="*")
@@ -63,15 +66,16 @@ class Writing:
         how: HowToPredict,
         precision: Literal["fp32", "bf16", "int8"],
         say: Callable[[str], None],
-        fast: Fast | None = None,
+        fast: Sequence[Fast] = (),
     ) -> Choices:
         """Return what the library is told."""
         from sagittal.inference.run_report import Choices
 
         mirror, step = how.mirror and not how.fast, how.step
-        if fast is not None:
-            step = fast.step if step is None else step
-            say(fast.sentence)
+        for each in fast:
+            step = each.step if step is None else step
+        for sentence in dict.fromkeys(each.sentence for each in fast):
+            say(sentence)
         return Choices(
             precision=precision,
             mirror=mirror,

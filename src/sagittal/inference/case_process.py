@@ -1,8 +1,8 @@
 """`python -m sagittal.inference.case_process`: one device's part of a folder; `processes` starts it.
 
 It is sent lines of JSON: first the task, then a case for each that it asks for. It answers with lines of JSON:
-{"ready": engine}, {"want": true}, {"case": ...}, {"fatal": ...}. The end of its input, which comes even from a parent
-that was killed, means that there are no more cases.
+{"ready": "cpu (openvino)"}, {"want": true}, {"case": ...}, {"fatal": ...}. The end of its input, which comes even from
+a parent that was killed, means that there are no more cases.
 """
 
 from __future__ import annotations
@@ -19,10 +19,9 @@ from typing import IO, Any
 from sagittal.bundle import read_bundle
 from sagittal.data.dataset import Case
 from sagittal.errors import SagittalError
-from sagittal.inference.engines.choice import load_engine
-from sagittal.inference.fast import fast_settings
+from sagittal.inference.ensemble import computed_by, predictor_of
+from sagittal.inference.fast import fast_settings_of
 from sagittal.inference.pipeline import CasePipeline, Job
-from sagittal.inference.predictor import Predictor
 from sagittal.inference.run_report import CasePrediction, Choices
 
 
@@ -55,26 +54,27 @@ def _work(lines: IO[str], send: Any) -> int:
     if not first:
         return 1
     task = json.loads(first)
-    bundle = read_bundle(task["bundle"])
-    bundle = fast_settings(bundle).bundle if task["choices"]["fast"] else bundle
-    engine = load_engine(
-        bundle, task["device"], task["engine"], task["choices"]["precision"], cache_folder=task["cache_folder"]
+    bundles = [read_bundle(path) for path in task["bundles"]]
+    folder, choices = Path(task["folder"]), Choices.from_json(json.dumps(task["choices"]))
+    if choices.fast:
+        bundles = [each.bundle for each in fast_settings_of(bundles)]
+    cache_folder = None if task["cache_folder"] is None else Path(task["cache_folder"])
+    predictor = predictor_of(
+        bundles, choices, task["device"], task["engine"], cache_folder=cache_folder, scratch=folder
     )
     job = Job(
-        folder=Path(task["folder"]),
-        choices=Choices.from_json(json.dumps(task["choices"])),
+        folder=folder,
+        choices=choices,
         bundle_sha256=task["bundle_sha256"],
-        device=f"{engine.device} ({engine.name})",
+        device=computed_by(predictor),
         memory_gib=task["memory_gib"],
         threshold=(task["threshold"][0], task["threshold"][1]),
     )
-    send(ready=engine.name)
+    send(ready=job.device)
 
     def tell(case: CasePrediction) -> None:
         send(case=case.model_dump(mode="json"))
 
-    choices = job.choices
-    predictor = Predictor(bundle.plan, engine, missing=choices.missing, postprocessing=choices.postprocessing)
     CasePipeline(predictor, job, tell).run(_cases(lines, send))
     return 0
 

@@ -229,7 +229,7 @@ def require_alike(plans: Sequence[tuple[str, Plan]]) -> None:
         PlanError: fewer than two, or channels or labels that are not the same.
     """
     if len(plans) < 2:
-        raise PlanError(f"averaging needs two bundles or more; given: {len(plans)}.", code="ensemble")
+        raise PlanError(f"averaging needs two bundles or more; given: {len(plans)}.", code="options")
     (first, plan), *others = plans
     expected = _meaning(plan)
     for name, other in others:
@@ -240,8 +240,24 @@ def require_alike(plans: Sequence[tuple[str, Plan]]) -> None:
                     f"{name}: its {what} are {known.get(what, 'none')}; those of {first} are "
                     f"{expected.get(what, 'none')}. Bundles that are averaged need the same {what} in the same order. "
                     "Leave one of them out.",
-                    code="ensemble",
+                    code="options",
                 )
+
+
+def require_distinct(bundles: Sequence[tuple[str, Bundle]]) -> None:
+    """Check that bundles can be averaged, by what messages call them; a single one needs nothing.
+
+    Raises:
+        PlanError: one was given twice, or channels or labels are not the same.
+    """
+    known: dict[str, str] = {}
+    for name, bundle in bundles:
+        digest = bundle.manifest.manifest_sha256
+        if digest in known:
+            raise PlanError(f"{name}: holds the same bundle as {known[digest]}. Leave one of them out.", code="options")
+        known[digest] = name
+    if len(bundles) > 1:
+        require_alike([(name, bundle.plan) for name, bundle in bundles])
 
 
 def predictor_of(
@@ -269,6 +285,19 @@ def predictor_of(
     if len(members) == 1:
         return Predictor(members[0].plan, members[0].load(), missing=missing, postprocessing=rules)
     return EnsemblePredictor(members, missing=missing, postprocessing=rules, scratch=scratch)
+
+
+def engines_of(predictor: Predictor | EnsemblePredictor) -> tuple[tuple[str, str, str], ...]:
+    """Return name, precision and device of what computes each model, each once."""
+    if isinstance(predictor, EnsemblePredictor):
+        return tuple(dict.fromkeys(predictor.engines))
+    engine = predictor.engine
+    return ((engine.name, engine.precision, engine.device),)
+
+
+def computed_by(predictor: Predictor | EnsemblePredictor) -> str:
+    """Return device and engine as a report tells them: `cpu (openvino)`, or `cpu (openvino) + cpu (torch)`."""
+    return " + ".join(f"{device} ({name})" for name, _, device in engines_of(predictor))
 
 
 @overload

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,9 +29,26 @@ class Fast:
     sentence: str
 
 
-def fast_settings(bundle: Bundle) -> Fast:
-    """Return how a bundle predicts fast, in a way that was measured where its training held out cases."""
-    low = bundle.low
+def fast_settings(bundle: Bundle, *, low: bool = True) -> Fast:
+    """Return how a bundle predicts fast, in a way that was measured where its training held out cases.
+
+    Args:
+        bundle: verified.
+        low: whether its second model may be taken, where it has one.
+    """
+    return _fast(bundle, bundle.low if low else None)
+
+
+def fast_settings_of(bundles: Sequence[Bundle]) -> tuple[Fast, ...]:
+    """Return how bundles whose mean is predicted do so fast: by their second models if each has one, else none does.
+
+    All of them have the same step then.
+    """
+    every = all(bundle.low is not None for bundle in bundles)
+    return tuple(fast_settings(bundle, low=every) for bundle in bundles)
+
+
+def _fast(bundle: Bundle, low: Bundle | None) -> Fast:
     how = "step" if low is None else "low"
     told = f"no mirroring, step {FAST_STEP:g}"
     if low is not None:

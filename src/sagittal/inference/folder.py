@@ -60,11 +60,17 @@ class Model:
     threshold: tuple[float, str]
 
 
-def model_of(bundle: Bundle | None, plan: Plan, engine: str, devices: Sequence[str]) -> Model:
-    """Return what a run's report says of the model of `bundle`, None where it comes from none."""
+def model_of(
+    bundle: Bundle | None, plan: Plan, engine: str, devices: Sequence[str], others: Sequence[Bundle] = ()
+) -> Model:
+    """Return what a run's report says of the model of `bundle`, None where it comes from none.
+
+    `others` are the bundles that it is averaged with; `Choices.averaged_with` has their hashes.
+    """
+    bundles = [*(() if bundle is None else (bundle,)), *others]
     return Model(
         plan=plan,
-        name="" if bundle is None else bundle.path.resolve().name,
+        name=" + ".join(each.path.resolve().name for each in bundles),
         sha256=None if bundle is None else bundle.manifest.manifest_sha256,
         engine=engine,
         devices=tuple(devices),

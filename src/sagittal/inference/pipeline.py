@@ -21,6 +21,7 @@ from typing import Any, Protocol, runtime_checkable
 from sagittal.data.dataset import Case
 from sagittal.data.preprocessing import Frame, frame_of
 from sagittal.errors import ResourceError, SagittalError
+from sagittal.inference.averaging import SCRATCH
 from sagittal.inference.consumers import SlabConsumer
 from sagittal.inference.input_check import check_grid, check_intensities, check_modality
 from sagittal.inference.missing import plan_of_scans
@@ -45,6 +46,8 @@ _LEAST_GIB = 1e-3
 """Where less is left, so that it is refused for want of memory and not as a slip of the user's."""
 _FLOAT_BYTES, _HALF_BYTES = 4, 2
 _MEMORY = "memory"
+_OF_ONE_CASE = (_MEMORY, SCRATCH)
+"""Codes of what a case lacks and a smaller one may not; all else ends the run."""
 
 
 @runtime_checkable
@@ -237,7 +240,7 @@ class CasePipeline:
                 self._make_room(loaded)
                 return self._predict(loaded)
         except ResourceError as error:
-            if error.code != _MEMORY:
+            if error.code not in _OF_ONE_CASE:
                 raise
             self.tell(_failure(loaded, error, time.monotonic() - began))
         except SagittalError as error:

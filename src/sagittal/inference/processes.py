@@ -49,11 +49,12 @@ def places_on(devices: Sequence[str]) -> tuple[Place, ...]:
 
 @dataclass(frozen=True)
 class Loading:
-    """How each process loads the model."""
+    """How each process loads the model; `others` are the bundles that it is averaged with."""
 
     bundle: Path
     engine: str
     cache_folder: Path | None = None
+    others: tuple[Path, ...] = ()
 
 
 def predict_on(
@@ -129,7 +130,7 @@ def _take_back(
 
 def _task(place: Place, loading: Loading, job: Job, processes: int) -> dict[str, Any]:
     return {
-        "bundle": str(loading.bundle),
+        "bundles": [str(path) for path in (loading.bundle, *loading.others)],
         "device": place.device,
         "engine": loading.engine,
         "cache_folder": None if loading.cache_folder is None else str(loading.cache_folder),

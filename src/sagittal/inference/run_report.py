@@ -74,6 +74,8 @@ class Choices(Frozen):
     fast: bool = False
     subset: tuple[str, ...] = ()
     """Names of the only classes that are written, in the model's order; none: all."""
+    averaged_with: tuple[str, ...] = ()
+    """Hashes of the manifests of the further bundles whose probabilities are averaged, in ascending order."""
     missing: tuple[str, ...] = ()
     """Names of the channels that the scans lack."""
     postprocessing: bool = True
@@ -83,6 +85,7 @@ class Choices(Frozen):
     entropy: bool = False
     quality: bool = False
 
+    later_fields: ClassVar[tuple[str, ...]] = ("averaged_with",)
     _EXTRAS: ClassVar[tuple[str, ...]] = ("preview", "probabilities", "entropy", "quality")
 
     def covers(self, wanted: Choices) -> bool:
