@@ -147,6 +147,19 @@ def test_folds_take_turns_with_one_set_of_volumes(bundle: Bundle) -> None:
     assert two.fixed_bytes - one.fixed_bytes - weights < 0.5 * volumes
 
 
+def test_memory_is_that_of_coarse_logits_where_a_prediction_asks_for_these(tmp_path: Path) -> None:
+    settings, window = {**SMALL_TRANSFORMER, "patch.size": [32, 48, 32]}, (32, 48, 32)
+    needs = []
+    for outputs in (3, 103):
+        plan = untrained_plan("segformer3d", untrained_spec(outputs), settings=settings)
+        found = read_bundle(write_random_bundle(tmp_path / f"bundle_{outputs}", plan))
+        needs.append(load(found, threads=1).memory(window))
+    voxels = 32 * 48 * 32
+    assert needs[1].per_window_bytes - needs[0].per_window_bytes == 4 * 100 * voxels // 64
+    # A hundred classes at the window's own resolution would be 4 * 100 * voxels.
+    assert needs[1].fixed_bytes - needs[0].fixed_bytes < 0.5 * 4 * 100 * voxels
+
+
 def test_networks_without_a_graph_are_named() -> None:
     assert supports(plan_of()) is None
     other = untrained_plan("plainconvunet", untrained_spec(3))

@@ -188,17 +188,18 @@ class OpenVINOEngine:
     def memory(self, window: Triple) -> NetworkMemory:
         """Return what a call on windows of this shape takes of the host's memory, by the graph (`openvino_memory`).
 
+        The graph is that of `features` or of `coarse_logits` where there are such, for a prediction calls these.
         Windows are computed one after the other, so of each further one only the image and the result count. A network
         that is not compiled yet takes the same for a moment before its first window.
         """
         if window not in self._memory:
-            model = self._joint_model(window, with_head=self.head is None)
-            channels, width = (int(values.get_shape()[1]) for values in (model.inputs[0], model.outputs[0]))
+            model = self._joint_model(window, with_head=self.head is None and self.coarse_stride(window) == 1)
+            values = sum(math.prod(port.get_shape()) for port in (model.inputs[0], model.outputs[0]))
             activations = round(_MARGIN.get(self.precision, 1.1) * activation_bytes(model, 4))
             weights = sum(array.nbytes for fold in self._folds for array in fold.values())
             self._memory[window] = NetworkMemory(
                 fixed_bytes=_RUNTIME_BYTES + _WEIGHT_COPIES * weights + activations,
-                per_window_bytes=4 * math.prod(window) * (channels + width),
+                per_window_bytes=4 * values,
             )
         return self._memory[window]
 
