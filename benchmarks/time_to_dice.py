@@ -82,9 +82,14 @@ def train_nnunet(dataset: Path, out: Path, python: str, minutes: float, seed: in
     if not (folder / "result.json").exists():
         steps = str(int(minutes * 60 / step_s))
         subprocess.run(nnunet_command(dataset, folder, python, "--steps", steps, "--seed", str(seed)), check=True)
-    predictions, labels = str(folder / "predictions"), str(dataset / "labelsTr")
-    scored = [sys.executable, "-m", "sagittal", "evaluate", predictions, labels, "--out", str(folder / "report")]
-    subprocess.run(scored, check=True)
+    # Only the held-out cases have predictions, and a reference without one is an error.
+    predictions, references = folder / "predictions", folder / "references"
+    references.mkdir(exist_ok=True)
+    for prediction in predictions.iterdir():
+        if not (references / prediction.name).exists():
+            (references / prediction.name).symlink_to((dataset / "labelsTr" / prediction.name).resolve())
+    scored = [sys.executable, "-m", "sagittal", "evaluate", str(predictions), str(references)]
+    subprocess.run([*scored, "--out", str(folder / "report")], check=True)
 
 
 def table(out: Path) -> str:
@@ -93,7 +98,8 @@ def table(out: Path) -> str:
     for path in sorted(out.glob("*.fitted.json")):
         network, facts = path.name.removesuffix(".fitted.json"), facts_of(path)
         finished = [found.parent for found in sorted(out.glob(f"{network}-seed*/metrics.json"))]
-        dice = [mean_dice(bundle) for bundle in finished]
+        # A run that was stopped leaves a bundle without a score.
+        dice = [score for score in map(mean_dice, finished) if score is not None]
         if dice:
             rows.append(row(network, facts.minutes, facts.steps, dice))
     for minutes in sorted({folder.name.split("-")[1] for folder in out.glob("nnunet-*min-seed*")}):
