@@ -99,6 +99,7 @@ def test_json_is_one_object_a_line(
     [
         ["--engine", "opnvino"],
         ["--precision", "fp8"],
+        ["--engine", "torch", "--precision", "bf16"],
         ["--device", "gpu"],
         ["--device", "cpu,gpu"],
         ["--subset", "class_9"],

@@ -73,8 +73,10 @@ def test_torch_where_openvino_is_absent_or_can_not(monkeypatch: pytest.MonkeyPat
 def test_what_is_asked_for_is_taken_or_refused(monkeypatch: pytest.MonkeyPatch, bundle: Bundle) -> None:
     install(monkeypatch, FakeOpenVINO())
     assert load_engine(bundle, "cpu", "torch").name == "torch"
-    with pytest.raises(ResourceError, match="precision bf16 is computed by OpenVINO on a CPU only"):
+    with pytest.raises(PlanError, match="engine 'torch' computes in fp32 only; precision bf16 is OpenVINO's"):
         load_engine(bundle, "cpu", "torch", "bf16")
+    with pytest.raises(ResourceError, match="precision bf16 is computed by OpenVINO on a CPU only"):
+        load_engine(bundle, "cuda", precision="bf16")
     with pytest.raises(ResourceError, match="engine 'openvino' can't be used: it is for CPUs"):
         load_engine(bundle, "cuda", "openvino")
     install(monkeypatch, FakeOpenVINO("no OpenVINO form of unetr"))

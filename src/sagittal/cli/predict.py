@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from sagittal.data.dataset import Case
     from sagittal.inference.folder import Tell
     from sagittal.inference.pipeline import Job
-    from sagittal.inference.run_report import CasePrediction, FolderResult
+    from sagittal.inference.run_report import CasePrediction, Choices, FolderResult
 
 STOPPED = 75
 """Exit code after SIGTERM: the same command can go on."""
@@ -54,7 +54,7 @@ def predict(
     Finished cases are left alone when the same command is given again.
 
     Args:
-        bundle: folder that `sagittal train` wrote
+        bundle: folder that `sagittal train` or an import wrote, or a package of it
         out: folder for the label maps
         device: auto, cpu, cuda, cuda:1 or mps; several with commas share the cases
         engine: what computes; auto takes OpenVINO on a CPU where it is installed and knows the network
@@ -67,13 +67,14 @@ def predict(
     """
     devices = parse_devices(device)
     from sagittal.bundle import read_bundle
-    from sagittal.errors import PlanError
+    from sagittal.inference.engines.choice import require_sensible
     from sagittal.inference.ensemble import require_distinct
     from sagittal.inference.fast import fast_settings_of
     from sagittal.inference.folder import model_of, run_folder
     from sagittal.inference.pipeline import Job
     from sagittal.inference.subset import chosen_spec
 
+    require_sensible(engine, precision)
     print(RESEARCH_USE, file=sys.stderr)
     bundles = [read_bundle(path) for path in (bundle, *how.others)]
     require_distinct([(str(path), each) for path, each in zip((bundle, *how.others), bundles, strict=True)])
@@ -84,13 +85,7 @@ def predict(
     choices = choices.replace(averaged_with=tuple(averaged_with))
     subset = tuple(label.name for label in chosen_spec(read.plan.dataset, choices.subset).labels)
     choices = choices.replace(subset=subset if choices.subset else ())
-    is_mirrored = choices.mirror and read.plan.inference.mirror_axes
-    if choices.quality and not (is_mirrored or others or len(read.weight_names) > 1):
-        raise PlanError(
-            "--quality compares mirrored copies or folds: this model has one fold, and nothing is mirrored (the model "
-            "is not, or --no-mirror or --fast was given). Leave out --quality, or what keeps from mirroring.",
-            code="options",
-        )
+    _require_comparable(choices, [read, *others])
     model = model_of(read, read.plan, engine, devices, others)
     job = Job(out, choices, model.sha256, ",".join(devices), memory_gib, model.threshold)
 
@@ -103,6 +98,19 @@ def predict(
     with _stoppable():
         result = run_folder(model, job, input, compute, overwrite=overwrite, on_case=_teller(json))
     return _told(result, out, json)
+
+
+def _require_comparable(choices: Choices, bundles: Sequence[Bundle]) -> None:
+    from sagittal.errors import PlanError
+
+    first, *others = bundles
+    is_mirrored = choices.mirror and first.plan.inference.mirror_axes
+    if choices.quality and not (is_mirrored or others or len(first.weight_names) > 1):
+        raise PlanError(
+            "--quality compares mirrored copies or folds: this model has one fold, and nothing is mirrored (the model "
+            "is not, or --no-mirror or --fast was given). Leave out --quality, or what keeps from mirroring.",
+            code="options",
+        )
 
 
 def _on_one(device: str, bundles: Sequence[Bundle], engine: str, job: Job, cases: Sequence[Case], tell: Tell) -> None:

@@ -76,10 +76,9 @@ def volumes_ml(labels: Volume, spec: DatasetSpec) -> dict[str, float]:
             present = {value: int((plane == value).sum()) for value in values}
         for value, count in present.items():
             counts[value] += count
-    return {
-        label.name: float(sum(counts[originals.get(value, value)] for value in label.values) * voxel_ml)
-        for label in spec.labels
-    }
+    sizes = {label.name: sum(counts[originals.get(value, value)] for value in label.values) for label in spec.labels}
+    # To a thousandth of a cubic millimetre: affines hold spacings as float32, whose last digits say nothing.
+    return {name: round(float(size * voxel_ml), 6) for name, size in sizes.items()}
 
 
 def declaration(spec: DatasetSpec) -> bytes:

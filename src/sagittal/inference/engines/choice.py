@@ -39,10 +39,7 @@ def load_engine(
         PlanError: an unknown engine or precision.
         ResourceError: no such device, or an engine that is not installed or can't do what is asked.
     """
-    if engine not in ENGINES:
-        raise PlanError(f"engine '{engine}' is unknown.{did_you_mean(engine, ENGINES)}", code="engine")
-    if precision not in PRECISIONS:
-        raise PlanError(f"precision '{precision}' is unknown.{did_you_mean(precision, PRECISIONS)}", code="precision")
+    require_sensible(engine, precision)
     on_cpu = str(device).lower() == "cpu" or (str(device).lower() == "auto" and not _torch_finds_accelerator())
     why_not = _why_not_openvino(bundle, on_cpu)
     if engine == "openvino" and why_not is not None:
@@ -56,6 +53,23 @@ def load_engine(
 
         return openvino_engine.load(bundle, precision=_precision(precision), cache_folder=cache_folder)
     return _load_torch(bundle, device, precision, why_not)
+
+
+def require_sensible(engine: str, precision: str) -> None:
+    """Refuse names that nobody knows, and a precision that the engine never has.
+
+    Raises:
+        PlanError: the one or the other.
+    """
+    if engine not in ENGINES:
+        raise PlanError(f"engine '{engine}' is unknown.{did_you_mean(engine, ENGINES)}", code="engine")
+    if precision not in PRECISIONS:
+        raise PlanError(f"precision '{precision}' is unknown.{did_you_mean(precision, PRECISIONS)}", code="precision")
+    if engine == "torch" and precision != "fp32":
+        raise PlanError(
+            f"engine 'torch' computes in fp32 only; precision {precision} is OpenVINO's. Leave one of the two out.",
+            code="precision",
+        )
 
 
 def _load_torch(bundle: Bundle, device: str, precision: str, why_not_openvino: str | None) -> Engine:
