@@ -134,7 +134,7 @@ def test_the_picture_is_written_and_its_points_are_listed(tmp_path: Path, capsys
 def test_what_makes_no_sense_is_told(
     arguments: tuple[str, ...], expected: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert run(["networks", *arguments]) == 1
+    assert run(["networks", *arguments]) == 2
     told = capsys.readouterr()
     assert expected in told.err + told.out
     assert not Path("x.svg").exists()

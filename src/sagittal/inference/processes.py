@@ -75,7 +75,7 @@ def predict_on(
 
     Raises:
         SagittalError: the disk is full, or the model can't be loaded on one of the devices.
-        ResourceError: every process died.
+        ResourceError: no process is left, and the last one died before it took a case.
     """
     if not cases:
         return
@@ -92,7 +92,7 @@ def predict_on(
                 running.discard(child)
                 _take_back(child, waiting, running, tell)
                 if waiting and not running:
-                    # The others had been told that there are no more cases before this came back from a dead one.
+                    # The others had been told that there are no more before a case came back from one that died.
                     children.append(_Child(child.place, child.task, events))
                     running.add(children[-1])
             elif "want" in message:
@@ -122,7 +122,8 @@ def _take_back(
         message = f"{first.id}: {cause}. Give --memory-gib, or fewer devices at a time."
         tell(CasePrediction(case=first.id, status="failed", seconds=0.0, message=message, code="process"))
         waiting.extendleft(reversed(others))
-    if waiting and not running:
+    elif waiting and not running:
+        # Not even a case was begun, so another one would end the same way; where one was, each costs a case at most.
         raise ResourceError(
             f"{cause}; no other is left. Give --memory-gib, or fewer devices at a time.", code="process"
         )
