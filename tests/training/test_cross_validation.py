@@ -102,6 +102,7 @@ def test_a_stop_reaches_every_process_and_each_leaves_a_checkpoint(tiny_dataset:
         if "| train: fold" in line:
             begun.add(line)
             if len(begun) == 2:
+                assert callable(signal.getsignal(signal.SIGTERM))
                 os.kill(os.getpid(), signal.SIGTERM)
 
     settings = {**TWO, "schedule.steps": 100_000, "schedule.validations": 0}
@@ -151,6 +152,8 @@ def test_a_stop_while_a_bundle_is_written_leaves_it_whole_and_begins_no_other_fo
     real = cross_validation.join_bundle
 
     def stopping(*arguments: Any, **options: Any) -> Any:
+        # Where nobody listens, the signal would end the whole test run without a word.
+        assert callable(signal.getsignal(signal.SIGTERM))
         os.kill(os.getpid(), signal.SIGTERM)
         return real(*arguments, **options)
 
