@@ -53,7 +53,7 @@ class ProbabilityFile:
         with _explained(path):
             path.parent.mkdir(parents=True, exist_ok=True)
             # It has no name on POSIX, so that a killed run leaves nothing; `__exit__` closes it.
-            self._scratch = tempfile.TemporaryFile(dir=path.parent)  # noqa: SIM115
+            self._scratch = tempfile.TemporaryFile(dir=path.parent)  # noqa: SIM115 - see above
 
     def __enter__(self) -> ProbabilityFile:
         return self
