@@ -8,6 +8,7 @@ import sagittal.data.fingerprint as fingerprint_module
 from sagittal.data.dataset import content_hash, read_dataset
 from sagittal.data.fingerprint import Sample, draw_with_replacement, extract_fingerprint, pooled_intensities
 from sagittal.errors import DataError
+from sagittal.plan.volume_range import VolumeRange
 
 
 def as_list(sample: Sample) -> np.ndarray:
@@ -93,6 +94,22 @@ def test_volumes_of_classes_are_medians_over_the_cases_that_have_them(tmp_path):
     sizes = [[np.sum(array == value) for array in (labels, half)] for value in (1, 2)]
     expected = [float(np.median([size for size in both if size])) / 1000 for both in sizes]
     assert found.class_volumes_ml == (*(pytest.approx(volume) for volume in expected), None)
+
+
+def test_volumes_of_labels_are_described_over_all_cases_regions_as_wholes(tmp_path):
+    image, labels = ball_case((10, 12, 14), 0)
+    half = np.where(np.arange(14) < 7, labels, 0).astype(labels.dtype)
+    cases = {"a": (image, labels), "b": (image, half), "c": (image, np.zeros_like(labels))}
+    declared = {"background": 0, "whole": [1, 2], "second": 2, "never": 3}
+    affine = affine_of((2.0, 1.0, 0.5))
+    data = write_dataset(tmp_path / "data", cases, labels=declared, affine=affine, regions_class_order=[1, 2, 3])
+    found = extract_fingerprint(data, workers=2).label_volumes
+    parts = {"whole": (1, 2), "second": (2,)}
+    sizes = {
+        name: [float(np.isin(one, values).sum()) / 1000 for one in (labels, half)] for name, values in parts.items()
+    }
+    assert sizes["second"][1] == 0.0 and sizes["whole"][0] > sizes["whole"][1] > 0
+    assert found == tuple(VolumeRange.of([*sizes.get(name, (0.0, 0.0)), 0.0]) for name in (*parts, "never"))
 
 
 def test_the_fingerprint_knows_the_content_and_not_the_workers(tmp_path):

@@ -4,6 +4,7 @@ import pytest
 from pydantic import ValidationError
 
 from sagittal.plan import ChannelIntensities, Fingerprint
+from sagittal.plan.volume_range import VolumeRange
 
 FINGERPRINT = Fingerprint(
     content_sha256="0" * 64,
@@ -27,3 +28,9 @@ def test_round_trip_is_exact():
 def test_every_case_has_a_shape_and_a_spacing(changes):
     with pytest.raises(ValidationError, match="one shape and one spacing per case"):
         FINGERPRINT.replace(**changes)
+
+
+def test_a_fingerprint_without_volumes_of_labels_is_written_as_earlier_versions_wrote_it():
+    assert "label_volumes" not in FINGERPRINT.to_json()
+    measured = FINGERPRINT.replace(label_volumes=(VolumeRange.of([1.5, 2.0, 0.0]),))
+    assert Fingerprint.from_json(measured.to_json()) == measured

@@ -20,6 +20,7 @@ from sagittal.data.labelled_case import named, read_case
 from sagittal.errors import DataError
 from sagittal.plan import ChannelIntensities, Fingerprint
 from sagittal.plan.base import Triple, TripleMm
+from sagittal.plan.volume_range import VolumeRange
 from sagittal.volumes import Volume
 from sagittal.volumes.crop import nonzero_box
 from sagittal.volumes.geometry import Reorientation, reorientation_to_ras, spacing_of
@@ -103,6 +104,16 @@ def extract_fingerprint(
             float(np.median([volume for volume in volumes if volume])) if any(volumes) else None
             for volumes in zip(*(case.class_volumes_ml for case in measured), strict=True)
         ),
+        label_volumes=label_volumes([case.class_volumes_ml for case in measured], index),
+    )
+
+
+def label_volumes(cases_ml: Sequence[Sequence[float]], index: LabelIndex) -> tuple[VolumeRange, ...]:
+    """Return how large each label is, class or region, from the volumes of the foreground indices in each case."""
+    positions = {value: place for place, value in enumerate(index.values[1:])}
+    return tuple(
+        VolumeRange.of([sum(case[positions[value]] for value in label.values) for case in cases_ml])
+        for label in index.spec.labels
     )
 
 

@@ -18,7 +18,7 @@ from sagittal.errors import PlanError, ResourceError
 from sagittal.plan import Fingerprint
 from sagittal.plan.base import write_atomically
 
-_VERSION = 2
+_VERSION = 3
 """Raise it whenever the rules of the fingerprint change."""
 
 

@@ -7,6 +7,7 @@ from typing import ClassVar, Literal, Self
 from pydantic import model_validator
 
 from sagittal.plan.base import Frozen, Triple, TripleMm
+from sagittal.plan.volume_range import VolumeRange
 
 
 class ChannelIntensities(Frozen):
@@ -39,8 +40,10 @@ class Fingerprint(Frozen):
 
     class_volumes_ml: tuple[float | None, ...] = ()
     """Of each foreground value, ascending: its median volume over the cases that have it; None where none has."""
+    label_volumes: tuple[VolumeRange, ...] = ()
+    """Of each label, class or region, in the order of the declaration: how large it is."""
 
-    later_fields: ClassVar[tuple[str, ...]] = ("orientation", "class_volumes_ml")
+    later_fields: ClassVar[tuple[str, ...]] = ("orientation", "class_volumes_ml", "label_volumes")
 
     @model_validator(mode="after")
     def _check(self) -> Self:

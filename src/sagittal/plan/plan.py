@@ -16,6 +16,7 @@ from sagittal.plan.postprocessing import Rule, unknown_label
 from sagittal.plan.quantities import Count, Positive
 from sagittal.plan.schedule import Schedule
 from sagittal.plan.training import Training
+from sagittal.plan.volume_range import VolumeRange
 
 PositiveTripleMm = tuple[Positive, Positive, Positive]
 Configuration = Literal["3d", "3d-low", "2d"]
@@ -127,10 +128,12 @@ class Plan(Frozen):
     inference: Inference
     postprocessing: tuple[Rule, ...] = ()
     """What is done to a label map after the network, in this order."""
+    label_volumes: tuple[VolumeRange, ...] = ()
+    """How large each label of `dataset` is in the training cases; changes no voxel, `sagittal qc` compares with it."""
     reasons: dict[str, str]
     """Why each field has its value, by dotted name; `--set` and `--budget` write their own."""
 
-    later_fields: ClassVar[tuple[str, ...]] = ("configuration", "postprocessing")
+    later_fields: ClassVar[tuple[str, ...]] = ("configuration", "postprocessing", "label_volumes")
 
     @classmethod
     def from_json(cls, text: str | bytes, *, source: str = "JSON text") -> Self:
@@ -163,6 +166,8 @@ class Plan(Frozen):
                 f"training.loss.deep_supervision_weights has {weights} values; this network has {outputs} "
                 f"output{'s' if outputs > 1 else ''}"
             )
+        if self.label_volumes and len(self.label_volumes) != len(self.dataset.labels):
+            raise ValueError(f"{len(self.dataset.labels)} labels but {len(self.label_volumes)} label_volumes")
         self._check_dims()
         if self.training.augmentation.channel_dropout and channels == 1:
             raise ValueError(

@@ -115,10 +115,12 @@ def make_plan(
         training=training,
         schedule=schedule,
         inference=Inference(mirror_axes=training.augmentation.mirror_axes),
+        label_volumes=fingerprint.label_volumes,
         reasons={
             "network_name": "as asked for, or the default",
             "configuration": _CONFIGURATIONS[configuration],
             "fingerprint_sha256": f"of what was measured of {fingerprint.num_cases} cases",
+            "label_volumes": f"measured in {fingerprint.num_cases} cases, for 'sagittal qc' to compare with",
             "network": f"chosen by name, {network_name.lower()}",
             **_ALWAYS,
             **why_preprocessing,
@@ -152,8 +154,11 @@ def _resolved(
 
 
 def fingerprint_sha256(fingerprint: Fingerprint) -> str:
-    """Return the hash that a plan keeps of the fingerprint it was made from."""
-    return hashlib.sha256(canonical_json(fingerprint).encode()).hexdigest()
+    """Return the hash that a plan keeps of the fingerprint it was made from.
+
+    `label_volumes` is left out: nothing is planned by it, and a data set keeps the hash that earlier versions gave it.
+    """
+    return hashlib.sha256(canonical_json(fingerprint.replace(label_volumes=())).encode()).hexdigest()
 
 
 def _require_fitting(fingerprint: Fingerprint, spec: DatasetSpec, wishes: Wishes, memory_gib: float) -> None:

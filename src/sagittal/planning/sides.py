@@ -2,22 +2,16 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
 from sagittal.data.mirroring import regions_are_swapped_whole
 from sagittal.plan import DatasetSpec
 from sagittal.plan.base import Triple
+from sagittal.plan.opposites import OPPOSITES, Axis, opposite_pairs, words_of
 
-Axis = Literal[0, 1, 2]
 Axes = tuple[Axis, ...]
 
-_OPPOSITES: dict[Axis, dict[str, str]] = {
-    0: {"superior": "inferior", "upper": "lower", "cranial": "caudal", "top": "bottom"},
-    1: {"anterior": "posterior", "ventral": "dorsal", "front": "back"},
-    2: {"left": "right", "l": "r", "lt": "rt", "lh": "rh", "sin": "dex", "sinistra": "dextra"},
-}
 _ALONG = {0: "up and down", 1: "front to back", 2: "left to right"}
 _SIDES: Axis = 2
 """The axis of RAS order along which a body is its own mirror image."""
@@ -49,15 +43,15 @@ def mirroring(
     stored order nothing says which axis that is, so then none is mirrored.
     """
     names = [label.name for label in spec.labels]
-    pairs = {axis: found for axis in _OPPOSITES if (found := opposite_pairs(names, axis))}
+    pairs = {axis: found for axis in OPPOSITES if (found := opposite_pairs(names, axis))}
     if not pairs:
-        return Mirroring(tuple(_OPPOSITES), "nnU-Net's default, all axes; no two labels differ by a direction only")
+        return Mirroring(tuple(OPPOSITES), "nnU-Net's default, all axes; no two labels differ by a direction only")
     if orientation == "stored":
         one, other = next(iter(pairs.values()))[0]
         why = f"none: '{one}' and '{other}' differ by a direction only, and the files' axes have no known one"
         return Mirroring((), why)
     hindered = {axis: told for axis, found in pairs.items() if (told := _obstacle(spec, axis, found)) is not None}
-    axes = tuple(place for place in _OPPOSITES if transpose[place] not in hindered)
+    axes = tuple(place for place in OPPOSITES if transpose[place] not in hindered)
     why = "; ".join(f"not {_ALONG[axis]}, because of {told}" for axis, told in hindered.items())
     why = f"{why}: mirrored, one would look like the other" if hindered else "nnU-Net's default, all axes"
     if _SIDES not in pairs or _SIDES in hindered:
@@ -65,7 +59,7 @@ def mirroring(
     sides = pairs[_SIDES]
     more = f" (and {len(sides) - 1} more such pairs)" if len(sides) > 1 else ""
     whose = f"'{sides[0][0]}' and '{sides[0][1]}'{more}"
-    place = next(place for place in _OPPOSITES if transpose[place] == _SIDES)
+    place = next(place for place in OPPOSITES if transpose[place] == _SIDES)
     return Mirroring(
         axes,
         f"{why}; left to right, {whose} change places (training.augmentation.swapped_labels)",
@@ -74,32 +68,13 @@ def mirroring(
     )
 
 
-def opposite_pairs(names: Sequence[str], axis: Axis) -> tuple[tuple[str, str], ...]:
-    """Return all pairs of names that differ only by a direction along an axis: for W, kidney_left and kidney_right.
-
-    Args:
-        names: of labels.
-        axis: 0, 1 or 2 for D, H or W in RAS order.
-    """
-    opposites = _OPPOSITES[axis]
-    by_words = {tuple(sorted(_words(name))): name for name in names}
-    pairs: dict[tuple[str, str], None] = {}
-    for name in names:
-        words = _words(name)
-        for position, word in enumerate(words):
-            other = tuple(sorted([*words[:position], opposites.get(word, ""), *words[position + 1 :]]))
-            if other in by_words:
-                pairs[name, by_words[other]] = None
-    return tuple(pairs)
-
-
 def _obstacle(spec: DatasetSpec, axis: Axis, pairs: Sequence[tuple[str, str]]) -> str | None:
     """Return the pair that no swap makes right in a mirror along the axis, and why if that is not plain, else None."""
     told = f"'{pairs[0][0]}' and '{pairs[0][1]}'"
     if axis != _SIDES:
         return told
     for one, other in pairs:
-        words = set(_words(one))
+        words = set(words_of(one))
         if words & _UNLIKE and not words & _ALIKE:
             return f"'{one}' and '{other}', which are no mirror images of each other"
     swapped = _value_pairs(spec, pairs)
@@ -118,8 +93,3 @@ def _obstacle(spec: DatasetSpec, axis: Axis, pairs: Sequence[tuple[str, str]]) -
 def _value_pairs(spec: DatasetSpec, pairs: Sequence[tuple[str, str]]) -> tuple[tuple[int, int], ...]:
     values = {label.name: label.values[0] for label in spec.labels}
     return tuple(dict.fromkeys((values[one], values[other]) for one, other in pairs))
-
-
-def _words(name: str) -> list[str]:
-    """Split snake_case, CamelCase and spaced names into lower-case words."""
-    return [word.lower() for word in re.findall(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])|\d+", name)]

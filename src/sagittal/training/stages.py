@@ -186,8 +186,8 @@ def describe(plan: Plan) -> str:
 
 
 def plan_sha256(plan: Plan) -> str:
-    """Return the hash of everything in the plan but its reasons."""
-    return hashlib.sha256(canonical_json(plan.replace(reasons={})).encode()).hexdigest()
+    """Return the hash of everything in the plan that can change a weight: its reasons and what it tells can't."""
+    return hashlib.sha256(canonical_json(plan.replace(reasons={}, label_volumes=())).encode()).hexdigest()
 
 
 def preprocess(
