@@ -104,12 +104,13 @@ def test_volumes_of_labels_are_described_over_all_cases_regions_as_wholes(tmp_pa
     affine = affine_of((2.0, 1.0, 0.5))
     data = write_dataset(tmp_path / "data", cases, labels=declared, affine=affine, regions_class_order=[1, 2, 3])
     found = extract_fingerprint(data, workers=2).label_volumes
-    parts = {"whole": (1, 2), "second": (2,)}
-    sizes = {
-        name: [float(np.isin(one, values).sum()) / 1000 for one in (labels, half)] for name, values in parts.items()
-    }
-    assert sizes["second"][1] == 0.0 and sizes["whole"][0] > sizes["whole"][1] > 0
-    assert found == tuple(VolumeRange.of([*sizes.get(name, (0.0, 0.0)), 0.0]) for name in (*parts, "never"))
+    whole, second = ([float(np.isin(one, values).sum()) / 1000 for one in (labels, half)] for values in ((1, 2), 2))
+    assert second[1] == 0.0 and whole[0] > whole[1] > 0
+    for one, volumes_ml in zip(found, (whole, second, (0.0, 0.0)), strict=True):
+        expected = VolumeRange.of([*volumes_ml, 0.0])
+        assert (one.present, one.absent) == (expected.present, expected.absent)
+        assert one.quantiles_ml == pytest.approx(expected.quantiles_ml)
+        assert one.log_mad == pytest.approx(expected.log_mad)
 
 
 def test_the_fingerprint_knows_the_content_and_not_the_workers(tmp_path):
