@@ -9,9 +9,10 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from sagittal.errors import DataError
-from sagittal.evaluation import ClassSet, dice, evaluate_case, hd95_mm
+from sagittal.evaluation import FAST_METRICS, ClassSet, EvaluationSettings, dice, evaluate_case, hd95_mm
 
 SPACING = (5.0, 0.8, 0.5)
+FAST = EvaluationSettings(metrics=FAST_METRICS)
 CLASSES = {"background": 0, "whole": [1, 2, 3], "core": [2, 3], "tip": 3}
 maps = hnp.arrays(np.uint8, (4, 5, 6), elements=st.integers(0, 4))
 
@@ -19,7 +20,7 @@ maps = hnp.arrays(np.uint8, (4, 5, 6), elements=st.integers(0, 4))
 @settings(max_examples=40, deadline=None, derandomize=True)
 @given(maps, maps)
 def test_every_class_equals_the_metrics_of_its_masks(reference: np.ndarray, prediction: np.ndarray) -> None:
-    result = evaluate_case(reference, prediction, SPACING, CLASSES, case="a")
+    result = evaluate_case(reference, prediction, SPACING, CLASSES, case="a", settings=FAST)
     assert list(result.classes) == ["whole", "core", "tip"]
     for name, values in {"whole": [1, 2, 3], "core": [2, 3], "tip": [3]}.items():
         masks = np.isin(reference, values), np.isin(prediction, values)
@@ -32,7 +33,7 @@ def test_every_class_equals_the_metrics_of_its_masks(reference: np.ndarray, pred
 @settings(max_examples=40, deadline=None, derandomize=True)
 @given(maps, maps)
 def test_ignored_voxels_belong_to_no_mask(reference: np.ndarray, prediction: np.ndarray) -> None:
-    result = evaluate_case(reference, prediction, SPACING, {"a": 1, "b": [1, 2, 3], "ignore": 4})
+    result = evaluate_case(reference, prediction, SPACING, {"a": 1, "b": [1, 2, 3], "ignore": 4}, settings=FAST)
     kept = reference != 4
     for name, values in {"a": [1], "b": [1, 2, 3]}.items():
         masks = np.isin(reference, values) & kept, np.isin(prediction, values) & kept
@@ -45,7 +46,7 @@ def test_prediction_does_not_matter_where_the_reference_is_ignored() -> None:
     reference[1] = 9
     prediction = reference.copy()
     prediction[1] = 1
-    result = evaluate_case(reference, prediction, SPACING, {"a": 1, "ignore": 9})
+    result = evaluate_case(reference, prediction, SPACING, {"a": 1, "ignore": 9}, settings=FAST)
     assert result.classes["a"].metrics == {"dice": 1.0, "hd95_mm": 0.0}
     assert result.classes["a"].prediction_ml == result.classes["a"].reference_ml
 

@@ -9,9 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sagittal.errors import PlanError
-from sagittal.evaluation import CaseScore, ClassScore, ClassSet, Evaluation, Failure
+from sagittal.evaluation import CaseScore, ClassScore, ClassSet, Evaluation, EvaluationSettings, Failure
 
 CLASSES = ClassSet.of_mapping({"a": 1, "b": 2})
+SETTINGS = EvaluationSettings(metrics=("dice", "hd95_mm"))
 
 
 def case(name: str, *dices: float | None, hd95_mm: float | None = 1.5) -> CaseScore:
@@ -26,7 +27,9 @@ def case(name: str, *dices: float | None, hd95_mm: float | None = 1.5) -> CaseSc
 
 def test_mean_is_over_classes_of_means_over_cases() -> None:
     # Class b is in one case only: it still weighs as much as class a.
-    evaluation = Evaluation.of_cases(CLASSES, [case("x", 0.2, None), case("y", 0.4, None), case("z", 0.6, 1.0)])
+    evaluation = Evaluation.of_cases(
+        CLASSES, [case("x", 0.2, None), case("y", 0.4, None), case("z", 0.6, 1.0)], settings=SETTINGS
+    )
     assert evaluation.summary.classes["a"].metrics["dice"].mean == pytest.approx(0.4)
     assert evaluation.mean_dice == pytest.approx((0.4 + 1.0) / 2)
     assert evaluation.summary.classes["b"].metrics["dice"].n == 1
@@ -34,27 +37,29 @@ def test_mean_is_over_classes_of_means_over_cases() -> None:
 
 
 def test_a_miss_stays_in_the_mean() -> None:
-    evaluation = Evaluation.of_cases(CLASSES, [case("x", 0.8, 0.8), case("y", 0.0, 0.8)])
+    evaluation = Evaluation.of_cases(CLASSES, [case("x", 0.8, 0.8), case("y", 0.0, 0.8)], settings=SETTINGS)
     assert evaluation.summary.classes["a"].metrics["dice"].mean == pytest.approx(0.4)
     assert evaluation.summary.classes["a"].missed == 1
     assert evaluation.summary.classes["b"].missed == 0
 
 
 def test_class_that_is_nowhere_is_left_out_of_the_mean() -> None:
-    evaluation = Evaluation.of_cases(CLASSES, [case("x", 0.8, None, hd95_mm=None)])
+    evaluation = Evaluation.of_cases(CLASSES, [case("x", 0.8, None, hd95_mm=None)], settings=SETTINGS)
     assert evaluation.mean_dice == pytest.approx(0.8)
     assert evaluation.summary.mean["hd95_mm"] is None
 
 
 def test_no_cases_give_no_mean() -> None:
     failure = Failure(case="x", code="grid_mismatch", message="no")
-    evaluation = Evaluation.of_cases(CLASSES, [], failures=[failure])
+    evaluation = Evaluation.of_cases(CLASSES, [], settings=SETTINGS, failures=[failure])
     assert evaluation.mean_dice is None
     assert (evaluation.summary.cases, evaluation.summary.failed) == (0, 1)
 
 
 def test_cases_are_ordered_by_name_and_ranked_by_dice() -> None:
-    evaluation = Evaluation.of_cases(CLASSES, [case("c", 0.5, 0.5), case("a", None, None), case("b", 0.9, None)])
+    evaluation = Evaluation.of_cases(
+        CLASSES, [case("c", 0.5, 0.5), case("a", None, None), case("b", 0.9, None)], settings=SETTINGS
+    )
     assert [score.case for score in evaluation.cases] == ["a", "b", "c"]
     assert [score.case for score in evaluation.ranked] == ["c", "b"]
 
@@ -65,7 +70,9 @@ values = st.none() | st.floats(0, 1)
 @settings(max_examples=25, deadline=None, derandomize=True)
 @given(st.lists(st.tuples(values, values), max_size=4))
 def test_json_and_csv_keep_every_number(dices: list[tuple[float | None, float | None]]) -> None:
-    evaluation = Evaluation.of_cases(CLASSES, [case(str(n), *pair) for n, pair in enumerate(dices)], warnings=["w"])
+    evaluation = Evaluation.of_cases(
+        CLASSES, [case(str(n), *pair) for n, pair in enumerate(dices)], settings=SETTINGS, warnings=["w"]
+    )
     assert Evaluation.from_json(evaluation.to_json()) == evaluation
     rows = list(csv.DictReader(io.StringIO(evaluation.to_csv())))
     assert [(row["case"], row["class"]) for row in rows] == [(str(n), c) for n in range(len(dices)) for c in "ab"]
@@ -74,12 +81,16 @@ def test_json_and_csv_keep_every_number(dices: list[tuple[float | None, float | 
 
 
 def test_undefined_is_null_in_json() -> None:
-    document = json.loads(Evaluation.of_cases(CLASSES, [case("x", None, 0.5)]).to_json())
-    assert document["schema_version"] == 1
+    document = json.loads(Evaluation.of_cases(CLASSES, [case("x", None, 0.5)], settings=SETTINGS).to_json())
+    assert document["schema_version"] == 2
     assert document["cases"][0]["classes"]["a"]["metrics"]["dice"] is None
 
 
 def test_newer_schema_is_refused() -> None:
-    text = Evaluation.of_cases(CLASSES, []).to_json().replace('"schema_version": 1', '"schema_version": 2')
+    text = (
+        Evaluation.of_cases(CLASSES, [], settings=SETTINGS)
+        .to_json()
+        .replace('"schema_version": 2', '"schema_version": 3')
+    )
     with pytest.raises(PlanError, match="schema_version"):
         Evaluation.from_json(text)

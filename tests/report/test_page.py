@@ -8,7 +8,16 @@ import numpy as np
 import pytest
 
 from sagittal.errors import ResourceError
-from sagittal.evaluation import AGGREGATION_RULES, METRICS, CaseScore, ClassSet, Evaluation, Failure, evaluate_case
+from sagittal.evaluation import (
+    AGGREGATION_RULES,
+    CaseScore,
+    ClassSet,
+    Evaluation,
+    EvaluationSettings,
+    Failure,
+    evaluate_case,
+    metrics_of,
+)
 from sagittal.report import page as page_module
 from sagittal.report.page import Page, highlights, render_report, summary_sentence, write_report
 from sagittal.report.pictures import CaseView, view_case
@@ -134,7 +143,7 @@ def test_page_tells_numbers_rules_settings_and_failures(html: str) -> None:
         "numpy",
     ):
         assert expected in text, expected
-    for metric in METRICS.values():
+    for metric in metrics_of(EvaluationSettings()).values():
         for rule in (
             metric.definition,
             metric.empty_reference,

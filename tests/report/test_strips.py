@@ -2,10 +2,11 @@ from __future__ import annotations
 
 import pytest
 
-from sagittal.evaluation import CaseScore, ClassScore, ClassSet, Evaluation
+from sagittal.evaluation import CaseScore, ClassScore, ClassSet, Evaluation, EvaluationSettings
 from sagittal.report.strips import MAX_HALF_HEIGHT_PX, Strip, make_strips
 
 CLASSES = ClassSet.of_mapping({"a": 1, "b": 2})
+SETTINGS = EvaluationSettings(metrics=("dice", "hd95_mm"))
 
 
 def evaluation(*scores: tuple[float | None, float | None], outcome: str = "present") -> Evaluation:
@@ -20,7 +21,7 @@ def evaluation(*scores: tuple[float | None, float | None], outcome: str = "prese
         cases.append(
             CaseScore(case=str(number), shape=(2, 3, 4), spacing_mm=(1.0, 1.0, 1.0), classes={"a": score, "b": perfect})
         )
-    return Evaluation.of_cases(CLASSES, cases)
+    return Evaluation.of_cases(CLASSES, cases, settings=SETTINGS)
 
 
 def strips(found: Evaluation, floor: float | None = None) -> tuple[Strip, Strip]:
@@ -67,6 +68,6 @@ def test_rows_line_up_across_metrics_and_the_floor_belongs_to_dice() -> None:
 
 
 def test_no_cases_give_empty_rows() -> None:
-    dice, _ = strips(Evaluation.of_cases(CLASSES, []))
+    dice, _ = strips(Evaluation.of_cases(CLASSES, [], settings=SETTINGS))
     assert [row.dots for row in dice.rows] == [(), ()]
     assert dice.alt.endswith("Means: none.")

@@ -12,9 +12,11 @@ from scipy.ndimage import find_objects
 
 from sagittal.errors import DataError
 from sagittal.evaluation.classes import ClassSet
+from sagittal.evaluation.columns import metrics_of
 from sagittal.evaluation.masks import check_spacing
-from sagittal.evaluation.metrics import METRICS, MaskPair
-from sagittal.evaluation.table import CaseScore, ClassScore
+from sagittal.evaluation.pair import MaskPair
+from sagittal.evaluation.scores import CaseScore, ClassScore
+from sagittal.evaluation.settings import EvaluationSettings
 from sagittal.plan.base import Triple
 from sagittal.volumes.crop import Box
 
@@ -31,6 +33,8 @@ def evaluate_case(
     classes: ClassSet | Mapping[str, Any],
     *,
     case: str = "",
+    patient: str | None = None,
+    settings: EvaluationSettings | None = None,
 ) -> CaseScore:
     """Score every class of one case.
 
@@ -44,16 +48,21 @@ def evaluate_case(
         spacing_mm: voxel sizes in D, H, W order.
         classes: what to score; a mapping is read like the `labels` of a dataset.json.
         case: name of the case, for the result and for error messages.
+        patient: whose scan it is, for the result.
+        settings: which metrics; by itself those of `EvaluationSettings()`.
 
     Raises:
-        DataError: no integers, values below 0, two shapes, or no three positive spacings.
+        DataError: no integers, values below 0, two shapes, no three positive spacings, or an unknown protocol.
+        ResourceError: a metric needs a package that is not installed.
     """
+    metrics = metrics_of(settings or EvaluationSettings())
     wanted = classes if isinstance(classes, ClassSet) else ClassSet.of_mapping(classes)
     where = f"{case}: " if case else ""
     _check_labels(reference, prediction, where)
     spacing = check_spacing(spacing_mm)
     shape: Triple = (reference.shape[0], reference.shape[1], reference.shape[2])
     kept = None if wanted.ignore_value is None else reference != wanted.ignore_value
+    ignored_vox = 0 if kept is None else kept.size - int(np.count_nonzero(kept))
     reference_boxes, prediction_boxes = _boxes(reference), _boxes(prediction)
     scores = {}
     for label in wanted.labels:
@@ -63,13 +72,15 @@ def evaluate_case(
             prediction=_mask(prediction, label.values, box, kept),
             spacing_mm=spacing,
             image_shape=shape,
+            name=label.name,
+            ignored_vox=ignored_vox,
         )
         scores[label.name] = ClassScore(
             reference_ml=pair.counts.reference * pair.voxel_ml,
             prediction_ml=pair.counts.prediction * pair.voxel_ml,
-            metrics={key: metric.compute(pair) for key, metric in METRICS.items()},
+            metrics={key: metric.compute(pair) for key, metric in metrics.items()},
         )
-    return CaseScore(case=case, shape=shape, spacing_mm=spacing, classes=scores)
+    return CaseScore(case=case, shape=shape, spacing_mm=spacing, classes=scores, patient=patient)
 
 
 def _check_labels(reference: np.ndarray, prediction: np.ndarray, where: str) -> None:

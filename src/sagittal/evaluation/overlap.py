@@ -1,4 +1,4 @@
-"""Overlap of two masks: the counts of voxels, and Dice."""
+"""Overlap of two masks: the counts of voxels, and the shares made of them."""
 
 from __future__ import annotations
 
@@ -31,6 +31,25 @@ class OverlapCounts(NamedTuple):
         """2 TP / (2 TP + FP + FN); None where both masks are empty."""
         total = self.reference + self.prediction
         return 2.0 * self.true_positive / total if total else None
+
+    @property
+    def iou(self) -> float | None:
+        """TP / (TP + FP + FN); None where both masks are empty."""
+        return self.true_positive / sum(self) if any(self) else None
+
+    @property
+    def precision(self) -> float | None:
+        """TP / (TP + FP); 0 where the prediction alone is empty, None where both masks are."""
+        if not any(self):
+            return None
+        return self.true_positive / self.prediction if self.prediction else 0.0
+
+    @property
+    def recall(self) -> float | None:
+        """TP / (TP + FN); 0 where the reference alone is empty, None where both masks are."""
+        if not any(self):
+            return None
+        return self.true_positive / self.reference if self.reference else 0.0
 
 
 def count_overlap(reference: np.ndarray, prediction: np.ndarray) -> OverlapCounts:

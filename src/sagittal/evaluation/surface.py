@@ -32,6 +32,21 @@ class SurfaceDistances(NamedTuple):
         """The larger of the two directed 95th percentiles."""
         return max(float(np.percentile(directed, 95)) for directed in self)
 
+    @property
+    def hd_mm(self) -> float:
+        """The greatest distance in either direction."""
+        return max(float(directed.max()) for directed in self)
+
+    @property
+    def assd_mm(self) -> float:
+        """The mean of all distances, both directions pooled."""
+        return sum(float(directed.sum()) for directed in self) / sum(directed.size for directed in self)
+
+    def nsd(self, tolerance_mm: float) -> float:
+        """Return the share of all surface voxels whose distance is at most `tolerance_mm`."""
+        within = sum(int(np.count_nonzero(directed <= tolerance_mm)) for directed in self)
+        return within / sum(directed.size for directed in self)
+
 
 def surface(mask: Bool[np.ndarray, "D H W"]) -> Bool[np.ndarray, "D H W"]:
     """Return the voxels of `mask` that have one of their six neighbours outside; beyond the array is outside."""

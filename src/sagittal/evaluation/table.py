@@ -7,47 +7,25 @@ from __future__ import annotations
 
 import csv
 import io
+import math
 import statistics
-from collections.abc import Iterable, Sequence
-from typing import Literal
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
 
+import numpy as np
+from pydantic import Field, model_validator
+
+from sagittal.errors import DataError
+from sagittal.evaluation.bootstrap import Interval, Intervals, bootstrap_means
 from sagittal.evaluation.classes import ClassSet
-from sagittal.evaluation.metrics import METRICS
-from sagittal.plan.base import Frozen, Triple, TripleMm
+from sagittal.evaluation.columns import metrics_of
+from sagittal.evaluation.pair import Metric
+from sagittal.evaluation.scores import DICE, CaseScore, Failure, mean_of_defined
+from sagittal.evaluation.settings import EvaluationSettings
+from sagittal.plan.base import Frozen
 
-
-class ClassScore(Frozen):
-    """One class of one case."""
-
-    reference_ml: float
-    prediction_ml: float
-    metrics: dict[str, float | None]
-    """Value of every metric by its key in `METRICS`; None where it is undefined."""
-
-    @property
-    def outcome(self) -> Literal["present", "missed", "false_alarm", "absent"]:
-        """Whether both masks have the class, only the reference, only the prediction, or neither."""
-        if self.reference_ml and self.prediction_ml:
-            return "present"
-        if self.reference_ml:
-            return "missed"
-        return "false_alarm" if self.prediction_ml else "absent"
-
-
-class CaseScore(Frozen):
-    """One case: its grid and the score of every class."""
-
-    case: str
-    shape: Triple
-    """Voxels along D, H, W."""
-    spacing_mm: TripleMm
-    """Voxel size along D, H, W."""
-    classes: dict[str, ClassScore]
-
-    @property
-    def mean_dice(self) -> float | None:
-        """Mean Dice over the classes that are defined in this case."""
-        return _mean(score.metrics["dice"] for score in self.classes.values())
+_METRICS_OF_SCHEMA_1 = ("dice", "hd95_mm")
+"""What every evaluation measured before its settings were part of it."""
 
 
 class MetricSummary(Frozen):
@@ -60,7 +38,13 @@ class MetricSummary(Frozen):
     n: int
     """Cases in which the metric is defined."""
     undefined: int
-    """Cases in which it is not: reference and prediction are both empty."""
+    """Cases in which it is not: reference and prediction are both empty, or a percentage of nothing is asked for."""
+    std: float | None = None
+    """Standard deviation over cases (n - 1); None with fewer than two."""
+    low: float | None = None
+    """Lower bound of the 95 % interval of the mean, over patients; None with fewer than two."""
+    high: float | None = None
+    """Upper bound."""
 
 
 class ClassSummary(Frozen):
@@ -83,26 +67,31 @@ class Summary(Frozen):
     mean: dict[str, float | None]
     """Per metric the mean over classes of the mean over cases; `mean["dice"]` is the mean foreground Dice."""
     classes: dict[str, ClassSummary]
-
-
-class Failure(Frozen):
-    """A case that could not be scored, and why."""
-
-    case: str
-    code: str
-    message: str
+    low: dict[str, float | None] = Field(default_factory=dict)
+    """Per metric the lower bound of the 95 % interval of `mean`, over patients."""
+    high: dict[str, float | None] = Field(default_factory=dict)
+    """Upper bound."""
 
 
 class Evaluation(Frozen):
     """Everything that was measured when predictions were compared with references."""
 
-    schema_version: Literal[1] = 1
+    schema_version: Literal[2] = 2
     classes: ClassSet
+    settings: EvaluationSettings = EvaluationSettings()
+    """What was measured, and how."""
     summary: Summary
     cases: tuple[CaseScore, ...]
     """Scored cases, in the order of their names."""
     failures: tuple[Failure, ...] = ()
     warnings: tuple[str, ...] = ()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _read_schema_1(cls, given: Any) -> Any:
+        if isinstance(given, Mapping) and given.get("schema_version") == 1 and "settings" not in given:
+            return {**given, "schema_version": 2, "settings": {"metrics": _METRICS_OF_SCHEMA_1}}
+        return given
 
     @classmethod
     def of_cases(
@@ -110,23 +99,42 @@ class Evaluation(Frozen):
         classes: ClassSet,
         cases: Sequence[CaseScore],
         *,
+        settings: EvaluationSettings | None = None,
         failures: Sequence[Failure] = (),
         warnings: Sequence[str] = (),
     ) -> Evaluation:
-        """Summarise scored cases; the order in which they were finished does not matter."""
+        """Summarise scored cases; the order in which they were finished does not matter.
+
+        Args:
+            classes: what was scored.
+            cases: the scores.
+            settings: those that the cases were scored with; by itself `EvaluationSettings()`.
+            failures: cases that could not be scored.
+            warnings: sentences for whoever reads the result.
+
+        Raises:
+            DataError: a case lacks a metric of the settings.
+        """
+        settings = settings or EvaluationSettings()
         ordered = tuple(sorted(cases, key=lambda score: score.case))
         return cls(
             classes=classes,
-            summary=summarise(classes, ordered, failed=len(failures)),
+            settings=settings,
+            summary=summarise(classes, ordered, settings=settings, failed=len(failures)),
             cases=ordered,
             failures=tuple(sorted(failures, key=lambda failure: failure.case)),
             warnings=tuple(warnings),
         )
 
     @property
+    def metrics(self) -> Mapping[str, Metric]:
+        """The metrics of this evaluation by key, in the order of its columns."""
+        return metrics_of(self.settings)
+
+    @property
     def mean_dice(self) -> float | None:
         """Mean foreground Dice: the mean over classes of the mean over cases; None where nothing was defined."""
-        return self.summary.mean["dice"]
+        return self.summary.mean.get(DICE)
 
     @property
     def ranked(self) -> tuple[CaseScore, ...]:
@@ -138,46 +146,75 @@ class Evaluation(Frozen):
         """Return one row per case and class; undefined values are empty cells."""
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")
-        writer.writerow(["case", "class", *METRICS, "reference_ml", "prediction_ml"])
+        writer.writerow(["case", "class", *self.metrics, "reference_ml", "prediction_ml"])
         for case in self.cases:
             for name, score in case.classes.items():
-                values = [score.metrics[key] for key in METRICS]
+                values = [score.metrics[key] for key in self.metrics]
                 cells = ["" if value is None else repr(value) for value in values]
                 writer.writerow([case.case, name, *cells, repr(score.reference_ml), repr(score.prediction_ml)])
         return text.getvalue()
 
 
-def summarise(classes: ClassSet, cases: Sequence[CaseScore], *, failed: int = 0) -> Summary:
-    """Take means over cases, then over classes."""
-    per_class = {name: _summarise_class([case.classes[name] for case in cases]) for name in classes.names}
+def summarise(
+    classes: ClassSet, cases: Sequence[CaseScore], *, settings: EvaluationSettings | None = None, failed: int = 0
+) -> Summary:
+    """Take means over cases, then over classes, each with its interval over patients.
+
+    Raises:
+        DataError: a case lacks a metric of the settings.
+    """
+    keys = tuple(metrics_of(settings or EvaluationSettings()))
+    for case in cases:
+        _require(case, classes, keys)
+    patients = [("case", case.case) if case.patient is None else ("patient", case.patient) for case in cases]
+    columns = {
+        key: {name: [case.classes[name].metrics[key] for case in cases] for name in classes.names} for key in keys
+    }
+    intervals = {key: _intervals(list(columns[key].values()), patients) for key in keys}
+    summaries = {}
+    for place, name in enumerate(classes.names):
+        outcomes = [case.classes[name].outcome for case in cases]
+        summaries[name] = ClassSummary(
+            metrics={key: _summarise_metric(columns[key][name], intervals[key].columns[place]) for key in keys},
+            missed=outcomes.count("missed"),
+            false_alarms=outcomes.count("false_alarm"),
+        )
     return Summary(
         cases=len(cases),
         failed=failed,
-        mean={key: _mean(per_class[name].metrics[key].mean for name in classes.names) for key in METRICS},
-        classes=per_class,
+        mean={key: mean_of_defined(summaries[name].metrics[key].mean for name in classes.names) for key in keys},
+        classes=summaries,
+        low={key: intervals[key].overall.low for key in keys},
+        high={key: intervals[key].overall.high for key in keys},
     )
 
 
-def _summarise_class(scores: Sequence[ClassScore]) -> ClassSummary:
-    return ClassSummary(
-        metrics={key: _summarise_metric([score.metrics[key] for score in scores]) for key in METRICS},
-        missed=sum(score.outcome == "missed" for score in scores),
-        false_alarms=sum(score.outcome == "false_alarm" for score in scores),
-    )
+def _require(case: CaseScore, classes: ClassSet, keys: Sequence[str]) -> None:
+    for name in classes.names:
+        lacking = [key for key in keys if key not in case.classes[name].metrics]
+        if lacking:
+            raise DataError(
+                f"{case.case}: class '{name}' has no value for {', '.join(lacking)}, which the settings of this "
+                "evaluation ask for. Give the settings that the case was scored with, or score it again.",
+                code="metric_missing",
+            )
 
 
-def _summarise_metric(values: Sequence[float | None]) -> MetricSummary:
+def _intervals(columns: Sequence[Sequence[float | None]], patients: Sequence[tuple[str, str]]) -> Intervals:
+    table = np.array([[math.nan if value is None else value for value in column] for column in columns], np.float64)
+    return bootstrap_means(table.reshape(len(columns), len(patients)).T, patients)
+
+
+def _summarise_metric(values: Sequence[float | None], interval: Interval) -> MetricSummary:
     defined = [value for value in values if value is not None]
     return MetricSummary(
-        mean=_mean(defined),
+        mean=mean_of_defined(defined),
         median=statistics.median(defined) if defined else None,
         minimum=min(defined, default=None),
         maximum=max(defined, default=None),
         n=len(defined),
         undefined=len(values) - len(defined),
+        std=statistics.stdev(defined) if len(defined) > 1 else None,
+        low=interval.low,
+        high=interval.high,
     )
-
-
-def _mean(values: Iterable[float | None]) -> float | None:
-    defined = [value for value in values if value is not None]
-    return statistics.fmean(defined) if defined else None

@@ -12,7 +12,7 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from sagittal.evaluation import AGGREGATION_RULES, METRICS, CaseScore, Evaluation
+from sagittal.evaluation import AGGREGATION_RULES, CaseScore, Evaluation
 from sagittal.plan.base import write_atomically
 from sagittal.report.colours import PREDICTION_COLOUR, class_colour
 from sagittal.report.curves import Record, training_panels
@@ -109,7 +109,7 @@ def render_report(
             panels=training_panels(page.curve),
             rows=rows[:MAX_ROWS],
             hidden_rows=max(0, len(rows) - MAX_ROWS),
-            metrics=METRICS,
+            metrics=evaluation.metrics,
             rules=AGGREGATION_RULES,
             facts={**page.facts, "Versions": {**versions(), **page.facts.get("Versions", {})}},
         )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass, replace
 
-from sagittal.evaluation import METRICS, Evaluation
+from sagittal.evaluation import Evaluation
 from sagittal.report.axes import Axis, linear_axis
 from sagittal.report.colours import class_colour
 
@@ -58,7 +58,7 @@ def make_strips(evaluation: Evaluation, *, floor: float | None = None) -> tuple[
     for empty masks do not stretch the axis (one miss at the image's diagonal would press every other case against
     zero): they lie at its end, hollow. Means do stretch it.
     """
-    plain = [_strip(evaluation, key, floor if key == "dice" else None) for key in METRICS]
+    plain = [_strip(evaluation, key, floor if key == "dice" else None) for key in evaluation.metrics]
     heights = [max(row.half_height_px for row in rows) for rows in zip(*(plot.rows for plot in plain), strict=True)]
     return tuple(
         replace(
@@ -70,7 +70,7 @@ def make_strips(evaluation: Evaluation, *, floor: float | None = None) -> tuple[
 
 
 def _strip(evaluation: Evaluation, key: str, floor: float | None) -> Strip:
-    metric = METRICS[key]
+    metric = evaluation.metrics[key]
     axis = _axis(evaluation, key)
     rows = []
     for number, name in enumerate(evaluation.classes.names):
@@ -113,7 +113,7 @@ def _axis(evaluation: Evaluation, key: str) -> Axis:
 
 
 def _dots(evaluation: Evaluation, key: str, name: str, axis: Axis) -> tuple[Dot, ...]:
-    metric = METRICS[key]
+    metric = evaluation.metrics[key]
     found = []
     for case in evaluation.cases:
         score = case.classes[name]

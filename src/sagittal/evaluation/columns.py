@@ -1,0 +1,46 @@
+"""Settings -> the metrics of an evaluation, in the order of its columns."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import MappingProxyType
+
+from sagittal.errors import DataError, did_you_mean
+from sagittal.evaluation.metrics import METRICS
+from sagittal.evaluation.nsd import nsd_metric, nsd_own_metric
+from sagittal.evaluation.pair import Metric
+from sagittal.evaluation.protocols import PROTOCOLS
+from sagittal.evaluation.settings import FAMILIES, NSD_SURFEL, SAGITTAL, EvaluationSettings
+
+
+def metrics_of(settings: EvaluationSettings) -> Mapping[str, Metric]:
+    """Return the metrics that `settings` ask for by key, in the order of the columns.
+
+    Keys are those of `METRICS`; "nsd" and "nsd_surfel" become one column for each tolerance (`nsd_2mm`,
+    `nsd_surfel_0.5mm`) and one more where classes have tolerances of their own (`nsd_own`). Another protocol than
+    "sagittal" brings its own metrics.
+
+    Raises:
+        DataError: the protocol is unknown.
+    """
+    if settings.protocol != SAGITTAL:
+        return MappingProxyType(dict(_protocol_metrics(settings.protocol)))
+    columns: dict[str, Metric] = {}
+    for name in settings.metrics:
+        if name not in FAMILIES:
+            columns[name] = METRICS[name]
+            continue
+        surfel = name == NSD_SURFEL
+        for tolerance_mm in settings.tolerances_mm:
+            columns[f"{name}_{tolerance_mm:g}mm"] = nsd_metric(tolerance_mm, surfel=surfel)
+        if settings.class_tolerances_mm:
+            own = dict(settings.class_tolerances_mm)
+            columns[f"{name}_own"] = nsd_own_metric(own, settings.tolerances_mm[0], surfel=surfel)
+    return MappingProxyType(columns)
+
+
+def _protocol_metrics(name: str) -> Mapping[str, Metric]:
+    if name not in PROTOCOLS:
+        known = (SAGITTAL, *PROTOCOLS)
+        raise DataError(f"protocol '{name}' is unknown.{did_you_mean(name, known)}", code="unknown_protocol")
+    return PROTOCOLS[name].metrics
