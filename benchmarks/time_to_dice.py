@@ -26,6 +26,7 @@ from statistics import mean
 from training_runs import facts_of, fit_plan, mean_dice, train
 
 NETWORKS = ("mednext-s", "segformer3d", "plainconvunet")
+CPU = ("--device", "cpu")
 
 
 def main() -> int:
@@ -45,11 +46,11 @@ def main() -> int:
     match args.stage:
         case "plans":
             for network in networks:
-                fit_plan(args.folders[0], out, network, float(args.minutes), ("--network", network))
+                fit_plan(args.folders[0], out, network, float(args.minutes), ("--network", network, *CPU))
         case "run":
             for seed in seeds:
                 for network in networks:
-                    train(args.folders[0], out, network, seed)
+                    train(args.folders[0], out, network, seed, CPU)
         case "nnunet":
             step_s = nnunet_step_s(args.folders[0], out, args.nnunet_python)
             for minutes in () if args.measure_only else [float(text) for text in args.minutes.split(",")]:

@@ -36,7 +36,7 @@ class Fitted:
 def command(dataset: Path, out: Path, *options: str) -> list[str]:
     """Return the command line of a training run."""
     start = [sys.executable, "-m", "sagittal", "train", str(dataset), "--out", str(out), "--fold", "0"]
-    return [*start, "--device", "cpu", "--cache", str(out.parent / "cache"), *options]
+    return [*start, "--cache", str(out.parent / "cache"), *options]
 
 
 def fit_plan(dataset: Path, out: Path, name: str, minutes: float, options: tuple[str, ...]) -> None:
