@@ -4,12 +4,14 @@ import csv
 import io
 import json
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sagittal.errors import PlanError
+from sagittal.errors import DataError, PlanError
 from sagittal.evaluation import CaseScore, ClassScore, ClassSet, Evaluation, EvaluationSettings, Failure
+from sagittal.evaluation.bootstrap import bootstrap_means
 
 CLASSES = ClassSet.of_mapping({"a": 1, "b": 2})
 SETTINGS = EvaluationSettings(metrics=("dice", "hd95_mm"))
@@ -94,3 +96,60 @@ def test_newer_schema_is_refused() -> None:
     )
     with pytest.raises(PlanError, match="schema_version"):
         Evaluation.from_json(text)
+
+
+def test_results_of_the_first_schema_are_read_as_dice_and_hd95() -> None:
+    evaluation = Evaluation.of_cases(CLASSES, [case("x", 0.25, None), case("y", 0.75, 1.0)], settings=SETTINGS)
+    tree = json.loads(evaluation.to_json())
+    tree["schema_version"] = 1
+    del tree["settings"], tree["summary"]["low"], tree["summary"]["high"]
+    for summary in tree["summary"]["classes"].values():
+        for values in summary["metrics"].values():
+            del values["std"], values["low"], values["high"]
+    old = Evaluation.from_json(json.dumps(tree))
+    assert tuple(old.metrics) == ("dice", "hd95_mm")
+    assert old.cases == evaluation.cases
+    assert old.mean_dice == evaluation.mean_dice == 0.75
+    assert old.to_csv() == evaluation.to_csv()
+    assert old.summary.classes["a"].metrics["dice"].std is None
+    assert Evaluation.from_json(old.to_json()) == old
+
+
+@pytest.mark.parametrize("text", ["[1, 2]", "{", "nonsense", '{"schema_version": 1}'])
+def test_what_is_no_evaluation_is_refused(text: str) -> None:
+    with pytest.raises(PlanError, match=r"metrics\.json: not valid"):
+        Evaluation.from_json(text, source="metrics.json")
+
+
+def test_a_case_that_was_scored_with_other_settings_is_refused() -> None:
+    with pytest.raises(DataError, match=r"x: class 'a' has no value for iou, nsd_2mm"):
+        Evaluation.of_cases(CLASSES, [case("x", 0.5, 0.5)], settings=EvaluationSettings(metrics=("dice", "iou", "nsd")))
+
+
+def test_spread_and_interval_stand_beside_the_mean() -> None:
+    dices = (0.5, 0.6, 0.8, 0.9, 0.7)
+    evaluation = Evaluation.of_cases(CLASSES, [case(str(n), d, 1 - d) for n, d in enumerate(dices)], settings=SETTINGS)
+    found = evaluation.summary.classes["a"].metrics["dice"]
+    assert found.std == pytest.approx(np.std(dices, ddof=1))
+    expected = bootstrap_means(np.array([dices]).T).columns[0]
+    assert (found.low, found.high) == (expected.low, expected.high)
+    assert found.low is not None and found.mean is not None and found.high is not None
+    assert found.low < found.mean < found.high
+    # Class b has what class a lacks: their mean is the same in every case, and its interval has no width.
+    assert evaluation.summary.low["dice"] == pytest.approx(0.5)
+    assert evaluation.summary.high["dice"] == pytest.approx(0.5)
+
+
+def test_scans_of_one_patient_are_one_piece_of_evidence() -> None:
+    cases = [case(str(n), dice, 0.5).replace(patient="anna") for n, dice in enumerate((0.5, 0.6, 0.8))]
+    found = Evaluation.of_cases(CLASSES, cases, settings=SETTINGS).summary.classes["a"].metrics["dice"]
+    assert (found.low, found.high, found.n) == (None, None, 3)
+    more = [*cases, case("9", 0.9, 0.5).replace(patient="bert")]
+    found = Evaluation.of_cases(CLASSES, more, settings=SETTINGS).summary.classes["a"].metrics["dice"]
+    assert found.low is not None
+
+
+def test_a_case_named_like_a_patient_is_not_that_patient() -> None:
+    cases = [case("anna", 0.4, 0.5), case("x", 0.6, 0.5).replace(patient="anna")]
+    found = Evaluation.of_cases(CLASSES, cases, settings=SETTINGS).summary.classes["a"].metrics["dice"]
+    assert found.low is not None

@@ -144,8 +144,9 @@ def _interval(
         return Interval(float(mean), None, None, n)
     below = (np.count_nonzero(drawn < mean) + 0.5 * np.count_nonzero(drawn == mean)) / len(drawn)
     spread = left_out.mean() - left_out
-    squares = float((spread**2).sum())
-    acceleration = float((spread**3).sum()) / (6 * squares**1.5) if squares > 0 else 0.0
+    # Asked of the power, which is 0 for values as small as 1e-110 though the squares are not.
+    scale = float((spread**2).sum()) ** 1.5
+    acceleration = float((spread**3).sum()) / (6 * scale) if scale > 0 else 0.0
     # Where every draw lies on one side the correction is infinite: the plain percentiles are left.
     bias = float(ndtri(below)) if 0 < below < 1 else 0.0
     # A bootstrap of few groups is too narrow, as a normal interval in place of Student's is: its tails are widened.

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 import math
 import statistics
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from sagittal.errors import DataError
 from sagittal.evaluation.bootstrap import Interval, Intervals, bootstrap_means
@@ -86,12 +87,10 @@ class Evaluation(Frozen):
     failures: tuple[Failure, ...] = ()
     warnings: tuple[str, ...] = ()
 
-    @model_validator(mode="before")
     @classmethod
-    def _read_schema_1(cls, given: Any) -> Any:
-        if isinstance(given, Mapping) and given.get("schema_version") == 1 and "settings" not in given:
-            return {**given, "schema_version": 2, "settings": {"metrics": _METRICS_OF_SCHEMA_1}}
-        return given
+    def from_json(cls, text: str | bytes, *, source: str = "JSON text") -> Evaluation:
+        """Parse `text`, of this schema or of the first, which had no settings; raise PlanError that names `source`."""
+        return super().from_json(_as_schema_2(text), source=source)
 
     @classmethod
     def of_cases(
@@ -153,6 +152,16 @@ class Evaluation(Frozen):
                 cells = ["" if value is None else repr(value) for value in values]
                 writer.writerow([case.case, name, *cells, repr(score.reference_ml), repr(score.prediction_ml)])
         return text.getvalue()
+
+
+def _as_schema_2(text: str | bytes) -> str | bytes:
+    try:
+        tree = json.loads(text)
+    except ValueError:
+        return text  # It is refused, with the place, by whoever validates it.
+    if not isinstance(tree, dict) or tree.get("schema_version") != 1 or "settings" in tree:
+        return text
+    return json.dumps({**tree, "schema_version": 2, "settings": {"metrics": _METRICS_OF_SCHEMA_1}})
 
 
 def summarise(

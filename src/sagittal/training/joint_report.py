@@ -9,7 +9,7 @@ from typing import Any
 from sagittal.bundle import hash_case
 from sagittal.data.dataset import Dataset
 from sagittal.errors import SagittalError
-from sagittal.evaluation import CaseScore, ClassSet, Evaluation
+from sagittal.evaluation import FAST_METRICS, CaseScore, ClassSet, Evaluation, EvaluationSettings
 from sagittal.plan.base import write_atomically
 from sagittal.plan.plan import Plan
 from sagittal.report.evaluation import METRICS_CSV, METRICS_JSON, REPORT_HTML, draw_cases
@@ -35,13 +35,16 @@ def write_joint_report(
     Returns:
         The page; None where fewer than two folds have a report that fits the bundle.
     """
-    scored = {name: cases for name in metrics["folds"] if (cases := _scores(run_folder, name, metrics)) is not None}
+    reports = {name: told for name in metrics["folds"] if (told := _report_of(run_folder, name, metrics)) is not None}
+    scored = {name: told.cases for name, told in reports.items()}
     if len(scored) < 2:
         return None
     classes = ClassSet.of_spec(plan.dataset)
     # Own splits may hold a case out twice: then it is two results.
     fold_of = {score.case: name for name, cases in scored.items() for score in cases}
-    evaluation = Evaluation.of_cases(classes, [score for cases in scored.values() for score in cases])
+    evaluation = Evaluation.of_cases(
+        classes, [score for cases in scored.values() for score in cases], settings=_common_settings(reports)
+    )
     chosen = {item.score.case for item in highlights(evaluation)}
     scans = {
         _files(run_folder, data, plan, fold_of[case.id], case.id): case.images[0]
@@ -72,15 +75,21 @@ def _words(value: Mapping[str, Any]) -> str:
     return f"{value['mean']:.3f} ({told}, {value['n']} cases)"
 
 
-def _scores(run_folder: Path, name: str, metrics: Mapping[str, Any]) -> tuple[CaseScore, ...] | None:
-    """Return the scores in a fold's report where they are of the cases that the bundle tells of."""
+def _common_settings(reports: Mapping[str, Evaluation]) -> EvaluationSettings:
+    """Return the folds' settings; where they differ (a fold of an earlier version), what every version measured."""
+    first, *others = (told.settings for told in reports.values())
+    return first if all(other == first for other in others) else EvaluationSettings(metrics=FAST_METRICS)
+
+
+def _report_of(run_folder: Path, name: str, metrics: Mapping[str, Any]) -> Evaluation | None:
+    """Return the evaluation in a fold's report where it is of the cases that the bundle tells of."""
     path = run_folder / f"fold_{name}" / REPORT_FOLDER / METRICS_JSON
     try:
-        cases = Evaluation.from_json(path.read_bytes(), source=str(path)).cases
+        told = Evaluation.from_json(path.read_bytes(), source=str(path))
     except (OSError, SagittalError):
         return None
     known = set(metrics["folds"][name]["cases"])
-    return cases if cases and {hash_case(score.case) for score in cases} == known else None
+    return told if told.cases and {hash_case(score.case) for score in told.cases} == known else None
 
 
 def _files(run_folder: Path, data: Dataset, plan: Plan, fold: str, case: str) -> CaseFiles:
