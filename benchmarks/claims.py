@@ -7,10 +7,12 @@
     python benchmarks/claims.py spacings DATASET OUT --claims unetr
 
 Every variant gets the same minutes: `plans` fits its schedule on a quiet machine, `run` trains by it (see
-training_runs.py), fold 0, seed by seed. `table` compares variants with their reference: the mean over held-out cases
-and labels of the difference in Dice, each case averaged over the seeds that both have, with the 95 % interval of a
-bootstrap over cases and Wilcoxon's signed-rank test. `spacings` lets trained networks predict on other grids than that
-of training. On a GPU, say so with --device cuda. Runs that are there are not made again.
+training_runs.py), fold 0, seed by seed. Where the machine is not quiet, `run --processor-minutes 8` gives every
+variant the same processor time instead, by what a step took of it. `table` compares variants with their reference:
+the mean over held-out cases and labels of the difference in Dice, each case averaged over the seeds that both have,
+with the 95 % interval of a bootstrap over cases and Wilcoxon's signed-rank test. `spacings` lets trained networks
+predict on other grids than that of training. On a GPU, say so with --device cuda. Runs that are there are not made
+again.
 """
 
 from __future__ import annotations
@@ -21,7 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from training_runs import fit_plan, metrics_of, train
+from training_runs import facts_of, fit_plan, metrics_of, train
 
 
 @dataclass(frozen=True)
@@ -94,6 +96,7 @@ def main() -> int:
     parser.add_argument("--claims", default=",".join(CLAIMS))
     parser.add_argument("--seeds", default="0,1,2")
     parser.add_argument("--minutes", type=float, default=15.0)
+    parser.add_argument("--processor-minutes", type=float, help="run: of training, in place of the fitted schedule")
     parser.add_argument("--device", default="cpu")
     args = parser.parse_args()
     dataset, out = args.folders[0], args.folders[-1]
@@ -110,7 +113,8 @@ def main() -> int:
             for seed in map(int, args.seeds.split(",")):
                 for variant in variants.values():
                     start = () if variant.start is None else ("--init-from", str(out / f"{variant.start}-seed{seed}"))
-                    train(dataset, out, variant.name, seed, (*device, *start))
+                    steps = None if args.processor_minutes is None else _steps(out, variant, args.processor_minutes)
+                    train(dataset, out, variant.name, seed, (*device, *start), steps=steps)
         case "spacings":
             for name in variants:
                 for bundle in sorted(out.glob(f"{name}-seed*")):
@@ -119,6 +123,11 @@ def main() -> int:
         case "table":
             print(table(out, claims))
     return 0
+
+
+def _steps(out: Path, variant: Variant, minutes: float) -> int:
+    """Return how many steps of a variant take its share of these minutes of processor time."""
+    return round(60 * minutes * variant.share / facts_of(out / f"{variant.name}.fitted.json").step_processor_s)
 
 
 def other_spacings(dataset: Path, bundle: Path) -> str:
