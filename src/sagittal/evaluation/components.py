@@ -6,7 +6,6 @@ what is needed of each is counted over the voxels of the masks alone.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -71,7 +70,7 @@ def overlapping_components(
         connectivity: neighbours by which voxels belong together.
         dilation_vox: components that meet where each mask is dilated so many times are one; voxels stay as they are.
     """
-    both = _joint_box(reference, prediction, margin=dilation_vox)
+    both = joint_box(reference, prediction)
     if both is None:
         none = Components((), ())
         return Overlaps(none, none, ())
@@ -88,6 +87,16 @@ def overlapping_components(
         for r, p, n in shared_counts(owners[0], owners[1])
     )
     return Overlaps(components[0], components[1], pairs)
+
+
+def joint_box(reference: Bool[np.ndarray, "D H W"], prediction: Bool[np.ndarray, "D H W"]) -> Box | None:
+    """Return the box of both masks, None where both are empty.
+
+    Dilation needs no margin around it: a way that two components grow together beyond the box has its shadow on the
+    box's border, which is no longer.
+    """
+    boxes = [box for box in map(bounding_box, (reference, prediction)) if box is not None]
+    return boxes[0].union(boxes[-1]) if boxes else None
 
 
 def number_components(
@@ -143,6 +152,7 @@ def _dilate_once(mask: Bool[np.ndarray, "D H W"], connectivity: Connectivity) ->
     if connectivity == 26:
         return _grown(_grown(along_w, 1), 0)
     along_h = _grown(mask, 1)
+    grown: Bool[np.ndarray, "D H W"]
     if connectivity == 6:
         grown = along_w | along_h
         grown |= _grown(mask, 0)
@@ -155,21 +165,9 @@ def _dilate_once(mask: Bool[np.ndarray, "D H W"], connectivity: Connectivity) ->
 
 
 def _grown(mask: Bool[np.ndarray, "D H W"], axis: int) -> Bool[np.ndarray, "D H W"]:
-    grown = mask.copy()
+    grown: Bool[np.ndarray, "D H W"] = mask.copy()
     before, after = [slice(None)] * 3, [slice(None)] * 3
     before[axis], after[axis] = slice(None, -1), slice(1, None)
     grown[tuple(after)] |= mask[tuple(before)]
     grown[tuple(before)] |= mask[tuple(after)]
     return grown
-
-
-def _joint_box(*masks: Bool[np.ndarray, "D H W"], margin: int) -> Box | None:
-    """Return the box of all masks with a margin, within the image."""
-    boxes: Sequence[Box] = [box for box in map(bounding_box, masks) if box is not None]
-    if not boxes:
-        return None
-    joint = boxes[0].union(boxes[-1])
-    shape = masks[0].shape
-    start = [max(0, value - margin) for value in joint.start]
-    stop = [min(length, value + margin) for length, value in zip(shape, joint.stop, strict=True)]
-    return Box((start[0], start[1], start[2]), (stop[0], stop[1], stop[2]))
