@@ -41,7 +41,7 @@ from sagittal.data.label_index import LabelIndex, label_index
 from sagittal.data.labelled_case import named, read_case
 from sagittal.data.preprocessing import Prepared, frame_of, network_order, prepare, prepare_image, prepare_labels
 from sagittal.data.resampling import PIECE_BYTES, Products
-from sagittal.data.work_memory import SHARE, Room, available_bytes, run_in
+from sagittal.volumes.work_memory import SHARE, Room, available_bytes, run_in
 from sagittal.errors import DataError, ResourceError
 from sagittal.plan.base import canonical_json
 from sagittal.plan.plan import Plan
@@ -54,6 +54,7 @@ FORMAT_VERSION = 2
 _MIN_LOCATIONS = 10_000
 _MIN_LOCATION_SHARE = 0.01
 _STALE_S = 3600.0
+_MEMORY_ADVICE = "Use a machine with more memory, or a coarser spacing (--set preprocessing.spacing_mm=...)."
 _NO_VOXELS_BYTES = 128
 """Size of an array (0, 3) in numpy's format: its header, which is padded to a multiple of 64."""
 _UNREADABLE = (OSError, ValueError, EOFError, BadZipFile)
@@ -204,7 +205,7 @@ def build_cache(
             if not stop.is_set():
                 with named(case):
                     build = partial(_build_case, case, entries[case.id], plan, index, target, products)
-                    run_in(room, need_bytes(case, plan), build)
+                    run_in(room, need_bytes(case, plan), build, advice=_MEMORY_ADVICE)
         except BaseException:
             stop.set()
             raise

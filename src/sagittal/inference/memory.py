@@ -10,7 +10,7 @@ import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-from sagittal.data.work_memory import available_bytes
+from sagittal.volumes.work_memory import available_bytes
 from sagittal.errors import PlanError, ResourceError
 from sagittal.inference.engines.engine import NetworkMemory
 from sagittal.plan.base import Triple

@@ -61,7 +61,9 @@ class Room:
         return self._workers == 0 or self.total_bytes is None or self._taken + size_bytes <= self.total_bytes
 
 
-def run_in(room: Room, need_bytes: int, work: Callable[[], Result]) -> Result:
+def run_in(
+    room: Room, need_bytes: int, work: Callable[[], Result], *, advice: str = "Use a machine with more memory."
+) -> Result:
     """Return `work()`, done while the room holds its need; where memory runs out, once more alone.
 
     Raises:
@@ -83,7 +85,7 @@ def run_in(room: Room, need_bytes: int, work: Callable[[], Result]) -> Result:
             there = "" if free is None else f"; {free / MIB:,.0f} MiB are free"
             raise ResourceError(
                 f"does not fit into memory, even as the only case at work: it takes about {need_bytes / MIB:,.0f} MiB"
-                f"{there}. Use a machine with more memory, or a coarser spacing (--set preprocessing.spacing_mm=...).",
+                f"{there}. {advice}",
                 code="memory",
             ) from None
 

@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from sagittal.data.work_memory import Room, available_bytes, run_in
+from sagittal.volumes.work_memory import Room, available_bytes, run_in
 from sagittal.errors import DataError, ResourceError
 
 
