@@ -24,7 +24,7 @@ def metrics_of(settings: EvaluationSettings) -> Mapping[str, Metric]:
         DataError: the protocol is unknown.
     """
     if settings.protocol != SAGITTAL:
-        return MappingProxyType(dict(_protocol_metrics(settings.protocol)))
+        return MappingProxyType(dict(_protocol_metrics(settings)))
     columns: dict[str, Metric] = {}
     for name in settings.metrics:
         if name not in FAMILIES:
@@ -39,8 +39,9 @@ def metrics_of(settings: EvaluationSettings) -> Mapping[str, Metric]:
     return MappingProxyType(columns)
 
 
-def _protocol_metrics(name: str) -> Mapping[str, Metric]:
+def _protocol_metrics(settings: EvaluationSettings) -> Mapping[str, Metric]:
+    name = settings.protocol
     if name not in PROTOCOLS:
         known = (SAGITTAL, *PROTOCOLS)
         raise DataError(f"protocol '{name}' is unknown.{did_you_mean(name, known)}", code="unknown_protocol")
-    return PROTOCOLS[name].metrics
+    return PROTOCOLS[name].columns(settings)
