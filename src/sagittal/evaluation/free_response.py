@@ -16,6 +16,7 @@ from pydantic import Field, model_validator
 
 from sagittal.errors import DataError
 from sagittal.evaluation.lesions import LesionRule, match_lesions
+from sagittal.evaluation.masks import check_masks
 from sagittal.plan.base import Frozen
 from sagittal.volumes.crop import bounding_box
 
@@ -130,7 +131,7 @@ def free_response(
         probability: of one class or region, floats (D, H, W).
         spacing_mm: voxel sizes in D, H, W order.
         rule: what a lesion is and when it is found.
-        thresholds: in (0, 1], in any order.
+        thresholds: in (0, 1], in any order; compared in the map's own type.
 
     Returns:
         The counts of this case; those of other cases are added with `+`. A case without lesions counts too: its false
@@ -143,8 +144,9 @@ def free_response(
         probability each, here they are components of a map, so curves of both are not the same.
     """
     wanted = sorted(set(thresholds))
-    if not wanted or wanted[0] <= 0 or wanted[-1] > 1:
+    if not wanted or not all(0 < threshold <= 1 for threshold in wanted):
         raise DataError(f"thresholds {tuple(wanted)}: expected numbers in (0, 1].", code="threshold")
+    check_masks(reference, reference)
     _check_probability(reference, probability)
     reference, probability = _cropped(reference, probability, wanted[0])
     scores = [match_lesions(reference, probability >= threshold, spacing_mm, rule) for threshold in wanted]
