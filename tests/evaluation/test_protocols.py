@@ -10,7 +10,15 @@ import numpy as np
 import pytest
 
 from sagittal.errors import DataError
-from sagittal.evaluation import CaseScore, ClassScore, ClassSet, EvaluationSettings, evaluate_case, metrics_of
+from sagittal.evaluation import (
+    CaseScore,
+    ClassScore,
+    ClassSet,
+    Evaluation,
+    EvaluationSettings,
+    evaluate_case,
+    metrics_of,
+)
 from sagittal.evaluation.protocols import PROTOCOLS, Protocol
 from sagittal.evaluation.protocols.msd import TASKS, task_of
 
@@ -209,3 +217,26 @@ class TestMeans:
         means = PROTOCOLS[name].means("dice", ["a"], [])
         nothing = 0.0 if name == "monai" else None
         assert means == (nothing, {"a": nothing})
+
+
+def test_the_table_of_an_evaluation_has_the_means_of_its_protocol() -> None:
+    """Dice 0.5 and absent, then missed and 1: MONAI takes cases first, our own table classes."""
+    full = np.zeros((4, 5, 6), np.uint8)
+    full[1:3, 1:3, 1:3] = 1
+    half, both = full.copy(), full.copy()
+    half[2] = 0
+    both[1:3, 4] = 2
+    only_second = np.where(both == 2, both, 0)
+    names = {"one": 1, "two": 2}
+    for protocol, expected in (("monai", (2 / 3 + 0.5) / 2), ("nnunet", (1 / 3 + 1) / 2)):
+        settings = EvaluationSettings(protocol=protocol)
+        classes = PROTOCOLS[protocol].classes(ClassSet.of_mapping(names))
+        cases = [
+            evaluate_case(reference, prediction, SPACING_MM, classes, case=case, settings=settings)
+            for case, reference, prediction in (("x", full, half), ("y", both, only_second))
+        ]
+        found = Evaluation.of_cases(classes, cases, settings=settings)
+        assert found.summary.mean["dice"] == pytest.approx(expected)
+        assert found.summary.classes["one"].metrics["dice"].mean == pytest.approx(1 / 3)
+        assert (found.summary.low["dice"] is None) == (protocol == "monai")
+        assert Evaluation.from_json(found.to_json()) == found

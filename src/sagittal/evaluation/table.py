@@ -21,8 +21,9 @@ from sagittal.evaluation.bootstrap import Interval, Intervals, bootstrap_means
 from sagittal.evaluation.classes import ClassSet
 from sagittal.evaluation.columns import metrics_of
 from sagittal.evaluation.pair import Metric
+from sagittal.evaluation.protocols import PROTOCOLS, Means
 from sagittal.evaluation.scores import DICE, CaseScore, Failure, mean_of_defined
-from sagittal.evaluation.settings import EvaluationSettings
+from sagittal.evaluation.settings import SAGITTAL, EvaluationSettings
 from sagittal.plan.base import Frozen
 
 _METRICS_OF_SCHEMA_1 = ("dice", "hd95_mm")
@@ -66,7 +67,8 @@ class Summary(Frozen):
     failed: int
     """Cases that could not be scored; they are in no mean."""
     mean: dict[str, float | None]
-    """Per metric the mean over classes of the mean over cases; `mean["dice"]` is the mean foreground Dice."""
+    """Per metric the mean over classes of the mean over cases; `mean["dice"]` is the mean foreground Dice. Of another
+    protocol than "sagittal" the mean that its tool takes."""
     classes: dict[str, ClassSummary]
     low: dict[str, float | None] = Field(default_factory=dict)
     """Per metric the lower bound of the 95 % interval of `mean`, over patients."""
@@ -172,30 +174,50 @@ def summarise(
     Raises:
         DataError: a case lacks a metric of the settings.
     """
-    keys = tuple(metrics_of(settings or EvaluationSettings()))
+    settings = settings or EvaluationSettings()
+    keys = tuple(metrics_of(settings))
     for case in cases:
         _require(case, classes, keys)
     patients = [("case", case.case) if case.patient is None else ("patient", case.patient) for case in cases]
     columns = {
         key: {name: [case.classes[name].metrics[key] for case in cases] for name in classes.names} for key in keys
     }
+    means = {key: _means(settings, key, columns[key], cases) for key in keys}
     intervals = {key: _intervals(list(columns[key].values()), patients) for key in keys}
     summaries = {}
     for place, name in enumerate(classes.names):
         outcomes = [case.classes[name].outcome for case in cases]
         summaries[name] = ClassSummary(
-            metrics={key: _summarise_metric(columns[key][name], intervals[key].columns[place]) for key in keys},
+            metrics={
+                key: _summarise_metric(columns[key][name], means[key].classes[name], intervals[key].columns[place])
+                for key in keys
+            },
             missed=outcomes.count("missed"),
             false_alarms=outcomes.count("false_alarm"),
         )
     return Summary(
         cases=len(cases),
         failed=failed,
-        mean={key: mean_of_defined(summaries[name].metrics[key].mean for name in classes.names) for key in keys},
+        mean={key: means[key].overall for key in keys},
         classes=summaries,
-        low={key: intervals[key].overall.low for key in keys},
-        high={key: intervals[key].overall.high for key in keys},
+        low={key: _around(means[key].overall, intervals[key].overall).low for key in keys},
+        high={key: _around(means[key].overall, intervals[key].overall).high for key in keys},
     )
+
+
+def _means(
+    settings: EvaluationSettings, key: str, columns: Mapping[str, Sequence[float | None]], cases: Sequence[CaseScore]
+) -> Means:
+    if settings.protocol != SAGITTAL:
+        return PROTOCOLS[settings.protocol].means(key, tuple(columns), cases)
+    of_classes = {name: mean_of_defined(values) for name, values in columns.items()}
+    return Means(mean_of_defined(of_classes.values()), of_classes)
+
+
+def _around(mean: float | None, interval: Interval) -> Interval:
+    """Return the interval, without bounds where another tool takes another mean than the one that they enclose."""
+    same = mean is not None and interval.mean is not None and math.isclose(mean, interval.mean, rel_tol=1e-9)
+    return interval if same else Interval(mean, None, None, interval.n)
 
 
 def _require(case: CaseScore, classes: ClassSet, keys: Sequence[str]) -> None:
@@ -214,16 +236,16 @@ def _intervals(columns: Sequence[Sequence[float | None]], patients: Sequence[tup
     return bootstrap_means(table.reshape(len(columns), len(patients)).T, patients)
 
 
-def _summarise_metric(values: Sequence[float | None], interval: Interval) -> MetricSummary:
+def _summarise_metric(values: Sequence[float | None], mean: float | None, interval: Interval) -> MetricSummary:
     defined = [value for value in values if value is not None]
     return MetricSummary(
-        mean=mean_of_defined(defined),
+        mean=mean,
         median=statistics.median(defined) if defined else None,
         minimum=min(defined, default=None),
         maximum=max(defined, default=None),
         n=len(defined),
         undefined=len(values) - len(defined),
         std=statistics.stdev(defined) if len(defined) > 1 else None,
-        low=interval.low,
-        high=interval.high,
+        low=_around(mean, interval).low,
+        high=_around(mean, interval).high,
     )
