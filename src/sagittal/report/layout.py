@@ -51,8 +51,8 @@ def match_cases(predictions: Path, references: Path, wanted: Collection[str] | N
         DataError: a path is missing, there are no references, a name occurs twice, or references (those in `wanted`,
             where given) lack a prediction; each is named.
     """
-    given = _label_files(references_folder(references))
-    found = _label_files(predictions)
+    given = label_files(references_folder(references))
+    found = label_files(predictions)
     if references.is_file() and predictions.is_file() and wanted is None:
         ((case, reference),) = given.items()
         return Matched((CaseFiles(case, reference, predictions),), ())
@@ -65,19 +65,19 @@ def match_cases(predictions: Path, references: Path, wanted: Collection[str] | N
         absent = sorted(set(wanted) - set(given))
         if absent:
             raise DataError(
-                f"{references}: no reference for {_named(absent)}. Check the names of the cases.", code="no_references"
+                f"{references}: no reference for {named(absent)}. Check the names of the cases.", code="no_references"
             )
         given = {case: path for case, path in given.items() if case in wanted}
     missing = sorted(set(given) - set(found))
     if missing:
         raise DataError(
-            f"{predictions}: {len(missing)} of {len(given)} references have no prediction: {_named(missing)}. "
+            f"{predictions}: {len(missing)} of {len(given)} references have no prediction: {named(missing)}. "
             "Every reference needs one, or the mean would leave out what is missing. Predict them, or name the cases "
             "to score.",
             code="missing_prediction",
         )
     extra = sorted(set(found) - set(given)) if wanted is None else []
-    warnings = [f"Predictions without a reference, not scored ({len(extra)}): {_named(extra)}."] if extra else []
+    warnings = [f"Predictions without a reference, not scored ({len(extra)}): {named(extra)}."] if extra else []
     return Matched(tuple(CaseFiles(case, given[case], found[case]) for case in sorted(given)), tuple(warnings))
 
 
@@ -99,7 +99,7 @@ def find_declaration(references: Path, predictions: Path) -> Declaration | None:
     for folder in (inner, inner.resolve().parent, outer):
         path = folder / DECLARATION
         if path.is_file():
-            return _read_declaration(path)
+            return read_declaration(path)
     return None
 
 
@@ -121,7 +121,12 @@ def find_image(case: str, references: Path, images: Path | None) -> Path | None:
     return next((path for path in candidates if path.is_file()), None)
 
 
-def _read_declaration(path: Path) -> Declaration:
+def read_declaration(path: Path) -> Declaration:
+    """Read a dataset.json.
+
+    Raises:
+        DataError: it can't be read, or has no labels.
+    """
     try:
         content = json.loads(path.read_bytes())
     except OSError as error:
@@ -139,7 +144,12 @@ def _read_declaration(path: Path) -> Declaration:
     return Declaration(path, labels, first if isinstance(first, str) else None, replaced)
 
 
-def _label_files(path: Path) -> dict[str, Path]:
+def label_files(path: Path) -> dict[str, Path]:
+    """Return the label maps in a folder by case, which is the name without its ending; or the one file that it is.
+
+    Raises:
+        DataError: there is no such path, or two files are one case.
+    """
     if path.is_file():
         return {_case_of(path): path}
     if not path.is_dir():
@@ -160,6 +170,7 @@ def _case_of(path: Path) -> str:
     return path.name[: -len(suffix)] if suffix else path.stem
 
 
-def _named(names: Sequence[str]) -> str:
+def named(names: Sequence[str]) -> str:
+    """Return the names with commas between, or the first of many and how many more there are."""
     shown = ", ".join(names[:MAX_NAMED])
     return shown if len(names) <= MAX_NAMED else f"{shown} and {len(names) - MAX_NAMED} more"

@@ -1,0 +1,139 @@
+"""`sagittal compare`: several methods' predictions of the same cases, with tests, ranks and the patients needed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from cyclopts import Parameter
+
+from sagittal.errors import DataError, PlanError
+
+if TYPE_CHECKING:
+    from sagittal.evaluation import ClassSet, EvaluationSettings
+    from sagittal.evaluation.comparison import Comparison
+
+Switch = Annotated[bool, Parameter(negative="")]
+
+
+def compare(
+    *predictions: Path,
+    reference: Path,
+    out: Path | None = None,
+    names: str | None = None,
+    labels: Path | None = None,
+    patients: Path | None = None,
+    protocol: str = "sagittal",
+    tolerance_mm: Annotated[list[float] | None, Parameter(negative="")] = None,
+    margin: float = 0.005,
+    missing: Literal["refuse", "worst"] = "refuse",
+    rescore: Switch = False,
+    json: Switch = False,
+) -> int:
+    """Compare the predictions of several methods on the same cases: any tool's, not only ours.
+
+    Exits 1 where a case could not be scored.
+
+    Args:
+        predictions: folder of each method: label maps named like the references, folds (fold_0/validation and so on),
+            or a metrics.json of 'sagittal evaluate'
+        reference: folder of the reference label maps, or a data set with labelsTr
+        out: folder for comparison.html, comparison.json, comparison.csv, values.csv, tables.md and tables.tex
+        names: names of the methods, with commas between; by default those of the folders
+        labels: dataset.json whose labels are scored; by default the one beside the references
+        patients: table with the columns case and patient: scans of a patient are one piece of evidence
+        protocol: whose definitions of the metrics
+        tolerance_mm: distance in mm up to which a surface counts as right (NSD); may be repeated; 2 by default
+        margin: difference that counts as none, of metrics between 0 and 1: for equality and for the patients needed
+        missing: what becomes of a case that a method lacks: refuse it, or count it as the worst result
+        rescore: score again even where a metrics.json in the folder of predictions would do
+        json: print the whole comparison as JSON
+    """
+    from sagittal.data.split_files import read_patients
+    from sagittal.evaluation.comparison import ComparisonSettings
+    from sagittal.report.comparison import COMPARISON_HTML, compare_folders, name_methods
+
+    if not margin > 0:
+        raise PlanError(f"--margin {margin:g}: expected a number above 0, for example 0.005.", code="usage")
+    named = None if names is None else names.split(",")
+    comparison = compare_folders(
+        name_methods(predictions, named),
+        reference,
+        out,
+        labels=None if labels is None else _classes(labels),
+        settings=_settings(protocol, tolerance_mm),
+        statistics=ComparisonSettings(margin=margin, missing=missing),
+        patients=None if patients is None else _known(read_patients(patients), patients),
+        reuse=not rescore,
+    )
+    if json:
+        print(comparison.to_json(), end="")
+    else:
+        _print(comparison)
+        if out is not None:
+            print(f"report: {out / COMPARISON_HTML}")
+    return 1 if comparison.failures else 0
+
+
+def _settings(protocol: str, tolerances_mm: list[float] | None) -> EvaluationSettings:
+    from pydantic import ValidationError
+
+    from sagittal.evaluation import EvaluationSettings, metrics_of
+    from sagittal.plan.base import describe_validation_error
+
+    try:
+        settings = EvaluationSettings(protocol=protocol)
+        if tolerances_mm is not None:
+            settings = settings.replace(tolerances_mm=tuple(tolerances_mm))
+    except ValidationError as error:
+        raise PlanError(describe_validation_error(error, "--tolerance-mm"), code="usage") from None
+    try:
+        metrics_of(settings)
+    except DataError as error:
+        raise PlanError(f"--{error.message}", code="usage") from None
+    return settings
+
+
+def _classes(path: Path) -> ClassSet:
+    from sagittal.evaluation import ClassSet
+    from sagittal.report.layout import read_declaration
+
+    declared = read_declaration(path)
+    return ClassSet.of_mapping(declared.labels, source=str(path), label_map=declared.label_map)
+
+
+def _known(patients: Mapping[str, str], path: Path) -> Mapping[str, str]:
+    if not patients:
+        raise DataError(f"{path}: no rows. Expected one for each case.", code="bad_patients")
+    return patients
+
+
+def _print(comparison: Comparison) -> None:
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    from sagittal.evaluation import metrics_of
+    from sagittal.report.comparison_page import verdict
+    from sagittal.report.comparison_tables import methods_table, pairs_table
+
+    metric = metrics_of(comparison.settings)[comparison.primary]
+    console = Console()
+    for made in (
+        methods_table(comparison, comparison.primary, metric),
+        pairs_table(comparison, comparison.primary, metric, None),
+    ):
+        table = Table(*map(escape, made.header), title=escape(made.caption), caption=escape(" ".join(made.notes)))
+        for row in made.rows:
+            table.add_row(*(f"[bold]{escape(cell.text)}[/bold]" if cell.bold else escape(cell.text) for cell in row))
+        console.print(table)
+    for sentence in verdict(comparison, metric, comparison.metrics[comparison.primary].mean):
+        print(sentence)
+    for note in comparison.notes:
+        print(f"note: {note}")
+    for warning in comparison.warnings:
+        print(f"warning: {warning}")
+    for name, failures in comparison.failures.items():
+        for failure in failures:
+            print(f"failed: {name}, {failure.case}: {failure.message}")
