@@ -108,6 +108,7 @@ def predict(given: argparse.Namespace, work: Path) -> dict[str, object]:
     write_scan(scan, given.shape, given.spacing)
     command = [sys.executable, "-m", "sagittal", "predict", str(bundle), str(scan), "--out", str(out)]
     command += ["--engine", given.engine, "--mirror" if given.mirror else "--no-mirror"]
+    command += ["--precision", given.precision]
     command += [] if given.memory_gib is None else ["--memory-gib", str(given.memory_gib)]
     printed, seconds, peak = run(command)
     result: dict[str, object] = {"peak_gib": round(peak / GIB, 3), "seconds": round(seconds, 1)}
@@ -131,6 +132,7 @@ def main() -> None:
     parser.add_argument("--classes", type=int, default=117)
     parser.add_argument("--network", default="mednext-b")
     parser.add_argument("--engine", default="auto")
+    parser.add_argument("--precision", default="fp32", help="fp32, bf16 or int8")
     parser.add_argument("--mirror", action="store_true")
     parser.add_argument("--memory-gib", type=float)
     parser.add_argument("--set", action="append", default=[], metavar="FIELD=VALUE", help="change the plan")

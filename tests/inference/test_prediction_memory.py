@@ -48,7 +48,7 @@ WORK = Workload(
     prepared_values=2 * 300 * 250 * 200,
     may_halve_image=True,
     channels=5,
-    carried_voxels=48 * 300 * 250,
+    carried_voxels=(36 * 300 * 250, 12 * 300 * 250, 0),
     halo_voxels=2 * 300 * 250,
     output_voxels=96**3,
     window_voxels=96**3,
@@ -213,6 +213,25 @@ def test_float16_is_the_last_resort_and_only_where_it_may_be() -> None:
     assert not choose(raw, NETWORK, least, preferred_batch=4).halve_image
 
 
+def test_a_file_is_taken_before_accuracy_is_given_up() -> None:
+    seen, wide = [], replace(WORK, channels=60, may_use_file=True)
+    for twentieth in range(100, 5, -1):
+        try:
+            seen.append(choose(wide, NETWORK, twentieth * GIB // 20, preferred_batch=4))
+        except ResourceError:
+            break
+    assert {choice.levels_in_file for choice in seen} == {0, 1, 2}
+    assert all(choice.levels_in_file == 2 for choice in seen if choice.halve_image or choice.half or not choice.ahead)
+    least = max(phase_bytes(wide, NETWORK, Choice(1, halve_image=True, half=True, levels_in_file=2)).values())
+    assert least < max(phase_bytes(wide, NETWORK, Choice(1, halve_image=True, half=True)).values())
+    assert choose(wide, NETWORK, least, preferred_batch=4).levels_in_file == 2
+
+
+def test_what_is_in_the_file_is_not_in_memory() -> None:
+    needs = [phase_bytes(WORK, NETWORK, Choice(1, levels_in_file=levels))["predicting"] for levels in range(3)]
+    assert needs[0] - needs[1] == 5 * 36 * 300 * 250 * 4 and needs[1] - needs[2] == 5 * 12 * 300 * 250 * 4
+
+
 def test_refusal_names_every_phase() -> None:
     with pytest.raises(ResourceError, match=r"preparing the scan .*predicting .*writing the label map .*--memory-gib"):
         choose(WORK, NETWORK, GIB // 2, preferred_batch=4)
@@ -225,7 +244,7 @@ def _large_scan(channels: int, stride: int) -> Workload:
     order = visiting_order(tiling)
     output = coarse_voxels(tiling.window, stride)
     fine = carried_voxels(tiling, order)
-    assert order[0] == 0 and fine < 88 * 512 * 512
+    assert order[0] == 0 and sum(fine) < 88 * 512 * 512
     return Workload(
         stored_bytes=2 * voxels,
         stored_voxels=voxels,
@@ -233,7 +252,7 @@ def _large_scan(channels: int, stride: int) -> Workload:
         prepared_values=voxels,
         may_halve_image=True,
         channels=channels,
-        carried_voxels=output * kept_windows(tiling, order, stride, (shape, shape)) if stride > 1 else fine,
+        carried_voxels=(output * kept_windows(tiling, order, stride, (shape, shape)), 0, 0) if stride > 1 else fine,
         halo_voxels=0,
         output_voxels=output,
         window_voxels=128**3,

@@ -13,7 +13,9 @@ from torch import Tensor, nn
 import sagittal
 from sagittal.bundle import read_bundle, write_bundle
 from sagittal.errors import BundleError, DataError, ResourceError
+from sagittal.inference import predictor as predictor_module
 from sagittal.inference.engines.torch_engine import TorchEngine
+from sagittal.inference.memory import Choice, Workload
 from sagittal.inference.predictor import Predictor, load
 from sagittal.networks.build import build_network
 from sagittal.plan import DatasetSpec, Label
@@ -223,6 +225,25 @@ def test_the_budget_changes_no_voxel(tmp_path: Path) -> None:
     scan = scan_of((50, 33, 34))
     within = predictor.predict(scan, mirror=False, memory_gib=1.0)
     np.testing.assert_array_equal(predictor.predict(scan, mirror=False).array, within.array)
+
+
+def test_a_file_takes_what_windows_share_where_memory_is_short(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    bundle = write_random_bundle(tmp_path / "b", tiny_plan())
+    scan = scan_of((50, 33, 34))
+    expected = load(bundle, device="cpu").predict(scan, mirror=False)
+    chosen: list[Workload] = []
+
+    def short(work: Workload, *_: Any, **__: Any) -> Choice:
+        chosen.append(work)
+        return Choice(1, levels_in_file=2)
+
+    monkeypatch.setattr(predictor_module, "choose", short)
+    (tmp_path / "out").mkdir()
+    got = load(bundle, device="cpu", scratch=tmp_path / "out").predict(scan, mirror=False, memory_gib=8.0)
+    np.testing.assert_array_equal(got.array, expected.array)
+    assert chosen[0].may_use_file and not any((tmp_path / "out").iterdir())
+    load(bundle, device="cpu").predict(scan, mirror=False)
+    assert not chosen[1].may_use_file
 
 
 @pytest.mark.parametrize(

@@ -164,7 +164,7 @@ class EnsemblePredictor:
 
     def _load(self, number: int) -> Predictor:
         member = self._members[number]
-        return Predictor(member.plan, member.load(), missing=self._missing, postprocessing=False)
+        return Predictor(member.plan, member.load(), missing=self._missing, postprocessing=False, scratch=self._scratch)
 
     def _run(
         self,
@@ -283,7 +283,7 @@ def predictor_of(
     members = _members(bundles, device, engine, choices.precision, cache_folder)
     missing, rules = choices.missing, choices.postprocessing
     if len(members) == 1:
-        return Predictor(members[0].plan, members[0].load(), missing=missing, postprocessing=rules)
+        return Predictor(members[0].plan, members[0].load(), missing=missing, postprocessing=rules, scratch=scratch)
     return EnsemblePredictor(members, missing=missing, postprocessing=rules, scratch=scratch)
 
 

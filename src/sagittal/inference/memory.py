@@ -24,6 +24,8 @@ MIN_SLAB_BYTES = 16 << 20
 MAX_SLAB_BYTES = 128 << 20
 KEPT_VALUES = 2
 """Of how many values the outputs of constant windows are kept where there is room: air, and the padding around it."""
+MOST_LEVELS_IN_FILE = 2
+"""Of the three axes: what the innermost one keeps is small, and asked for with each window."""
 _PIECES_BYTES = 3 * (64 << 20)
 """Preprocessing works on pieces of 64 MiB: as read, as float32, and resampled."""
 _FLOAT_BYTES, _HALF_BYTES = 4, 2
@@ -57,8 +59,9 @@ class Workload:
     """Whether the prepared image may be float16."""
     channels: int
     """Of what is blended: features or logits."""
-    carried_voxels: int
-    """Of each of these channels, kept between windows (`blending.carried_voxels`, `coarse.kept_windows`)."""
+    carried_voxels: Triple
+    """Of each of these channels, kept between windows: for the outermost, the middle and the innermost axis
+    (`blending.carried_voxels`), or all of it first (`coarse.kept_windows`)."""
     halo_voxels: int
     """Of each of these channels, kept between blocks (`slabs.halo_voxels`)."""
     output_voxels: int
@@ -82,6 +85,8 @@ class Workload:
     comparison: Comparison | None = None
     rules_bytes: int = 0
     """Post-processing, beside the label map; 0 where there are no rules."""
+    may_use_file: bool = False
+    """Whether a file may take what is kept for the outermost axes."""
     keeps_scan: bool = False
     """Whether the caller holds the scan's voxels all along."""
     process_bytes: int = PROCESS_BYTES["torch"]
@@ -97,6 +102,7 @@ class Choice:
         kept_values: of how many values the outputs of constant windows are kept.
         halve_image: keep the prepared image as float16, as training's cache does.
         half: keep what windows share as float16.
+        levels_in_file: of how many axes, the outermost first, a file takes what windows share.
         slab_bytes: for intermediate values while blocks are finished.
     """
 
@@ -105,6 +111,7 @@ class Choice:
     kept_values: int = 0
     halve_image: bool = False
     half: bool = False
+    levels_in_file: int = 0
     slab_bytes: int = MIN_SLAB_BYTES
 
 
@@ -121,7 +128,11 @@ def phase_bytes(work: Workload, network: NetworkMemory, choice: Choice) -> dict[
     outputs = output * per_call * ((work.copies > 1) + choice.ahead) + output * choice.kept_values
     window = work.window_channels * work.window_voxels * _FLOAT_BYTES * (choice.window_batch + per_call)
     calls = network.fixed_bytes + choice.window_batch * network.per_window_bytes
-    kept = work.channels * work.carried_voxels * (_HALF_BYTES if choice.half else _FLOAT_BYTES)
+    kept = (
+        work.channels
+        * sum(work.carried_voxels[choice.levels_in_file :])
+        * (_HALF_BYTES if choice.half else _FLOAT_BYTES)
+    )
     halos = work.channels * work.halo_voxels * _FLOAT_BYTES
     finishing = max(choice.slab_bytes, work.row_bytes, work.plane_bytes) + work.consumer_bytes
     comparing = 0
@@ -171,14 +182,15 @@ def _choices(work: Workload, batch: int, ahead: bool) -> Iterator[Choice]:
     yield Choice(batch, ahead, KEPT_VALUES)
     for smaller in sorted({batch // 2, batch // 4, 1} - {0, batch}, reverse=True):
         yield Choice(smaller, ahead, KEPT_VALUES)
-    yield Choice(1, ahead, 1)
-    halve = work.may_halve_image
-    for halve_image in (False, True) if halve else (False,):
-        yield Choice(1, ahead, 1, halve_image)
-        yield Choice(1, False, 1, halve_image)
-        yield Choice(1, False, 0, halve_image)
+    # A file costs less time than computing air again and again, or waiting for what is blended.
+    levels = range(MOST_LEVELS_IN_FILE + 1) if work.may_use_file else range(1)
+    for level in levels:
+        yield Choice(1, ahead, 1, levels_in_file=level)
+    for halve_image in (False, True) if work.may_halve_image else (False,):
+        for now, kept in ((ahead, 1), (False, 1), (False, 0)):
+            yield Choice(1, now, kept, halve_image, levels_in_file=levels[-1])
     for now, kept in ((ahead, 1), (False, 1), (False, 0)):
-        yield Choice(1, now, kept, halve, half=True)
+        yield Choice(1, now, kept, work.may_halve_image, half=True, levels_in_file=levels[-1])
 
 
 def budget_bytes(memory_gib: float | None) -> int | None:

@@ -42,6 +42,8 @@ from sagittal.volumes.volume import read_scans, read_volume
 GIB = 1 << 30
 HELD_SHARE = 0.125
 """Of the memory that is allowed, for scans that wait and results that are being written."""
+_KEPT_SHARE = 1 / 32
+"""Of the memory that is allowed, for the voxels of the scan that is being computed, which its files hold as well."""
 _LEAST_GIB = 1e-3
 """Where less is left, so that it is refused for want of memory and not as a slip of the user's."""
 _FLOAT_BYTES, _HALF_BYTES = 4, 2
@@ -211,8 +213,8 @@ class CasePipeline:
         except Exception as error:
             return _Loaded(case, seconds(), error=_bug(error))
 
-    def _may_hold(self, count: int) -> bool:
-        return self.job.memory_gib is None or count <= HELD_SHARE * self.job.memory_gib * GIB
+    def _may_hold(self, count: int, share: float = HELD_SHARE) -> bool:
+        return self.job.memory_gib is None or count <= share * self.job.memory_gib * GIB
 
     def _has_room(self, loaded: _Loaded, case: Case) -> bool:
         """Whether the next scan may be read while this one is computed."""
@@ -278,6 +280,9 @@ class CasePipeline:
                 options["consumers"] = consumers
             if choices.quality:
                 options["disagreement"] = disagreement = Disagreement(spec)
+            if not self._may_hold(loaded.held_bytes, _KEPT_SHARE):
+                # Reading it again takes seconds; a network with less memory takes longer.
+                loaded.volumes = None
             scan: Any = loaded.case.images if loaded.volumes is None else loaded.volumes
             labels = self.predictor.predict(scan, on_window=self._look_at_writer, **options)
             quality = (

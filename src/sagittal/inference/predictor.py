@@ -6,6 +6,7 @@ import math
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TypeAlias
 
 import numpy as np
@@ -26,6 +27,7 @@ from sagittal.inference.labelling import plane_bytes
 from sagittal.inference.memory import PROCESS_BYTES, Choice, Workload, budget_bytes, choose, row_bytes
 from sagittal.inference.missing import channels_given, fill, preprocessing_of
 from sagittal.inference.postprocessing import postprocess, rules_bytes
+from sagittal.inference.scratch import has_room
 from sagittal.inference.slabs import halo_voxels, most_outputs
 from sagittal.inference.streaming import Target, stream
 from sagittal.inference.timings import Timings
@@ -55,6 +57,7 @@ class Predictor:
         engine: computes them.
         missing: names of channels that the scans lack, where the networks were trained to do without.
         postprocessing: whether the plan's rules are applied to label maps.
+        scratch: folder on a disk for what windows share, where memory is short; None keeps all of it in memory.
 
     Raises:
         DataError: channels can't be missing, or there are none of these names.
@@ -63,9 +66,18 @@ class Predictor:
         last_timings: where the time of the last `predict` went; None before the first.
     """
 
-    def __init__(self, plan: Plan, engine: Engine, *, missing: Sequence[str] = (), postprocessing: bool = True) -> None:
+    def __init__(
+        self,
+        plan: Plan,
+        engine: Engine,
+        *,
+        missing: Sequence[str] = (),
+        postprocessing: bool = True,
+        scratch: str | os.PathLike[str] | None = None,
+    ) -> None:
         self.plan = plan
         self._postprocessing = postprocessing
+        self._scratch = None if scratch is None else Path(scratch)
         self._given = channels_given(plan, missing)
         self._preprocessing = preprocessing_of(plan.preprocessing, self._given)
         self.engine = engine
@@ -139,7 +151,7 @@ class Predictor:
                 half=choice.half,
                 disagreement=disagreement,
             )
-            target = Target(self._labels, frame.crop(labels), consumers)
+            target = Target(self._labels, frame.crop(labels), consumers, self._scratch)
             stream(image, copies, tiling, target, choice, timings=timings, on_window=on_window)
             del image, copies
             result = Volume.on(geometry, labels)
@@ -202,7 +214,7 @@ class Predictor:
         carried, halo = carried_voxels(tiling, order), halo_voxels(tiling, order, own, target)
         finishing = row_bytes(channels, tiling.window, order[0], own, target)
         if outputs.stride > 1:
-            carried = output_voxels * kept_windows(tiling, order, outputs.stride, (own, target))
+            carried = (output_voxels * kept_windows(tiling, order, outputs.stride, (own, target)), 0, 0)
             halo, finishing = 0, piece_bytes(channels, outputs.stride)
         gathered = most_outputs(tiling, 0, own[0], target[0]) * target[1] * target[2] * channels * _FLOAT_BYTES
         raw = any(isinstance(scheme, NoNormalization) for scheme in preprocessing.normalization)
@@ -235,9 +247,13 @@ class Predictor:
             rules_bytes=rules_bytes(label_bytes, math.prod(frame.stored_shape))
             if self._postprocessing and self.plan.postprocessing
             else 0,
+            may_use_file=outputs.stride == 1 and self._has_room(channels * sum(carried)),
             keeps_scan=keeps_scan,
             process_bytes=PROCESS_BYTES[self.engine.name],
         )
+
+    def _has_room(self, values: int) -> bool:
+        return self._scratch is not None and has_room(self._scratch, _FLOAT_BYTES * values)
 
     def _choose(self, work: Workload, allowed_bytes: int | None) -> Choice:
         kind = self.device.partition(":")[0]
@@ -261,6 +277,7 @@ def load(
     engine: str = "auto",
     precision: str = "fp32",
     cache_folder: str | os.PathLike[str] | None = None,
+    scratch: str | os.PathLike[str] | None = None,
 ) -> Predictor:
     """Read and verify a bundle and return its Predictor; several folds are averaged.
 
@@ -270,6 +287,7 @@ def load(
         engine: `torch`, `openvino`, or `auto`: OpenVINO on a CPU where it is installed and knows the network.
         precision: `fp32`; `bf16` and `int8` where the engine has them.
         cache_folder: where OpenVINO keeps compiled networks for the next process, or None.
+        scratch: see `Predictor`.
 
     Raises:
         BundleError: the bundle is damaged, or its weights do not fit its plan.
@@ -277,7 +295,8 @@ def load(
         ResourceError: no such device, or an engine that is not installed.
     """
     bundle = bundle if isinstance(bundle, Bundle) else read_bundle(bundle)
-    return Predictor(bundle.plan, load_engine(bundle, device, engine, precision, cache_folder=cache_folder))
+    computes = load_engine(bundle, device, engine, precision, cache_folder=cache_folder)
+    return Predictor(bundle.plan, computes, scratch=scratch)
 
 
 def _read(image: Scan) -> tuple[Volume, ...]:

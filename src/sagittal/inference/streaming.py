@@ -9,7 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from jaxtyping import Float, Float32, Integer
@@ -37,11 +39,13 @@ class Target:
         index: what the outputs mean.
         labels: (D, H, W) of the cropped scan in the network's axis order; any view of a label map.
         consumers: get the logits too.
+        scratch: folder for a file, where `Choice.levels_in_file` asks for one.
     """
 
     index: LabelIndex
     labels: Integer[np.ndarray, "D H W"]
     consumers: Sequence[SlabConsumer] = ()
+    scratch: Path | None = None
 
     @property
     def first_axis(self) -> int | None:
@@ -72,29 +76,31 @@ def stream(
 
     Raises:
         DataError: the network's output is not finite, or float16 does not hold it where `choice` asks for that.
+        ResourceError: a file is asked for and can't be written.
     """
     timings = timings or Timings()
     order = visiting_order(tiling, target.first_axis)
     sink = _Sink(tiling, image.shape[1:], copies, target, choice)
-    take = _taker(tiling, order, copies, sink, choice, timings)
     done = 0
-    for numbers, outputs in _computed(image, copies, tiling, order, choice, timings):
-        for number in numbers:
-            # Taken out of the list: nothing holds it while the next window is computed.
-            take(number, outputs.pop(0))
-            if _is_last(number, tiling, order):
-                sink.end_layer()
-        done += len(numbers)
-        if on_window is not None:
-            on_window(done, tiling.num_windows)
+    with ExitStack() as stack:
+        take = _taker(tiling, order, sink, choice, timings, stack)
+        for numbers, outputs in _computed(image, copies, tiling, order, choice, timings):
+            for number in numbers:
+                # Taken out of the list: nothing holds it while the next window is computed.
+                take(number, outputs.pop(0))
+                if _is_last(number, tiling, order):
+                    sink.end_layer()
+            done += len(numbers)
+            if on_window is not None:
+                on_window(done, tiling.num_windows)
 
 
 def _taker(
-    tiling: Tiling, order: Triple, copies: Copies, sink: _Sink, choice: Choice, timings: Timings
+    tiling: Tiling, order: Triple, sink: _Sink, choice: Choice, timings: Timings, stack: ExitStack
 ) -> Callable[[Triple, np.ndarray], None]:
-    """Return what takes each window's output, in the order of `visits`."""
+    """Return what takes each window's output, in the order of `visits`, until `stack` ends."""
     dtype = np.float16 if choice.half else np.float32
-    outputs = copies.outputs
+    outputs = sink.outputs
     if outputs.stride > 1:
         coarse = CoarseBlender(tiling, order, outputs.stride, sink.grids, dtype)
 
@@ -103,7 +109,18 @@ def _taker(
                 coarse.add(number, output, sink.write, bound=sink.bound)
 
         return interpolate
-    blender = Blender(tiling, order, outputs.channels, dtype)
+    blender = stack.enter_context(
+        closing(
+            Blender(
+                tiling,
+                order,
+                outputs.channels,
+                dtype,
+                scratch=sink.scratch,
+                levels_in_file=choice.levels_in_file,
+            )
+        )
+    )
     finisher = _Finisher(tiling, order, outputs.channels, sink, choice)
 
     def blend(number: Triple, output: np.ndarray) -> None:
@@ -158,7 +175,8 @@ class _Sink:
     def __init__(self, tiling: Tiling, shape: tuple[int, ...], copies: Copies, target: Target, choice: Choice) -> None:
         d, h, w = target.labels.shape
         self.grids: tuple[Triple, Triple] = ((shape[0], shape[1], shape[2]), (d, h, w))
-        outputs = copies.outputs
+        self.outputs = outputs = copies.outputs
+        self.scratch = target.scratch
         self._label = LabelWriter(target.index, outputs.head, target.labels)
         self._feed = None
         if target.consumers:
