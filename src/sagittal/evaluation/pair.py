@@ -6,16 +6,18 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 from jaxtyping import Bool
 
 from sagittal.evaluation.overlap import OverlapCounts, count_overlap
 from sagittal.evaluation.surface import SurfaceDistances, diagonal_mm, surface_distances_mm
+from sagittal.evaluation.surfels import SurfelDistances, surfel_distances_mm
 from sagittal.plan.base import Triple, TripleMm
 
 Group = Literal["overlap", "volume", "surface", "shape", "lesions"]
+Shared = TypeVar("Shared")
 
 
 @dataclass(frozen=True)
@@ -41,6 +43,22 @@ class MaskPair:
     def distances(self) -> SurfaceDistances | None:
         """Directed surface distances; None where a mask is empty."""
         return surface_distances_mm(self.reference, self.prediction, self.spacing_mm)
+
+    @cached_property
+    def surfels(self) -> SurfelDistances | None:
+        """Distances between surface elements, with their areas; None where a mask is empty."""
+        return surfel_distances_mm(self.reference, self.prediction, self.spacing_mm)
+
+    def once(self, compute: Callable[[MaskPair], Shared]) -> Shared:
+        """Return what `compute` makes of this pair, computed once: for what several metrics of a protocol share."""
+        if compute not in self._kept:
+            self._kept[compute] = compute(self)
+        found: Shared = self._kept[compute]
+        return found
+
+    @cached_property
+    def _kept(self) -> dict[object, Any]:
+        return {}
 
     @property
     def outcome(self) -> Literal["present", "missed", "false_alarm", "absent"]:
