@@ -14,6 +14,7 @@ import traceback
 from cyclopts import App, CycloptsError
 
 from sagittal import __version__
+from sagittal.cli.compare import compare
 from sagittal.cli.convert import convert
 from sagittal.cli.datasets import datasets
 from sagittal.cli.demo import demo
@@ -30,6 +31,7 @@ from sagittal.cli.offline import offline
 from sagittal.cli.package import package
 from sagittal.cli.plan import plan
 from sagittal.cli.predict import predict
+from sagittal.cli.qc import qc
 from sagittal.cli.quantize import quantize
 from sagittal.cli.train import train
 from sagittal.errors import ResourceError, SagittalError
@@ -72,6 +74,8 @@ for verb in (
     train,
     predict,
     evaluate,
+    compare,
+    qc,
     import_weights,
     import_nnunet,
     convert,
