@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from scipy import ndimage
 
 from sagittal.errors import DataError
-from sagittal.evaluation.components import dilate
+from sagittal.evaluation.components import dilate, islands
 from sagittal.evaluation.lesions import LesionRule, LesionScore, match_lesions
 
 SHAPES = st.tuples(st.integers(1, 6), st.integers(1, 5), st.integers(2, 8))
@@ -73,7 +73,7 @@ def brute_components(mask: np.ndarray, rule: LesionRule) -> list[set[Voxel]]:
             grown -= near
             todo += near
         lesions.append(component & own)
-    return lesions
+    return sorted(lesions, key=min)
 
 
 def brute_counts(
@@ -143,6 +143,27 @@ def test_dilation_equals_scipy(mask: np.ndarray, connectivity: int, times: int) 
     structure = ndimage.generate_binary_structure(3, {6: 1, 18: 2, 26: 3}[connectivity])
     expected = ndimage.binary_dilation(mask, structure, iterations=times) if times else mask
     np.testing.assert_array_equal(dilate(mask, connectivity, times), expected)  # type: ignore[arg-type]
+
+
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(st.integers(0, 2**32 - 1), st.sampled_from([0, 1, 3, 9]))
+@example(0, 0)
+def test_islands_hold_every_voxel_once_and_stay_apart_however_they_are_dilated(seed: int, dilation_vox: int) -> None:
+    random = np.random.default_rng(seed)
+    shape = tuple(random.integers(1, 70, 3))
+    mask = np.zeros(shape, bool)
+    for _ in range(random.integers(0, 5)):
+        corner = [int(random.integers(length)) for length in shape]
+        mask[tuple(slice(a, a + int(random.integers(1, 30))) for a in corner)] = True
+    mask &= random.random(shape) < random.choice([0.01, 0.5])
+    found = list(islands(mask, dilation_vox))
+    times_seen = np.zeros(shape, int)
+    for number, island in enumerate(found, start=1):
+        times_seen[island.box.slices] += island.cut(mask) * number
+    np.testing.assert_array_equal(times_seen > 0, mask)
+    everything, _ = ndimage.label(dilate(mask, 26, dilation_vox), np.ones((3, 3, 3)))
+    pairs = {(int(a), int(b)) for a, b in zip(everything[mask], times_seen[mask], strict=True)}
+    assert len({component for component, _ in pairs}) == len(pairs)
 
 
 def row(*parts: slice) -> np.ndarray:
@@ -234,6 +255,18 @@ def test_the_order_of_axes_changes_nothing_but_the_centres() -> None:
             getattr(lesion, name) for lesion in turned.reference
         )
     assert (plain.sensitivity, plain.precision) == (turned.sensitivity, turned.precision)
+
+
+def test_lesions_of_islands_that_enclose_each_other_are_told_in_the_order_of_the_array() -> None:
+    frame, inside = np.zeros((3, 90, 100), bool), np.zeros((3, 90, 100), bool)
+    frame[1, 2:88, 2:98] = True
+    frame[1, 5:85, 5:95] = False
+    inside[1, 40:50, 45:55] = True
+    score = match_lesions(frame | inside, inside, SPACING, LesionRule())
+    assert [lesion.detected for lesion in score.reference] == [False, True]
+    assert score.reference[1].dice == 1.0
+    assert score.reference[1].centre_vox == (1, 44, 49)
+    assert score.reference[0].volume_ml == pytest.approx(int(frame.sum()) * VOXEL_ML)
 
 
 def test_label_maps_and_wrong_spacings_are_refused() -> None:

@@ -11,14 +11,13 @@ from collections.abc import Iterable, Sequence
 from typing import Annotated
 
 import numpy as np
-from jaxtyping import Bool, Float
 from pydantic import Field, model_validator
 
 from sagittal.errors import DataError
+from sagittal.evaluation.components import islands
 from sagittal.evaluation.lesions import LesionRule, match_lesions
-from sagittal.evaluation.masks import check_masks
+from sagittal.evaluation.masks import check_masks, check_spacing
 from sagittal.plan.base import Frozen
-from sagittal.volumes.crop import bounding_box
 
 THRESHOLDS = tuple(step / 20 for step in range(1, 20))
 """0.05 to 0.95."""
@@ -147,18 +146,22 @@ def free_response(
     if not wanted or not all(0 < threshold <= 1 for threshold in wanted):
         raise DataError(f"thresholds {tuple(wanted)}: expected numbers in (0, 1].", code="threshold")
     check_masks(reference, reference)
+    check_spacing(spacing_mm)
     _check_probability(reference, probability)
-    reference, probability = _cropped(reference, probability, wanted[0])
-    scores = [match_lesions(reference, probability >= threshold, spacing_mm, rule) for threshold in wanted]
+    lesions, points = 0, np.zeros((len(wanted), 2), np.int64)
+    # A higher threshold only takes voxels away: no lesion of any threshold reaches beyond an island of the lowest.
+    for island in islands(reference | (probability >= wanted[0]), rule.dilation_vox):
+        own, part = island.cut(reference), np.where(island.own, probability[island.box.slices], 0)
+        scores = [match_lesions(own, part >= threshold, spacing_mm, rule) for threshold in wanted]
+        lesions += len(scores[0].reference)
+        points += [(score.detected, score.false_positives) for score in scores]
     return FreeResponse(
         rule=rule,
         cases=1,
-        lesions=len(scores[0].reference),
+        lesions=lesions,
         points=tuple(
-            FreeResponsePoint(
-                threshold=float(threshold), detected=score.detected, false_positives=score.false_positives
-            )
-            for threshold, score in zip(wanted, scores, strict=True)
+            FreeResponsePoint(threshold=float(threshold), detected=int(detected), false_positives=int(false_positives))
+            for threshold, (detected, false_positives) in zip(wanted, points, strict=True)
         ),
     )
 
@@ -187,12 +190,3 @@ def _check_probability(reference: np.ndarray, probability: np.ndarray) -> None:
     # A sum is NaN where one voxel is, without a mask of all voxels.
     if np.isnan(np.sum(probability, dtype=np.float64)):
         raise DataError("probability: some voxels are NaN, so that no threshold can be told for them.", code="nan")
-
-
-def _cropped(
-    reference: Bool[np.ndarray, "D H W"], probability: Float[np.ndarray, "D H W"], lowest: float
-) -> tuple[Bool[np.ndarray, "d h w"], Float[np.ndarray, "d h w"]]:
-    """Return both in the box outside of which there are no lesions at any threshold."""
-    box = bounding_box(reference | (probability >= lowest))
-    slices = box.slices if box is not None else (slice(0), slice(0), slice(0))
-    return reference[slices], probability[slices]

@@ -77,9 +77,9 @@ class LesionScore(Frozen):
 
     rule: LesionRule
     reference: tuple[ReferenceLesion, ...]
-    """In the order in which a pass through the array meets them."""
+    """In the order of their first voxels."""
     predicted: tuple[PredictedLesion, ...]
-    """In the order in which a pass through the array meets them."""
+    """In the order of their first voxels."""
 
     @property
     def detected(self) -> int:
