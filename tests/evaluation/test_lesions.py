@@ -237,6 +237,12 @@ def test_empty_masks(reference: np.ndarray, prediction: np.ndarray, expected: tu
     assert (score.sensitivity, score.precision, score.f1, score.mean_dice) == expected
 
 
+def test_masks_without_a_single_voxel_have_no_lesions() -> None:
+    nothing = np.zeros((0, 4, 5), bool)
+    score = match_lesions(nothing, nothing, SPACING, LesionRule(dilation_vox=1))
+    assert (score.reference, score.predicted) == ((), ())
+
+
 def test_mean_dice_counts_misses_and_false_alarms_as_nothing() -> None:
     score = match_lesions(row(slice(0, 4), slice(6, 8)), row(slice(0, 4), slice(12, 14)), SPACING, LesionRule())
     assert score.mean_dice == pytest.approx(1 / 3)

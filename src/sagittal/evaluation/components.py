@@ -102,7 +102,8 @@ class Island:
 
     def cut(self, mask: Bool[np.ndarray, "D H W"]) -> Bool[np.ndarray, "d h w"]:
         """Return the island's share of a mask."""
-        return mask[self.box.slices] & self.own
+        share: Bool[np.ndarray, "d h w"] = mask[self.box.slices] & self.own
+        return share
 
 
 def islands(mask: Bool[np.ndarray, "D H W"], dilation_vox: int = 0) -> Iterator[Island]:
@@ -112,10 +113,12 @@ def islands(mask: Bool[np.ndarray, "D H W"], dilation_vox: int = 0) -> Iterator[
     does. The mask is looked at in blocks, and blocks that touch belong to one island; between two islands lies at least
     a whole block.
     """
+    if not mask.size:
+        return
     edge = max(_BLOCK, 2 * dilation_vox + 1)
     blocks = mask
     for axis in range(3):
-        blocks = np.logical_or.reduceat(blocks, np.arange(0, mask.shape[axis], edge), axis=axis) if mask.size else mask
+        blocks = np.logical_or.reduceat(blocks, np.arange(0, mask.shape[axis], edge), axis=axis)
     numbers = np.empty(blocks.shape, np.int32)
     ndimage.label(blocks, np.ones((3, 3, 3)), output=numbers)
     for number, found in enumerate(ndimage.find_objects(numbers), start=1):
