@@ -79,8 +79,57 @@ class TestEveryProtocol:
 
 
 def test_an_unknown_protocol_is_refused_by_name() -> None:
-    with pytest.raises(DataError, match="brats2021"):
-        metrics_of(EvaluationSettings(protocol="brats2020"))
+    with pytest.raises(DataError, match="Did you mean 'nnunet'"):
+        metrics_of(EvaluationSettings(protocol="nnunett"))
+
+
+DIAGONAL_MM = math.hypot(9 * SPACING_MM[0], 8 * SPACING_MM[1], 7 * SPACING_MM[2])
+RULES = [
+    # protocol, metric, value where both are empty, of a false alarm, of a miss
+    ("nnunet", "dice", None, 0.0, 0.0),
+    ("nnunet", "iou", None, 0.0, 0.0),
+    ("nnunet", "tn", 504.0, 378.0, 378.0),
+    ("monai", "dice", None, None, 0.0),
+    ("monai", "hd95_mm", None, None, None),
+    ("monai", "asd_mm", None, None, None),
+    ("monai", "nsd_2mm", None, 0.0, 0.0),
+    ("brats2021", "dice", 1.0, 0.0, 0.0),
+    ("brats2021", "hd95_mm", 0.0, 373.12866, 373.12866),
+    ("brats2021", "sensitivity", 1.0, 0.0, 0.0),
+    ("brats2021", "specificity", 1.0, 0.75, 1.0),
+    ("brats2023", "lesion_dice", 1.0, 0.0, 0.0),
+    ("brats2023", "lesion_hd95_mm", 0.0, 374.0, 374.0),
+    ("brats2023", "dice", 1.0, 0.0, 0.0),
+    ("brats2023", "hd95_mm", 0.0, 374.0, 374.0),
+    ("msd", "dice", None, 0.0, 0.0),
+    ("msd", "nsd", None, 0.0, 0.0),
+    ("nnformer-synapse", "dice", 1.0, 0.0, 0.0),
+    ("nnformer-synapse", "hd95_vox", 0.0, 0.0, 0.0),
+    ("acdc", "dice", 1.0, 0.0, 0.0),
+    ("acdc", "hd_mm", 0.0, DIAGONAL_MM, DIAGONAL_MM),
+    ("acdc", "volume_ml", 0.0, 0.24255, 0.0),
+    ("acdc", "volume_error_ml", 0.0, 0.24255, -0.24255),
+]
+
+
+@pytest.mark.parametrize(("name", "key", "both", "false_alarm", "missed"), RULES)
+def test_rules_for_empty_masks(
+    name: str, key: str, both: float | None, false_alarm: float | None, missed: float | None
+) -> None:
+    """A box of 126 voxels in an image of 504, or nothing."""
+    nothing = np.zeros((9, 8, 7), np.uint8)
+    box = nothing.copy()
+    box[1:8, 2:5, 1:7] = 3
+    settings = EvaluationSettings(protocol=name)
+    classes = PROTOCOLS[name].classes((1, 2, 3))
+    last = classes.labels[2].name
+    for reference, prediction, expected in (
+        (nothing, nothing, both),
+        (nothing, box, false_alarm),
+        (box, nothing, missed),
+    ):
+        found = evaluate_case(reference, prediction, SPACING_MM, classes, settings=settings).classes[last].metrics[key]
+        assert found == (None if expected is None else pytest.approx(expected, rel=1e-7))
 
 
 BRATS = {"WT": (1, 2, 4), "TC": (1, 4), "ET": (4,)}

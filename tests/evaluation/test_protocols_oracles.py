@@ -134,3 +134,12 @@ def test_numbers_of_surface_distance(masks: ModuleType, tolerance_mm: float) -> 
         for case, by_class in golden("surface_distance")["msd"]["cases"].items()
     }
     assert_cases_agree(scores, cases, {str(value): str(value) for value in VALUES})
+
+
+def test_numbers_of_brats_2023_by_lesion(masks: ModuleType) -> None:
+    classes = PROTOCOLS["brats2023"].classes(VALUES)
+    settings = EvaluationSettings(protocol="brats2023")
+    scores = {}
+    for name, *_ in masks.LESION_CASES:
+        scores[name] = evaluate_case(*masks.lesion_maps(name), (1.0, 1.0, 1.0), classes, case=name, settings=settings)
+    assert_cases_agree(scores, golden("brats2023")["brats2023"]["cases"], {region: region for region in classes.names})

@@ -41,6 +41,27 @@ def _specificity(pair: MaskPair) -> float | None:
     return (outside - pair.counts.false_positive) / outside if outside else None
 
 
+SENSITIVITY = replace(
+    METRICS["recall"],
+    title="Sensitivity",
+    compute=_sensitivity,
+    empty_reference="0.",
+    empty_prediction="0.",
+    both_empty="1.",
+    source=_SOURCE,
+)
+SPECIFICITY = replace(
+    METRICS["recall"],
+    title="Specificity",
+    compute=_specificity,
+    definition="Share of the voxels outside of the reference that are outside of the prediction too. It grows with the "
+    "background of the image.",
+    empty_reference="As defined.",
+    empty_prediction="1.",
+    both_empty="1.",
+    source=_SOURCE,
+)
+
 _METRICS: Mapping[str, Metric] = {
     "dice": replace(
         METRICS["dice"],
@@ -61,26 +82,8 @@ _METRICS: Mapping[str, Metric] = {
         both_empty="0: rightly found nothing, and in the mean.",
         source=_SOURCE,
     ),
-    "sensitivity": replace(
-        METRICS["recall"],
-        title="Sensitivity",
-        compute=_sensitivity,
-        empty_reference="0.",
-        empty_prediction="0.",
-        both_empty="1.",
-        source=_SOURCE,
-    ),
-    "specificity": replace(
-        METRICS["recall"],
-        title="Specificity",
-        compute=_specificity,
-        definition="Share of the voxels outside of the reference that are outside of the prediction too. It grows with "
-        "the background of the image.",
-        empty_reference="As defined.",
-        empty_prediction="1.",
-        both_empty="1.",
-        source=_SOURCE,
-    ),
+    "sensitivity": SENSITIVITY,
+    "specificity": SPECIFICITY,
 }
 
 
