@@ -51,7 +51,7 @@ class ScratchBlocks:
             ResourceError: the disk is full or fails.
         """
         count = block.size * self._dtype.itemsize
-        start, room = self._places.get(key, (0, 0))
+        start, room = self._places.get(key, (0, -1))
         if count > room:
             # Blocks of a key differ by a row or so: one that outgrows its room gets another.
             start, room = self._end, int(count * ROOM)
