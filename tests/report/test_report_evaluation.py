@@ -9,7 +9,7 @@ import pytest
 
 from sagittal.errors import DataError
 from sagittal.evaluation import ClassSet, Evaluation, dice, hd95_mm
-from sagittal.report.evaluation import draw_cases, evaluate
+from sagittal.report.evaluation import Beside, draw_cases, evaluate
 from sagittal.report.layout import CaseFiles
 from sagittal.volumes import Volume, read_labels
 
@@ -49,8 +49,10 @@ def test_numbers_are_those_of_the_metrics_on_the_masks(folders: tuple[Path, Path
     reference, prediction = labels(0, 1, 2), labels(1, 1, 2)
     for name, values in {"head": [1], "tail": [2], "both": [1, 2]}.items():
         masks = np.isin(reference, values), np.isin(prediction, values)
-        expected = {"dice": dice(*masks), "hd95_mm": hd95_mm(*masks, (3.0, 0.8, 0.5))}
-        assert evaluation.cases[0].classes[name].metrics == pytest.approx(expected)
+        found = evaluation.cases[0].classes[name].metrics
+        assert tuple(found) == tuple(evaluation.metrics)
+        assert found["dice"] == pytest.approx(dice(*masks))
+        assert found["hd95_mm"] == pytest.approx(hd95_mm(*masks, (3.0, 0.8, 0.5)))
     assert evaluation.cases[1].mean_dice == 1.0
     assert not evaluation.failures
     assert not evaluation.warnings
@@ -94,9 +96,9 @@ def test_missing_predictions_are_named_and_nothing_is_written(folders: tuple[Pat
 
 def test_named_cases_may_be_a_part_of_the_references(folders: tuple[Path, Path]) -> None:
     (folders[0] / "a.nii.gz").unlink()
-    assert [case.case for case in evaluate(*folders, cases=["b", "c"]).cases] == ["b", "c"]
+    assert [case.case for case in evaluate(*folders, beside=Beside(cases=["b", "c"])).cases] == ["b", "c"]
     with pytest.raises(DataError, match="no reference for z"):
-        evaluate(*folders, cases=["b", "z"])
+        evaluate(*folders, beside=Beside(cases=["b", "z"]))
 
 
 def test_prediction_without_reference_is_a_warning(folders: tuple[Path, Path]) -> None:
@@ -195,7 +197,7 @@ def test_scan_on_another_grid_is_left_out_and_told(folders: tuple[Path, Path], t
 
 def test_images_that_are_no_folder_are_an_error(folders: tuple[Path, Path], tmp_path: Path) -> None:
     with pytest.raises(DataError, match="not a folder"):
-        evaluate(*folders, tmp_path / "out", images=tmp_path / "absent")
+        evaluate(*folders, tmp_path / "out", beside=Beside(images=tmp_path / "absent"))
 
 
 def test_pictures_do_not_depend_on_the_order_in_which_a_scan_is_stored(tmp_path: Path) -> None:

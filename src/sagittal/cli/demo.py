@@ -29,7 +29,7 @@ def demo(*, out: Path = Path("sagittal-demo"), network: str = "mednext-s", budge
     from sagittal.inference.predictor import load
     from sagittal.inference.run_report import Choices
     from sagittal.plan.networks import network_config
-    from sagittal.report.evaluation import evaluate
+    from sagittal.report.evaluation import Beside, evaluate
     from sagittal.training.run import train
     from sagittal.training.stages import RunOptions
 
@@ -60,7 +60,7 @@ def demo(*, out: Path = Path("sagittal-demo"), network: str = "mednext-s", budge
         out / "predictions",
         data / "labelsTs",
         out / "report",
-        images=data / "imagesTs",
+        beside=Beside(images=data / "imagesTs"),
         page=_page(result, description, floor, out),
     )
     dice = evaluation.summary.mean["dice"]

@@ -3,43 +3,107 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+from cyclopts import Parameter
+
+from sagittal.cli.evaluation_options import (
+    LesionRules,
+    Metrics,
+    Tolerances,
+    declared_classes,
+    evaluation_settings,
+    listed_patients,
+)
+from sagittal.errors import DataError
+
+if TYPE_CHECKING:
+    from sagittal.evaluation import Evaluation
+
+Switch = Annotated[bool, Parameter(negative="")]
 
 
 def evaluate(
-    predictions: Path, references: Path, *, out: Path, images: Path | None = None, log: Path | None = None
+    predictions: Path,
+    references: Path,
+    *,
+    out: Path | None = None,
+    labels: Path | None = None,
+    images: Path | None = None,
+    probabilities: Path | None = None,
+    patients: Path | None = None,
+    protocol: str = "sagittal",
+    metrics: Metrics = None,
+    tolerance_mm: Tolerances = None,
+    lesions: Switch = False,
+    lesion_rule: LesionRules = None,
+    workers: int | None = None,
+    log: Path | None = None,
+    json: Switch = False,
 ) -> int:
-    """Score label maps against references; write metrics.json, metrics.csv and report.html.
+    """Score label maps against references: any tool's, not only ours.
+
+    With --out it writes metrics.json, metrics.csv, report.html and tables for papers. Exits 1 where a case could not
+    be scored.
 
     Args:
         predictions: folder of label maps, or one file
-        references: folder of label maps with the same names, or one file
+        references: folder of label maps with the same names, a data set with labelsTr, or one file
         out: folder for the results
+        labels: dataset.json whose labels are scored; by default the one beside the references
         images: folder of the scans, for the pictures of the report
+        probabilities: folder of CASE.npz, as 'sagittal predict --probabilities' writes them, for the calibration
+        patients: table with the columns case and patient: scans of a patient are one piece of evidence
+        protocol: whose definitions: sagittal, nnunet, monai, brats2021, brats2023, msd, nnformer-synapse or acdc
+        lesions: match and count the lesions of every class, one by one
+        workers: cases at the same time; by default the processors
         log: log.jsonl of the training, for its curve in the report
+        json: print the whole result as JSON
     """
-    from rich.console import Console
-    from rich.table import Table
-
-    from sagittal.errors import DataError
+    from sagittal.report.evaluation import REPORT_HTML, Beside
     from sagittal.report.evaluation import evaluate as evaluate_folders
     from sagittal.report.page import Page
     from sagittal.training.log import read_log
 
     if log is not None and not log.is_file():
         raise DataError(f"{log}: no such file. Expected a training's log, BUNDLE.run/fold_0/log.jsonl for example.")
-    page = Page(curve=read_log(log) if log is not None else ())
-    result = evaluate_folders(predictions, references, out, images=images, page=page)
-    table = Table("class", "mean Dice", "mean HD95 (mm)", "missed", title=f"{result.summary.cases} cases")
+    settings = evaluation_settings(protocol, tolerance_mm, metrics=metrics, lesion_rules=lesion_rule, lesions=lesions)
+    result = evaluate_folders(
+        predictions,
+        references,
+        out,
+        labels=declared_classes(labels),
+        settings=settings,
+        beside=Beside(images=images, probabilities=probabilities, patients=listed_patients(patients)),
+        workers=workers,
+        page=Page(curve=read_log(log) if log is not None else ()),
+    )
+    if json:
+        print(result.to_json(), end="")
+    else:
+        _print(result)
+        dice = "" if "dice" not in result.metrics else f" dice {_number(result.mean_dice, 4)}"
+        print(f"report: {out / REPORT_HTML}{dice}" if out is not None else f"mean{dice}")
+    return 1 if result.failures else 0
+
+
+def _print(result: Evaluation) -> None:
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    shown = list(result.metrics.items())
+    headers = [f"mean {metric.title}{f' ({metric.unit})' if metric.unit else ''}" for _, metric in shown]
+    table = Table("class", *headers, "missed", title=f"{result.summary.cases} cases")
     for name, summary in result.summary.classes.items():
-        values = [summary.metrics[key].mean for key in ("dice", "hd95_mm")]
-        table.add_row(
-            name, *("undefined" if value is None else f"{value:.3f}" for value in values), str(summary.missed)
-        )
+        values = [_number(summary.metrics[key].mean, metric.digits) for key, metric in shown]
+        table.add_row(escape(name), *values, str(summary.missed))
     Console().print(table)
     for warning in result.warnings:
         print(f"warning: {warning}")
     for failure in result.failures:
         print(f"failed: {failure.case}: {failure.message}")
-    dice = result.summary.mean["dice"]
-    print(f"report: {out / 'report.html'} dice {'undefined' if dice is None else f'{dice:.4f}'}")
-    return 1 if result.failures else 0
+
+
+def _number(value: float | None, digits: int) -> str:
+    return "undefined" if value is None else f"{value:.{digits}f}"

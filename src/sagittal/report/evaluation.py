@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Collection, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,9 +15,11 @@ from typing import Any
 import numpy as np
 from jaxtyping import Integer
 
-from sagittal.errors import DataError, SagittalError
-from sagittal.evaluation import CaseScore, ClassSet, Evaluation, Failure, evaluate_case
+from sagittal.errors import DataError
+from sagittal.evaluation import ClassSet, Evaluation
 from sagittal.evaluation.classes import present_values
+from sagittal.evaluation.protocols import PROTOCOLS
+from sagittal.evaluation.settings import SAGITTAL, EvaluationSettings
 from sagittal.plan.base import write_atomically
 from sagittal.report.layout import (
     CaseFiles,
@@ -30,6 +31,8 @@ from sagittal.report.layout import (
 )
 from sagittal.report.page import Page, highlights, write_report
 from sagittal.report.pictures import CT_SOFT_TISSUE, CaseView, view_case
+from sagittal.report.scoring import Job, Outcome
+from sagittal.report.scoring_pool import score_all
 from sagittal.volumes import Volume, read_labels, read_volume
 from sagittal.volumes.geometry import Geometry
 from sagittal.volumes.volume import require_same_grid
@@ -38,8 +41,22 @@ METRICS_JSON = "metrics.json"
 METRICS_CSV = "metrics.csv"
 REPORT_HTML = "report.html"
 
-MAX_WORKERS = 8
-"""Each holds two label maps and a transform of them: more cores than this would buy speed with much memory."""
+
+@dataclass(frozen=True)
+class Beside:
+    """What an evaluation takes beside the label maps, all of it optional.
+
+    Attributes:
+        images: folder of scans (CASE_0000.nii.gz) for the pictures; by itself imagesTr beside labelsTr.
+        probabilities: folder of CASE.npz as `sagittal predict --probabilities` writes them, for calibration.
+        patients: case -> patient, where patients have several cases: intervals draw patients.
+        cases: names to score, where only some of the references were predicted on purpose; all of them otherwise.
+    """
+
+    images: str | os.PathLike[str] | None = None
+    probabilities: str | os.PathLike[str] | None = None
+    patients: Mapping[str, str] | None = None
+    cases: Collection[str] | None = None
 
 
 def evaluate(
@@ -48,8 +65,8 @@ def evaluate(
     out: str | os.PathLike[str] | None = None,
     *,
     labels: ClassSet | Mapping[str, Any] | None = None,
-    images: str | os.PathLike[str] | None = None,
-    cases: Collection[str] | None = None,
+    settings: EvaluationSettings | None = None,
+    beside: Beside | None = None,
     workers: int | None = None,
     page: Page | None = None,
 ) -> Evaluation:
@@ -64,44 +81,86 @@ def evaluate(
         out: folder for the three files; nothing is written without it.
         labels: what to score, like the `labels` of a dataset.json. By itself: those of the dataset.json in the
             references' folder, above it, or in the predictions' folder; else every value that the references hold.
-        images: folder of scans (CASE_0000.nii.gz) for the pictures. By itself: imagesTr beside labelsTr.
-        cases: names to score, where only some of the references were predicted on purpose; all of them otherwise.
-        workers: cases scored at the same time, each with its two maps in memory; by itself the cores, at most 8.
+        settings: metrics, tolerances and protocol; by itself those of `EvaluationSettings()`.
+        beside: scans, probabilities, patients, and which cases.
+        workers: cases scored at the same time, each with its two maps in memory; by itself the processors, at most 32,
+            and fewer where memory is short.
         page: title, notes, settings, floor and training curve for the report.
 
     Raises:
-        DataError: no references, references without a prediction (each is named), or labels that make no sense.
-        ResourceError: the results can't be written.
+        DataError: no references, references without a prediction (each is named), labels that make no sense or that
+            the protocol can't use, a patient or probabilities missing.
+        ResourceError: the results can't be written, or a metric needs a package that is not installed.
     """
     predictions, references = Path(predictions), Path(references)
-    matched = match_cases(predictions, references, cases)
+    beside, page = beside or Beside(), page or Page()
+    matched = match_cases(predictions, references, beside.cases)
     declaration = find_declaration(references, predictions)
     classes, remarks = _classes(labels, declaration, matched)
-    strict = labels is None and declaration is not None
-    with ThreadPoolExecutor(workers or min(MAX_WORKERS, os.cpu_count() or 1)) as pool:
-        # Threads suffice: unpacking, counting and distance transforms all run outside of Python's lock.
-        outcomes = list(pool.map(lambda files: _score(files, classes, strict), matched.cases))
+    classes, settings = _by_protocol(classes, settings or EvaluationSettings())
+    strict = labels is None and declaration is not None and settings.protocol == SAGITTAL
+    outcomes = score_all(_jobs(matched, classes, settings, beside, strict=strict), workers)
     evaluation = Evaluation.of_cases(
         classes,
         [outcome.score for outcome in outcomes if outcome.score],
+        settings=settings,
         failures=[outcome.failure for outcome in outcomes if outcome.failure],
         warnings=[*matched.warnings, *remarks, *_undeclared(outcomes)],
     )
     if out is None:
         return evaluation
     shown = {item.score.case for item in highlights(evaluation)}
-    scans = {
-        files: find_image(files.case, references, None if images is None else Path(images))
-        for files in matched.cases
-        if files.case in shown
-    }
+    images = None if beside.images is None else Path(beside.images)
+    scans = {files: find_image(files.case, references, images) for files in matched.cases if files.case in shown}
     is_ct = declaration is not None and declaration.first_channel == "CT"
     pictures, complaints = draw_cases(scans, classes, is_ct=is_ct)
     evaluation = evaluation.replace(warnings=(*evaluation.warnings, *complaints))
     source = "the caller" if labels is not None else "dataset.json" if declaration else "the values in the references"
-    told = _with_files(page or Page(), predictions, references, source)
-    _write(Path(out), evaluation, told, pictures)
+    _write(Path(out), evaluation, _with_files(page, predictions, references, source), pictures)
     return evaluation
+
+
+def _by_protocol(classes: ClassSet, settings: EvaluationSettings) -> tuple[ClassSet, EvaluationSettings]:
+    """Return what a protocol scores of these classes, and its settings for them."""
+    if settings.protocol == SAGITTAL:
+        return classes, settings
+    protocol = PROTOCOLS[settings.protocol]
+    classes = protocol.classes(classes)
+    return classes, protocol.settings(settings, classes)
+
+
+def _jobs(
+    matched: Matched, classes: ClassSet, settings: EvaluationSettings, beside: Beside, *, strict: bool
+) -> list[Job]:
+    names = [files.case for files in matched.cases]
+    _require_all("patients: no patient is given for", names, names if beside.patients is None else beside.patients)
+    probabilities = None if beside.probabilities is None else Path(beside.probabilities)
+    if probabilities is not None:
+        there = [name for name in names if (probabilities / f"{name}.npz").is_file()]
+        _require_all(f"{probabilities}: no probabilities (CASE.npz) of", names, there)
+    return [
+        Job(
+            case=files.case,
+            reference=files.reference,
+            prediction=files.prediction,
+            probabilities=None if probabilities is None else probabilities / f"{files.case}.npz",
+            patient=None if beside.patients is None else beside.patients[files.case],
+            classes=classes,
+            settings=settings,
+            strict=strict,
+        )
+        for files in matched.cases
+    ]
+
+
+def _require_all(what: str, names: Sequence[str], there: Collection[str]) -> None:
+    missing = [name for name in names if name not in there]
+    if missing:
+        raise DataError(
+            f"{what} {len(missing)} of {len(names)} cases ({', '.join(missing[:5])}{' ...' if missing[5:] else ''}). "
+            "Give all of them, or name the cases to score.",
+            code="missing_input",
+        )
 
 
 def _write(out: Path, evaluation: Evaluation, page: Page, pictures: Mapping[str, CaseView]) -> None:
@@ -140,38 +199,7 @@ def draw_cases(
     return views, complaints
 
 
-@dataclass(frozen=True)
-class _Outcome:
-    score: CaseScore | None = None
-    failure: Failure | None = None
-    undeclared: tuple[str, ...] = ()
-
-
-def _score(files: CaseFiles, classes: ClassSet, strict: bool) -> _Outcome:
-    try:
-        reference, grid = read_labels(files.reference)
-        prediction, other = read_labels(files.prediction)
-        require_same_grid(grid, other, "reference and prediction")
-        reference, prediction = classes.in_own_values(reference), classes.in_own_values(prediction)
-        unknown = [value for value in present_values(reference) if value not in classes.declared_values]
-        if unknown and strict:
-            raise DataError(
-                f"the reference has the values {unknown}, which dataset.json lacks. "
-                f"Expected {sorted(classes.declared_values)}. Correct {files.reference.name} or dataset.json.",
-                code="unknown_label",
-            )
-        score = evaluate_case(reference, prediction, grid.spacing_mm, classes, case=files.case)
-    except SagittalError as error:
-        return _Outcome(failure=Failure(case=files.case, code=error.code, message=error.message))
-    in_prediction = [value for value in present_values(prediction) if value not in classes.declared_values]
-    sides = (("reference", unknown), ("prediction", in_prediction))
-    return _Outcome(
-        score=score,
-        undeclared=tuple(f"{files.case}: the {side} has the values {values}" for side, values in sides if values),
-    )
-
-
-def _undeclared(outcomes: Sequence[_Outcome]) -> list[str]:
+def _undeclared(outcomes: Sequence[Outcome]) -> list[str]:
     told = [text for outcome in outcomes for text in outcome.undeclared]
     end = "which no class names; they count as background"
     if len(told) <= 3:

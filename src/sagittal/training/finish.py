@@ -12,7 +12,7 @@ from sagittal.data.dataset import Case, Dataset
 from sagittal.evaluation import ClassSet, Evaluation
 from sagittal.inference.engines.torch_engine import TorchEngine
 from sagittal.inference.predictor import Predictor
-from sagittal.report.evaluation import evaluate
+from sagittal.report.evaluation import Beside, evaluate
 from sagittal.report.page import Page
 from sagittal.report.training import Final
 from sagittal.training.fast_cost import KEY as FAST_CASES_KEY
@@ -69,7 +69,7 @@ def finish_fold(
         agree(stop, False, job.world)
 
     def score() -> dict[str, Any]:
-        evaluation = _evaluate(job, run, data, done, say) if done else None
+        evaluation = _evaluate(job, run, data, done, patients=patients, say=say) if done else None
         entry = _entry(job, run, evaluation, why=why, stopped=bool(stop))
         entry |= {FAST_CASES_KEY: fast} if fast else {}
         scores = {} if evaluation is None else {"scores": scores_of(job.plan, {job.name: entry}, patients)}
@@ -131,14 +131,20 @@ def _prediction(job: FoldJob, case: str) -> Path:
 
 
 def _evaluate(
-    job: FoldJob, run: FoldRun, data: Dataset, done: tuple[str, ...], say: Callable[[str], None]
+    job: FoldJob,
+    run: FoldRun,
+    data: Dataset,
+    done: tuple[str, ...],
+    *,
+    patients: Mapping[str, str],
+    say: Callable[[str], None],
 ) -> Evaluation:
     evaluation = evaluate(
         job.folder / "validation",
         data.folder / "labelsTr",
         job.folder / "report",
         labels=ClassSet.of_spec(job.plan.dataset),
-        cases=done,
+        beside=Beside(cases=done, patients={case: patients.get(hash_case(case), case) for case in done}),
         page=_page(job, run, len(done)),
     )
     dice = evaluation.summary.mean["dice"]
