@@ -16,7 +16,7 @@ from sagittal.evaluation.joining import join_evaluations
 
 CLASSES = ClassSet.of_mapping({"a": 1, "b": 2})
 SETTINGS = EvaluationSettings(metrics=("dice", "volume_error_ml", "hd95_mm"))
-FEW = ComparisonSettings(resamples=300, flips=500, draws=100)
+FEW = ComparisonSettings(resamples=300, flips=500, draws=100, simulations=200)
 Dices = tuple[float | None, float | None]
 
 

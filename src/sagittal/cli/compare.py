@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import Parameter
 
-from sagittal.errors import DataError, PlanError
+from sagittal.cli.evaluation_options import (
+    Metrics,
+    Tolerances,
+    declared_classes,
+    evaluation_settings,
+    listed_patients,
+)
+from sagittal.errors import PlanError
 
 if TYPE_CHECKING:
-    from sagittal.evaluation import ClassSet, EvaluationSettings
     from sagittal.evaluation.comparison import Comparison
 
 Switch = Annotated[bool, Parameter(negative="")]
@@ -25,7 +30,8 @@ def compare(
     labels: Path | None = None,
     patients: Path | None = None,
     protocol: str = "sagittal",
-    tolerance_mm: Annotated[list[float] | None, Parameter(negative="")] = None,
+    metrics: Metrics = None,
+    tolerance_mm: Tolerances = None,
     margin: float = 0.005,
     missing: Literal["refuse", "worst"] = "refuse",
     rescore: Switch = False,
@@ -43,14 +49,12 @@ def compare(
         names: names of the methods, with commas between; by default those of the folders
         labels: dataset.json whose labels are scored; by default the one beside the references
         patients: table with the columns case and patient: scans of a patient are one piece of evidence
-        protocol: whose definitions of the metrics
-        tolerance_mm: distance in mm up to which a surface counts as right (NSD); may be repeated; 2 by default
+        protocol: whose definitions: sagittal, nnunet, monai, brats2021, brats2023, msd, nnformer-synapse or acdc
         margin: difference that counts as none, of metrics between 0 and 1: for equality and for the patients needed
         missing: what becomes of a case that a method lacks: refuse it, or count it as the worst result
         rescore: score again even where a metrics.json in the folder of predictions would do
         json: print the whole comparison as JSON
     """
-    from sagittal.data.split_files import read_patients
     from sagittal.evaluation.comparison import ComparisonSettings
     from sagittal.report.comparison import COMPARISON_HTML, compare_folders, name_methods
 
@@ -61,10 +65,10 @@ def compare(
         name_methods(predictions, named),
         reference,
         out,
-        labels=None if labels is None else _classes(labels),
-        settings=_settings(protocol, tolerance_mm),
+        labels=declared_classes(labels),
+        settings=evaluation_settings(protocol, tolerance_mm, metrics=metrics),
         statistics=ComparisonSettings(margin=margin, missing=missing),
-        patients=None if patients is None else _known(read_patients(patients), patients),
+        patients=listed_patients(patients),
         reuse=not rescore,
     )
     if json:
@@ -74,39 +78,6 @@ def compare(
         if out is not None:
             print(f"report: {out / COMPARISON_HTML}")
     return 1 if comparison.failures else 0
-
-
-def _settings(protocol: str, tolerances_mm: list[float] | None) -> EvaluationSettings:
-    from pydantic import ValidationError
-
-    from sagittal.evaluation import EvaluationSettings, metrics_of
-    from sagittal.plan.base import describe_validation_error
-
-    try:
-        settings = EvaluationSettings(protocol=protocol)
-        if tolerances_mm is not None:
-            settings = settings.replace(tolerances_mm=tuple(tolerances_mm))
-    except ValidationError as error:
-        raise PlanError(describe_validation_error(error, "--tolerance-mm"), code="usage") from None
-    try:
-        metrics_of(settings)
-    except DataError as error:
-        raise PlanError(f"--{error.message}", code="usage") from None
-    return settings
-
-
-def _classes(path: Path) -> ClassSet:
-    from sagittal.evaluation import ClassSet
-    from sagittal.report.layout import read_declaration
-
-    declared = read_declaration(path)
-    return ClassSet.of_mapping(declared.labels, source=str(path), label_map=declared.label_map)
-
-
-def _known(patients: Mapping[str, str], path: Path) -> Mapping[str, str]:
-    if not patients:
-        raise DataError(f"{path}: no rows. Expected one for each case.", code="bad_patients")
-    return patients
 
 
 def _print(comparison: Comparison) -> None:

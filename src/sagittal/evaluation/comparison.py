@@ -31,7 +31,15 @@ from sagittal.evaluation.paired import (
     wilcoxon_signed_rank,
 )
 from sagittal.evaluation.pairing import Missing, pair_evaluations
-from sagittal.evaluation.power import ALPHA, MARGIN, Equivalence, PowerAnalysis, analyse_power, equivalence_test
+from sagittal.evaluation.power import (
+    ALPHA,
+    MARGIN,
+    SIMULATIONS,
+    Equivalence,
+    PowerAnalysis,
+    analyse_power,
+    equivalence_test,
+)
 from sagittal.evaluation.ranking import DRAWS, RuleRanking, rank_methods
 from sagittal.evaluation.scores import Failure
 from sagittal.evaluation.settings import EvaluationSettings
@@ -54,6 +62,8 @@ class ComparisonSettings(Frozen):
     """Sign patterns of the permutation test, where not all of them are tried."""
     draws: int = DRAWS
     """Bootstrap samples of patients for the stability of ranks."""
+    simulations: int = SIMULATIONS
+    """Studies drawn to confirm a number of patients; 0 for none."""
     seed: int = SEED
     """Of everything random: the same gives the same bits."""
 
@@ -146,6 +156,8 @@ class Comparison(Frozen):
     failures: dict[str, tuple[Failure, ...]]
     """Per method the cases that could not be scored."""
     warnings: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+    """How the scores of the methods were come by, for whoever reads the result."""
 
     @property
     def primary(self) -> str:
@@ -329,7 +341,7 @@ def _pair_scores(
                     flipped[column],
                     wanted,
                     # Studies are simulated for the mean over classes: for every class they would take minutes.
-                    simulations=2000 if column == classes else 0,
+                    simulations=wanted.simulations if column == classes else 0,
                     bounded=metric.unit == "" and bool(metric.higher_is_better),
                 )
             )

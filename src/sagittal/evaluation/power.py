@@ -20,7 +20,7 @@ ALPHA = 0.05
 POWERS = (0.8, 0.9)
 MOST_PATIENTS = 1_000_000
 SIMULATIONS = 2000
-_SIMULATED_VALUES = 4_000_000
+_SIMULATED_VALUES = 1_000_000
 """Numbers drawn for one simulation at most: fewer simulations where each has many patients."""
 
 

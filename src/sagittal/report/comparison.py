@@ -16,11 +16,12 @@ from sagittal.errors import DataError, SagittalError
 from sagittal.evaluation import ClassSet, Evaluation, EvaluationSettings
 from sagittal.evaluation.comparison import Comparison, ComparisonSettings, compare_evaluations
 from sagittal.evaluation.joining import join_evaluations
+from sagittal.evaluation.settings import SAGITTAL
 from sagittal.plan.base import write_atomically
 from sagittal.report.comparison_page import render_comparison
 from sagittal.report.comparison_tables import comparison_tables
 from sagittal.report.evaluation import METRICS_JSON, Beside, evaluate
-from sagittal.report.layout import label_files, named, references_folder
+from sagittal.report.layout import find_declaration, label_files, named, references_folder
 from sagittal.report.tables import write_papers
 
 COMPARISON_JSON = "comparison.json"
@@ -86,6 +87,7 @@ def compare_folders(
     methods = [_method(name, Path(folder)) for name, folder in predictions.items()]
     cases, warnings = _cases(methods, known, statistics)
     wanted = None if labels is None else labels if isinstance(labels, ClassSet) else ClassSet.of_mapping(labels)
+    declared = settings.protocol != SAGITTAL or find_declaration(references, references) is not None
     evaluations: dict[str, Evaluation] = {}
     notes = []
     for method in methods:
@@ -96,7 +98,9 @@ def compare_folders(
         else:
             found = _scored(method, own, references, wanted, settings)
         evaluations[method.name] = found
-        wanted = wanted or found.classes
+        if not declared:
+            # By itself every method would be scored on the values of the references that it predicted.
+            wanted = wanted or found.classes
     comparison = compare_evaluations(evaluations, statistics=statistics, patients=patients)
     warnings = list(dict.fromkeys([*warnings, *comparison.warnings]))
     comparison = comparison.replace(warnings=tuple(warnings), notes=tuple(notes))
@@ -228,7 +232,7 @@ def _scored(
         if own:
             scored[part] = evaluate(folder, references, labels=classes, settings=settings, beside=Beside(cases=own))
             classes = classes or scored[part].classes
-    return join_evaluations(scored)
+    return join_evaluations(scored) if len(scored) > 1 else next(iter(scored.values()))
 
 
 def _recorded(
@@ -245,7 +249,11 @@ def _recorded(
     except (OSError, SagittalError):
         return None
     cases = {*(score.case for score in found.cases), *(failure.case for failure in found.failures)}
-    fits = found.settings == settings and (classes is None or found.classes.labels == classes.labels)
+    if settings.protocol == SAGITTAL:
+        fits = found.settings == settings and (classes is None or found.classes.labels == classes.labels)
+    else:
+        # A protocol has its own settings and merges classes in its own way.
+        fits = found.settings.protocol == settings.protocol
     if not fits or stale or not cases >= set(references):
         return None
     if cases == set(references):
