@@ -1,14 +1,16 @@
 from __future__ import annotations
 
+import errno
 import os
+import stat
 
 import pytest
 from example_plan import PLAN
 from pydantic import ValidationError
 
 from sagittal.errors import PlanError, ResourceError
-from sagittal.plan import Plan
-from sagittal.plan.base import Frozen, canonical_json, write_atomically
+from sagittal.plan import Plan, base
+from sagittal.plan.base import Frozen, cannot_write, canonical_json, write_atomically
 
 
 class Pair(Frozen):
@@ -80,3 +82,47 @@ def test_writing_leaves_the_old_file_where_it_fails(tmp_path, monkeypatch):
 def test_hashes_are_taken_of_one_spelling():
     assert canonical_json(Pair()) == '{"count":1,"share":0.5}'
     assert canonical_json(Pair(share=0.25, count=2)) == canonical_json(Pair(count=2, share=0.25))
+
+
+@pytest.mark.parametrize(
+    ("number", "advice"),
+    [
+        (errno.ENOSPC, "Free space or choose another folder."),
+        (errno.EDQUOT, "Free space or choose another folder."),
+        (errno.EACCES, "Allow writing there or choose another folder."),
+        (errno.EROFS, "Allow writing there or choose another folder."),
+        (errno.ENOTDIR, "Check the disk and the path, or choose another folder."),
+    ],
+)
+def test_what_cannot_be_written_is_told_with_what_helps(number, advice, tmp_path, monkeypatch):
+    def fail(descriptor):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(base.os, "fsync", fail)
+    with pytest.raises(ResourceError) as caught:
+        write_atomically(tmp_path / "a.json", b"{}")
+    assert caught.value.message == f"{tmp_path / 'a.json'}: can't be written ({os.strerror(number)}). {advice}"
+    assert list(tmp_path.iterdir()) == []
+    told = cannot_write("here", OSError(number, "no"), what="the bundle", note="More.", other="another", code="disk")
+    assert told.message.startswith("here: the bundle can't be written (no). More. ") and told.code == "disk"
+
+
+def test_the_name_of_a_new_file_is_kept_by_the_disk_where_it_can(tmp_path, monkeypatch):
+    kept = []
+    keep = os.fsync
+
+    def watch(descriptor):
+        kept.append(stat.S_ISDIR(os.fstat(descriptor).st_mode))
+        if kept[-1]:
+            assert (tmp_path / "a").exists()
+        keep(descriptor)
+
+    monkeypatch.setattr(base.os, "fsync", watch)
+    write_atomically(tmp_path / "a", b"x")
+    assert kept == [False, True]
+
+    def refuse(*arguments):
+        raise PermissionError(13, "folders can't be opened here")
+
+    monkeypatch.setattr(base.os, "open", refuse)
+    base._keep_name(tmp_path)

@@ -26,7 +26,7 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 from sagittal.bundle.manifest import Sha256
 from sagittal.bundle.read import Bundle
 from sagittal.errors import BundleError, PlanError, ResourceError, did_you_mean
-from sagittal.plan.base import Frozen, describe_validation_error
+from sagittal.plan.base import Frozen, cannot_write, describe_validation_error
 
 FORMAT = "sagittal-models"
 SCHEMA_VERSION = 1
@@ -232,8 +232,6 @@ def place_package(package: Path, target: Path) -> None:
         shutil.copyfile(package, part)
         part.replace(target)
     except OSError as error:
-        raise ResourceError(
-            f"{target}: can't be written ({error.strerror}). Free space or choose another folder.", code="disk"
-        ) from None
+        raise cannot_write(target, error, code="disk") from None
     finally:
         part.unlink(missing_ok=True)

@@ -15,7 +15,8 @@ from pathlib import Path
 
 from sagittal.bundle.archive import extract_archive, is_package, write_archive
 from sagittal.bundle.read import read_bundle
-from sagittal.errors import BundleError, ResourceError
+from sagittal.errors import BundleError
+from sagittal.plan.base import cannot_write
 
 __all__ = ["is_package", "pack", "unpack"]
 
@@ -85,10 +86,8 @@ def _room_beside(target: Path) -> Iterator[Path]:
         room = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}.", suffix=_PART))
         yield room
     except OSError as error:
-        raise ResourceError(
-            f"{target}: can't be written ({error.strerror}). Free space or choose another place.",
-            code="disk_full" if error.errno == errno.ENOSPC else None,
-        ) from None
+        full = "disk_full" if error.errno == errno.ENOSPC else None
+        raise cannot_write(target, error, other="another place", code=full) from None
     finally:
         if room is not None:
             shutil.rmtree(room, ignore_errors=True)

@@ -9,7 +9,8 @@ from sagittal.bundle.archive import ENDING
 from sagittal.bundle.index import ModelEntry, ModelIndex, entry_of, parse_index, place_package, with_entry
 from sagittal.bundle.package import pack
 from sagittal.bundle.read import read_bundle
-from sagittal.errors import BundleError, ResourceError
+from sagittal.errors import BundleError
+from sagittal.plan.base import cannot_write
 
 
 def add_bundle(
@@ -43,7 +44,7 @@ def add_bundle(
         folder.mkdir(parents=True, exist_ok=True)
         staging = tempfile.TemporaryDirectory(dir=folder, prefix=".adding.", suffix=".part")
     except OSError as error:
-        raise ResourceError(f"{folder}: can't be written ({error.strerror}). Choose another folder.") from None
+        raise cannot_write(folder, error) from None
     with staging as scratch:
         package = pack(bundle, Path(scratch) / f"package{ENDING}")
         entry = entry_of(

@@ -33,8 +33,9 @@ from sagittal.bundle.manifest import (
     weights_path,
 )
 from sagittal.bundle.read import Bundle, previous_folder, read_bundle
-from sagittal.errors import BundleError, ResourceError
+from sagittal.errors import BundleError
 from sagittal.plan import Plan
+from sagittal.plan.base import cannot_write
 
 Arrays = Mapping[str, np.ndarray[Any, Any]]
 
@@ -87,10 +88,8 @@ def write_bundle(
         read_bundle(temporary)
         _put_in_place(temporary, folder)
     except OSError as error:
-        raise ResourceError(
-            f"{folder}: the bundle can't be written ({error.strerror}). Free space or choose another folder.",
-            code="disk_full" if error.errno == errno.ENOSPC else None,
-        ) from None
+        full = "disk_full" if error.errno == errno.ENOSPC else None
+        raise cannot_write(folder, error, what="the bundle", code=full) from None
     finally:
         if temporary is not None:
             shutil.rmtree(temporary, ignore_errors=True)

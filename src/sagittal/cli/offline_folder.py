@@ -13,6 +13,7 @@ from sagittal.cli.own_wheel import own_distribution, write_own_wheel
 from sagittal.cli.wheels import Machine, collect, installed_versions, machine
 from sagittal.data.download import sha256_of
 from sagittal.errors import BundleError, PlanError, ResourceError, did_you_mean
+from sagittal.plan.base import cannot_write
 
 CHECKSUMS = "SHA256SUMS"
 _KERNELS_FOR = {"torch", "onnx", "baselines"}
@@ -68,9 +69,7 @@ def make_offline_folder(
                 folder.rmdir()
             staging.rename(folder)
     except OSError as error:
-        raise ResourceError(
-            f"{folder}: can't be written ({error.strerror or error}). Free space or choose another folder.", code="disk"
-        ) from None
+        raise cannot_write(folder, error, code="disk") from None
     return made
 
 

@@ -41,13 +41,13 @@ from sagittal.data.label_index import LabelIndex, label_index
 from sagittal.data.labelled_case import named, read_case
 from sagittal.data.preprocessing import Prepared, frame_of, network_order, prepare, prepare_image, prepare_labels
 from sagittal.data.resampling import PIECE_BYTES, Products
-from sagittal.volumes.work_memory import SHARE, Room, available_bytes, run_in
 from sagittal.errors import DataError, ResourceError
-from sagittal.plan.base import canonical_json
+from sagittal.plan.base import cannot_write, canonical_json
 from sagittal.plan.plan import Plan
 from sagittal.volumes import read_header
 from sagittal.volumes.geometry import spacing_of
 from sagittal.volumes.resampling import new_shape
+from sagittal.volumes.work_memory import SHARE, Room, available_bytes, run_in
 
 FORMAT_VERSION = 2
 """Raise it whenever preprocessing code changes what the files hold."""
@@ -334,11 +334,8 @@ def _write(path: Path, save: Callable[[BinaryIO], None]) -> None:
         Path(temporary).chmod(0o644)
         Path(temporary).replace(path)
     except OSError as error:
-        raise ResourceError(
-            f"{path}: can't be written ({error.strerror or error}). Free space or choose another cache folder; "
-            "cases done before are kept.",
-            code="disk",
-        ) from None
+        note = "Cases done before are kept."
+        raise cannot_write(path, error, note=note, other="another cache folder", code="disk") from None
     finally:
         if temporary is not None:
             Path(temporary).unlink(missing_ok=True)
@@ -353,9 +350,7 @@ def _make_folders(target: Path) -> None:
             if time.time() - stale.stat().st_mtime > _STALE_S:
                 stale.unlink(missing_ok=True)
     except OSError as error:
-        raise ResourceError(
-            f"{target}: can't be made ({error.strerror}). Choose another cache folder.", code="disk"
-        ) from None
+        raise cannot_write(target, error, other="another cache folder", code="disk") from None
 
 
 def _require_same_declaration(dataset: Dataset, plan: Plan) -> None:

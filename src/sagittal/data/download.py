@@ -22,7 +22,7 @@ from typing import IO, Any
 from urllib.parse import urlsplit
 
 from sagittal.errors import DataError, ResourceError
-from sagittal.plan.base import write_atomically
+from sagittal.plan.base import cannot_write, write_atomically
 
 TIMEOUT_S = 60.0
 ATTEMPTS = 4
@@ -96,11 +96,7 @@ def download(
         part.replace(target)
         _forget(part)
     except OSError as error:
-        raise ResourceError(
-            f"{target}: can't be written ({error.strerror or error}). Free space or choose another folder; what came "
-            "so far is kept.",
-            code="disk",
-        ) from None
+        raise cannot_write(target, error, note="What came so far is kept.", code="disk") from None
     return Downloaded(target, size, sha256, resumed)
 
 

@@ -11,7 +11,8 @@ from urllib.request import url2pathname
 
 from sagittal.bundle.index import WEB, ModelEntry, ModelIndex, parse_index, place_package
 from sagittal.data.download import PAUSE_S, Progress, download, sha256_of
-from sagittal.errors import BundleError, ResourceError
+from sagittal.errors import BundleError
+from sagittal.plan.base import cannot_write
 
 
 @dataclass(frozen=True)
@@ -139,6 +140,4 @@ def _make(folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise ResourceError(
-            f"{folder}: can't be made ({error.strerror}). Choose another folder.", code="disk"
-        ) from None
+        raise cannot_write(folder, error, code="disk") from None

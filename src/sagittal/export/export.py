@@ -27,6 +27,7 @@ from sagittal.bundle.manifest import MODEL_CARD, FileEntry
 from sagittal.errors import PlanError, ResourceError, did_you_mean
 from sagittal.export.description import FILE, ExportedModel, Format, Network, describe, require_volumes
 from sagittal.export.torch_graph import Run, export_program, network_of, runner
+from sagittal.plan.base import cannot_write
 
 Sizes = Literal["open", "fixed"]
 Say = Callable[[str], None]
@@ -109,10 +110,8 @@ def export_bundle(
             target.rmdir()
         room.rename(target)
     except OSError as error:
-        raise ResourceError(
-            f"{target}: can't be written ({error.strerror}). Free space or choose another folder.",
-            code="disk_full" if error.errno == errno.ENOSPC else None,
-        ) from None
+        full = "disk_full" if error.errno == errno.ENOSPC else None
+        raise cannot_write(target, error, code=full) from None
     finally:
         if room is not None:
             shutil.rmtree(room, ignore_errors=True)

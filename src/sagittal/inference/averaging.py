@@ -31,7 +31,7 @@ from sagittal.inference.memory import gib
 from sagittal.inference.probabilities import probabilities_of
 from sagittal.inference.timings import Timings
 from sagittal.inference.uncertainty import Disagreement, Votes, votes_of
-from sagittal.plan.base import Triple
+from sagittal.plan.base import Triple, cannot_write
 from sagittal.plan.dataset import DatasetSpec
 from sagittal.volumes.crop import Box
 from sagittal.volumes.geometry import Reorientation
@@ -313,8 +313,5 @@ def _explained(folder: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise ResourceError(
-            f"{folder}: can't be written ({error.strerror}). Averaging bundles keeps their probabilities there for a "
-            "while. Free space or choose another folder.",
-            code="disk",
-        ) from None
+        note = "Averaging bundles keeps their probabilities there for a while."
+        raise cannot_write(folder, error, note=note, code="disk") from None

@@ -21,7 +21,7 @@ from isal import isal_zlib
 from jaxtyping import Float16, Float32
 
 from sagittal.data.preprocessing import Frame
-from sagittal.errors import ResourceError
+from sagittal.plan.base import cannot_write
 from sagittal.plan.dataset import DatasetSpec
 from sagittal.volumes.crop import uncrop
 
@@ -140,6 +140,4 @@ def _explained(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise ResourceError(
-            f"{path}: can't be written ({error.strerror}). Free space or choose another folder.", code="disk"
-        ) from None
+        raise cannot_write(path, error, code="disk") from None

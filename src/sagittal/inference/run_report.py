@@ -16,7 +16,7 @@ from typing import ClassVar, Literal
 from pydantic import Field
 
 from sagittal.errors import PlanError, ResourceError
-from sagittal.plan.base import Frozen
+from sagittal.plan.base import Frozen, cannot_write
 
 REPORT = "prediction.json"
 JOURNAL = "prediction.jsonl"
@@ -255,6 +255,4 @@ def _append(path: Path, line: str) -> None:
         with path.open("a", encoding="utf-8") as file:
             file.write(line)
     except OSError as error:
-        raise ResourceError(
-            f"{path}: can't be written ({error.strerror}). Free space or choose another folder.", code="disk"
-        ) from None
+        raise cannot_write(path, error, code="disk") from None

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -114,14 +116,53 @@ def write_atomically(path: str | os.PathLike[str], content: bytes) -> Path:
             os.fsync(file.fileno())
         Path(temporary).chmod(0o644)
         Path(temporary).replace(path)
+        _keep_name(path.parent)
     except OSError as error:
-        raise ResourceError(
-            f"{path}: can't be written ({error.strerror}). Free space or choose another folder."
-        ) from None
+        raise cannot_write(path, error) from None
     finally:
         if temporary is not None:
             Path(temporary).unlink(missing_ok=True)
     return path
+
+
+def _keep_name(folder: Path) -> None:
+    """Have the disk keep a name that was just given in a folder; what can't do that (Windows) is left as it is."""
+    with suppress(OSError):
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def cannot_write(
+    path: str | os.PathLike[str],
+    error: OSError,
+    *,
+    what: str = "",
+    note: str = "",
+    other: str = "another folder",
+    code: str | None = None,
+) -> ResourceError:
+    """Return what to raise where `path` can't be written: the cause, and what helps against this one.
+
+    Args:
+        path: file or folder.
+        error: what the system said.
+        what: in front of "can't be written", for example "the bundle".
+        note: a sentence before the advice.
+        other: what may be chosen instead.
+        code: of the error; by itself that of `ResourceError`.
+    """
+    match error.errno:
+        case errno.ENOSPC | errno.EDQUOT:
+            advice = f"Free space or choose {other}."
+        case errno.EACCES | errno.EPERM | errno.EROFS:
+            advice = f"Allow writing there or choose {other}."
+        case _:
+            advice = f"Check the disk and the path, or choose {other}."
+    told = [f"{Path(path)}:", what, f"can't be written ({error.strerror or error}).", note, advice]
+    return ResourceError(" ".join(part for part in told if part), code=code)
 
 
 def canonical_json(value: Frozen) -> str:

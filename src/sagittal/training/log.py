@@ -25,8 +25,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from sagittal.errors import ResourceError
-from sagittal.plan.base import write_atomically
+from sagittal.plan.base import cannot_write, write_atomically
 
 
 class JsonlLog:
@@ -51,9 +50,7 @@ class JsonlLog:
             self._file.write(json.dumps(record) + "\n")
             self._file.flush()
         except OSError as error:
-            raise ResourceError(
-                f"{self.path}: can't be written ({error.strerror}). Free space, then go on with --resume."
-            ) from None
+            raise cannot_write(self.path, error, note="--resume goes on where the run stopped.") from None
         return record
 
     def __enter__(self) -> Self:

@@ -17,8 +17,8 @@ from sagittal.data.convert.source import Source
 from sagittal.data.dataset import JSON_NAME
 from sagittal.data.split_files import PATIENTS_NAME, SPLITS_NAME, write_splits
 from sagittal.data.splits import Fold
-from sagittal.errors import DataError, ResourceError
-from sagittal.plan.base import write_atomically
+from sagittal.errors import DataError
+from sagittal.plan.base import cannot_write, write_atomically
 from sagittal.volumes.io import known_suffix
 from sagittal.volumes.nifti import split_nifti_channels
 
@@ -95,9 +95,7 @@ def write_conversion(
         staging.rename(out)
         staging = None
     except OSError as error:
-        raise ResourceError(
-            f"{out}: can't be written ({error.strerror or error}). Free space or choose another folder."
-        ) from None
+        raise cannot_write(out, error) from None
     finally:
         if staging is not None:
             shutil.rmtree(staging, ignore_errors=True)
