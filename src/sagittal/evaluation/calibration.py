@@ -6,24 +6,23 @@ calibrated; so everything is also counted near the foreground of the reference a
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
-from jaxtyping import Bool, Float, Float64, Int64, Integer
+from jaxtyping import Bool, Float, Integer
 from pydantic import model_validator
 from scipy.ndimage import maximum_filter1d
 
 from sagittal.errors import DataError
 from sagittal.evaluation.classes import BACKGROUND, ClassSet
 from sagittal.evaluation.masks import check_spacing
+from sagittal.evaluation.tallies import Tally, Top, slabs
 from sagittal.plan.base import Frozen, TripleMm
 from sagittal.volumes.crop import bounding_box
 
 BINS = 15
 MARGIN_MM = 10.0
-_SLAB_VOXELS = 1 << 18
-"""Voxels looked at at once: what is computed of them fits the processor's cache."""
 _VALUES = 65536
 _ABOVE_ONE = 1e-3
 """What rounding to float16 may add to a probability."""
@@ -214,33 +213,58 @@ def calibrate(
     _check_reference(reference)
     has_background = _has_background(len(probabilities), classes)
     names = ((BACKGROUND,) if has_background else ()) + classes.names
-    owners, ignored = _owners(classes, has_background), classes.ignore_value
-    foreground = ~owners[0] if has_background else owners.any(axis=0)
-    near = _near(np.asarray(foreground)[reference], spacing, margin_mm)
-    tallies = [_Tally(bins) for _ in names]
-    top: _Top | None = None
-    for output, probability in enumerate(probabilities):
-        _check_shape(probability, reference.shape)
-        for slab in _slabs(reference.shape):
-            values, part = reference[slab], np.asarray(probability[slab], np.float64)
-            _check_range(part, names[output])
-            tallies[output].add(part, owners[output][values], near[slab], _kept(values, ignored))
-        if top is not None:
-            top.take(output, probability)
-        elif has_background:
-            top = _Top(probability)
-    if top is not None:
-        order = np.argmax(owners, axis=0)
-        tallies.append(_Tally(bins))
-        for slab in _slabs(reference.shape):
-            values = reference[slab]
-            tallies[-1].add(top.greatest[slab], top.output[slab] == order[values], near[slab], _kept(values, ignored))
+    near = _near(_holding(classes.foreground_values)[reference], spacing, margin_mm)
+    tallies = _tallied(reference, near, probabilities, classes, names, bins)
     return CalibrationScore(
-        kind="sigmoid" if top is None else "softmax",
+        kind="softmax" if has_background else "sigmoid",
         margin_mm=float(margin_mm),
         whole=_counts(names, tallies, slice(None)),
         near_foreground=_counts(names, tallies, slice(1, None)),
     )
+
+
+def _tallied(
+    reference: Integer[np.ndarray, "D H W"],
+    near: Bool[np.ndarray, "D H W"],
+    probabilities: Outputs,
+    classes: ClassSet,
+    names: Sequence[str],
+    bins: int,
+) -> list[Tally]:
+    """Count every output, and with softmax, last, the most probable one."""
+    ignored, has_background = classes.ignore_value, len(names) > len(classes.labels)
+    order = np.zeros(_VALUES, np.uint16)
+    for output, label in enumerate(classes.labels, start=1):
+        order[list(label.values)] = output
+    tallies = []
+    top: Top | None = None
+    for output, probability in enumerate(probabilities):
+        _check_shape(probability, reference.shape)
+        belongs = order == output if has_background else _holding(classes.labels[output].values)
+        tally = Tally(bins)
+        for slab in slabs(reference.shape):
+            values, part = reference[slab], probability[slab]
+            _check_range(part, names[output])
+            tally.add(part, belongs[values], near[slab], _kept(values, ignored))
+        tallies.append(tally.finished())
+        if top is not None:
+            top.take(output, probability)
+        elif has_background:
+            top = Top(probability)
+    if top is not None:
+        tally = Tally(bins)
+        for slab in slabs(reference.shape):
+            values = reference[slab]
+            tally.add(top.greatest[slab], top.output[slab] == order[values], near[slab], _kept(values, ignored))
+        tallies.append(tally.finished())
+    return tallies
+
+
+def _holding(values: Iterable[int]) -> Bool[np.ndarray, " V"]:
+    """Return of every label value whether it is one of these."""
+    held = np.zeros(_VALUES, bool)
+    held[list(values)] = True
+    return held
 
 
 def _kept(values: Integer[np.ndarray, "d H W"], ignored: int | None) -> Bool[np.ndarray, "d H W"] | None:
@@ -266,14 +290,6 @@ def _has_background(outputs: int, classes: ClassSet) -> bool:
     return outputs == count + 1
 
 
-def _owners(classes: ClassSet, has_background: bool) -> Bool[np.ndarray, "K V"]:
-    """Return for every output which label values belong to it."""
-    owners = np.zeros((len(classes.labels), _VALUES), bool)
-    for row, label in zip(owners, classes.labels, strict=True):
-        row[list(label.values)] = True
-    return np.concatenate([~owners.any(axis=0, keepdims=True), owners]) if has_background else owners
-
-
 def _near(foreground: Bool[np.ndarray, "D H W"], spacing_mm: TripleMm, margin_mm: float) -> Bool[np.ndarray, "D H W"]:
     """Return which voxels have one of the foreground within `margin_mm` along every axis."""
     near = np.zeros(foreground.shape, bool)
@@ -294,48 +310,7 @@ def _near(foreground: Bool[np.ndarray, "D H W"], spacing_mm: TripleMm, margin_mm
     return near
 
 
-class _Tally:
-    """Counts one output's probabilities: apart from and near the foreground, false and true, by bin."""
-
-    def __init__(self, bins: int) -> None:
-        self.bins = bins
-        self.voxels: Int64[np.ndarray, "2 2 B"] = np.zeros((2, 2, bins), np.int64)
-        self.sums: Float64[np.ndarray, "2 2 B"] = np.zeros((2, 2, bins))
-        self.squares: Float64[np.ndarray, " 2"] = np.zeros(2)
-
-    def add(
-        self,
-        probability: Float[np.ndarray, "d H W"],
-        true: Bool[np.ndarray, "d H W"],
-        near: Bool[np.ndarray, "d H W"],
-        kept: Bool[np.ndarray, "d H W"] | None,
-    ) -> None:
-        place = np.minimum((probability * self.bins).astype(np.int32), self.bins - 1)
-        place += self.bins * true
-        place += 2 * self.bins * near
-        error = np.square(probability - true)
-        flat = [array.ravel() if kept is None else array[kept] for array in (place, probability, error)]
-        length = self.voxels.size
-        self.voxels += np.bincount(flat[0], minlength=length).reshape(self.voxels.shape)
-        self.sums += np.bincount(flat[0], flat[1], length).reshape(self.sums.shape)
-        self.squares += np.bincount(flat[0] >= 2 * self.bins, flat[2], 2)
-
-
-class _Top:
-    """The greatest probability of every voxel, and whose it is; of equal ones the first."""
-
-    def __init__(self, first: Float[np.ndarray, "D H W"]) -> None:
-        self.greatest = first.copy()
-        self.output = np.zeros(first.shape, np.uint16)
-
-    def take(self, output: int, probability: Float[np.ndarray, "D H W"]) -> None:
-        for slab in _slabs(probability.shape):
-            greater = probability[slab] > self.greatest[slab]
-            np.copyto(self.greatest[slab], probability[slab], where=greater)
-            self.output[slab][greater] = output
-
-
-def _counts(names: Sequence[str], tallies: Sequence[_Tally], areas: slice) -> CalibrationCounts:
+def _counts(names: Sequence[str], tallies: Sequence[Tally], areas: slice) -> CalibrationCounts:
     """Return what was counted in these of the two areas: apart from the foreground, near it."""
     bins = [
         ReliabilityBins(
@@ -351,12 +326,6 @@ def _counts(names: Sequence[str], tallies: Sequence[_Tally], areas: slice) -> Ca
         classes=dict(zip(names, bins, strict=False)),
         top=bins[-1] if len(bins) > len(names) else None,
     )
-
-
-def _slabs(shape: tuple[int, ...]) -> list[slice]:
-    """Return parts of the first axis of about equally many voxels."""
-    rows = max(1, _SLAB_VOXELS // max(1, shape[1] * shape[2]))
-    return [slice(first, first + rows) for first in range(0, shape[0], rows)]
 
 
 def _check_reference(reference: np.ndarray) -> None:
@@ -383,7 +352,7 @@ def _check_shape(probability: np.ndarray, shape: tuple[int, ...]) -> None:
         )
 
 
-def _check_range(part: Float64[np.ndarray, "d H W"], name: str) -> None:
+def _check_range(part: Float[np.ndarray, "d H W"], name: str) -> None:
     lowest, highest = float(part.min()), float(part.max())
     # Written so that NaN fails too.
     if not (lowest >= 0 and highest <= 1 + _ABOVE_ONE):
