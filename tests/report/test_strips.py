@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from sagittal.evaluation import CaseScore, ClassScore, ClassSet, Evaluation, EvaluationSettings
-from sagittal.report.strips import MAX_HALF_HEIGHT_PX, Strip, make_strips
+from sagittal.report.strips import MAX_HALF_HEIGHT_PX, PLAIN_DOTS, Strip, make_strips
 
 CLASSES = ClassSet.of_mapping({"a": 1, "b": 2})
 SETTINGS = EvaluationSettings(metrics=("dice", "hd95_mm"))
@@ -60,6 +60,44 @@ def test_undefined_cases_have_no_dot() -> None:
     assert [len(dice.rows[0].dots), len(distance.rows[0].dots), len(dice.rows[1].dots)] == [1, 1, 2]
 
 
+def test_a_mean_that_penalties_pull_off_the_axis_is_told_not_drawn() -> None:
+    _, distance = strips(evaluation((0.0, 300.0), (0.9, 2.0), (0.9, 3.0), outcome="missed"))
+    assert distance.rows[0].mean == pytest.approx(305 / 3)
+    assert distance.rows[0].mean_x is None
+    assert distance.rows[1].mean_x == 0.0
+
+
+def test_the_interval_of_a_mean_is_drawn_around_it() -> None:
+    found = evaluation((0.2, 3.0), (0.9, 1.0), (0.7, 1.0))
+    row = strips(found)[0].rows[0]
+    summary = found.summary.classes["a"].metrics["dice"]
+    assert row.interval_x == pytest.approx((100 * summary.low, 100 * summary.high))
+    assert row.interval_x[0] < row.mean_x < row.interval_x[1]
+    assert strips(evaluation((0.2, 3.0)))[0].rows[0].interval_x is None
+
+
+def test_thousands_of_cases_are_one_path_that_holds_them_all() -> None:
+    row = strips(evaluation((0.0, 9.0), *[(0.9, 2.0)] * PLAIN_DOTS, outcome="missed"))[0].rows[0]
+    assert row.compact
+    assert row.path(empty=False).count("M") == PLAIN_DOTS
+    assert row.path(empty=True) == f"M0 {row.half_height_px:.4g}h0"
+    assert not strips(evaluation(*[(0.9, 2.0)] * PLAIN_DOTS))[0].rows[0].compact
+
+
+def test_signed_errors_have_an_axis_to_both_sides_of_zero() -> None:
+    settings = EvaluationSettings(metrics=("volume_error_ml", "volume_error_percent"))
+    cases = []
+    for number, error in enumerate((-3.0, 8.0)):
+        metrics = {"volume_error_ml": error, "volume_error_percent": error * 10}
+        score = ClassScore(reference_ml=10.0, prediction_ml=10.0 + error, metrics=metrics)
+        spacing, both = (1.0, 1.0, 1.0), {"a": score, "b": score}
+        cases.append(CaseScore(case=str(number), shape=(2, 3, 4), spacing_mm=spacing, classes=both))
+    (percent,) = make_strips(Evaluation.of_cases(CLASSES, cases, settings=settings))
+    assert percent.key == "volume_error_percent"
+    assert percent.axis.low <= -30 < 80 <= percent.axis.high
+    assert "a: mean 25.0 %, from -30.0 to 80.0 in 2 cases" in percent.alt
+
+
 def test_rows_line_up_across_metrics_and_the_floor_belongs_to_dice() -> None:
     dice, distance = strips(evaluation((0.1, 5.0), (0.5, 5.0), (0.9, 5.0)), floor=0.66)
     assert [row.half_height_px for row in dice.rows] == [row.half_height_px for row in distance.rows]
@@ -70,4 +108,4 @@ def test_rows_line_up_across_metrics_and_the_floor_belongs_to_dice() -> None:
 def test_no_cases_give_empty_rows() -> None:
     dice, _ = strips(Evaluation.of_cases(CLASSES, [], settings=SETTINGS))
     assert [row.dots for row in dice.rows] == [(), ()]
-    assert dice.alt.endswith("Means: none.")
+    assert dice.alt == "Dice of every case by class. Nothing is defined."

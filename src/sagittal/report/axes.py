@@ -19,6 +19,10 @@ class Axis:
         share = (value - self.low) / (self.high - self.low)
         return 100.0 * min(1.0, max(0.0, share))
 
+    def holds(self, value: float) -> bool:
+        """Return whether `value` lies on the axis."""
+        return self.low <= value <= self.high
+
     def label(self, tick: float) -> str:
         """Return a tick's number, short: 0.5, 200, 1.5k, 2e-4."""
         if tick == 0:

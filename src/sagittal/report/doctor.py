@@ -132,7 +132,8 @@ def draw_marks(
     for number, mask in enumerate(marks.values(), start=1):
         numbers[mask] = number
     classes = ClassSet(labels=tuple(Label(name=name, values=(number,)) for number, name in enumerate(marks, start=1)))
-    view = view_case(case, numbers, np.zeros_like(numbers), spacing_mm, classes, image=image, window=window)
+    nothing = np.zeros_like(numbers)
+    view = view_case(case, numbers, nothing, spacing_mm, classes, image=image, window=window, errors=False)
     planes = [_described(plane, case, sides_known) for plane in view.planes]
     return CaseView(case, tuple(planes))
 

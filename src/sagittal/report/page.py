@@ -1,7 +1,9 @@
-"""The report of an evaluation: one HTML file that needs no network, no script and no other file."""
+"""The report of an evaluation: one HTML file that needs no network and no other file, and is whole without script."""
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import os
 import platform
 from collections.abc import Mapping, Sequence
@@ -14,13 +16,26 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from sagittal.evaluation import AGGREGATION_RULES, CaseScore, Evaluation
 from sagittal.plan.base import write_atomically
-from sagittal.report.colours import PREDICTION_COLOUR, class_colour
+from sagittal.report.colours import PREDICTION_COLOUR
 from sagittal.report.curves import Record, training_panels
+from sagittal.report.findings import calibration_panels, lesion_rows
+from sagittal.report.main_columns import class_colours, distance_metric, headline_metric, in_words, main_metrics
 from sagittal.report.pictures import CaseView
 from sagittal.report.strips import make_strips
+from sagittal.report.summary import (
+    cases_to_look_at,
+    glance,
+    millilitres,
+    plain_words,
+    ranked_cases,
+    summary_facts,
+)
+from sagittal.report.volume_plot import make_volume_panels
 
 MAX_ROWS = 4000
 """Rows of the table of cases: a phone still opens it; the CSV has them all."""
+SCRIPT = "report.js"
+"""Sorts and filters the table of cases; the policy of the page names its hash, so that nothing else can run."""
 
 
 @dataclass(frozen=True)
@@ -54,9 +69,24 @@ class Highlight:
     score: CaseScore
 
 
+@dataclass(frozen=True)
+class Row:
+    """A row of the table of cases: one class of one case."""
+
+    case: CaseScore
+    name: str
+    first: bool
+    """Whether it is the first row of its case."""
+    anchor: str | None
+    """Name to link to, for the first row of a case."""
+
+
 def highlights(evaluation: Evaluation) -> tuple[Highlight, ...]:
-    """Return the worst, the median and the best case by mean Dice; fewer where there are fewer cases."""
-    ranked = evaluation.ranked
+    """Return the worst, the median and the best case by the mean of the headline metric; fewer where there are fewer.
+
+    The headline metric is Dice where it was measured.
+    """
+    ranked = ranked_cases(evaluation)
     places = {0: "Worst case", (len(ranked) - 1) // 2: "Median case", len(ranked) - 1: "Best case"}
     if len(ranked) == 1:
         places = {0: "The case"}
@@ -90,54 +120,47 @@ def render_report(
     evaluation: Evaluation, *, page: Page | None = None, pictures: Mapping[str, CaseView] | None = None
 ) -> str:
     """Return the report's HTML; see `write_report`."""
-    page = page or Page()
-    views = pictures or {}
-    names = evaluation.classes.names
+    page, views, metrics = page or Page(), pictures or {}, evaluation.metrics
     rows = _rows(evaluation)
-    return (
-        environment()
-        .get_template("report.html.j2")
-        .render(
-            page=page,
-            evaluation=evaluation,
-            summary=evaluation.summary,
-            sentence=summary_sentence(evaluation, page),
-            strips=make_strips(evaluation, floor=page.floor),
-            shown=[(item, views[item.score.case]) for item in highlights(evaluation) if item.score.case in views],
-            colours={name: class_colour(number) for number, name in enumerate(names)},
-            prediction_colour=PREDICTION_COLOUR,
-            panels=training_panels(page.curve),
-            rows=rows[:MAX_ROWS],
-            hidden_rows=max(0, len(rows) - MAX_ROWS),
-            metrics=evaluation.metrics,
-            rules=AGGREGATION_RULES,
-            facts={**page.facts, "Versions": {**versions(), **page.facts.get("Versions", {})}},
-        )
+    shown_rows = rows[:MAX_ROWS]
+    main = main_metrics(metrics)
+    templates = environment()
+    script = script_source(templates)
+    return templates.get_template("report.html.j2").render(
+        page=page,
+        evaluation=evaluation,
+        summary=evaluation.summary,
+        metrics=metrics,
+        headline=headline_metric(metrics),
+        distance=distance_metric(metrics),
+        main={key: metrics[key] for key in main},
+        others={key: metrics[key] for key in metrics if key not in main},
+        words=plain_words(evaluation, floor=page.floor, floor_note=page.floor_note),
+        glance=glance(evaluation),
+        look=cases_to_look_at(evaluation),
+        anchors={row.case.case: row.anchor for row in shown_rows if row.anchor},
+        strips=make_strips(evaluation, floor=page.floor),
+        volumes=make_volume_panels(evaluation),
+        shown=[(item, views[item.score.case]) for item in highlights(evaluation) if item.score.case in views],
+        colours=class_colours(evaluation),
+        prediction_colour=PREDICTION_COLOUR,
+        lesions=lesion_rows(evaluation),
+        calibration=calibration_panels(evaluation),
+        panels=training_panels(page.curve),
+        rows=shown_rows,
+        hidden_rows=len(rows) - len(shown_rows),
+        places={key: number for number, key in enumerate(metrics, start=1)},
+        rules=AGGREGATION_RULES,
+        facts=_facts(evaluation, page),
+        script=script,
+        script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
     )
 
 
-def summary_sentence(evaluation: Evaluation, page: Page) -> str:
-    """Tell the result in words: what a reader takes home who reads nothing else."""
-    summary = evaluation.summary
-    names = evaluation.classes.names
-    told = [f"{_count(summary.cases, 'case')} scored in {_count(len(names), 'class', 'classes')}."]
-    if evaluation.mean_dice is None:
-        return f"{told[0]} No class is present in any of them, so there is no mean Dice."
-    if page.floor is not None:
-        gain = evaluation.mean_dice - page.floor
-        side = "above" if gain >= 0 else "below"
-        told.append(f"The mean Dice is {abs(gain):.3f} {side} the floor of {page.floor:.3f} ({page.floor_note}).")
-    means = [(mean, name) for name in names if (mean := summary.classes[name].metrics["dice"].mean) is not None]
-    (low, weakest), (high, strongest) = min(means), max(means)
-    if high - low >= 0.0005:
-        told.append(f"Strongest class: {strongest} ({high:.3f}). Weakest: {weakest} ({low:.3f}).")
-    missed = sum(scores.missed for scores in summary.classes.values())
-    alarms = sum(scores.false_alarms for scores in summary.classes.values())
-    if missed or alarms:
-        told.append(f"{_count(missed, 'structure')} missed, {_count(alarms, 'false alarm')}.")
-    else:
-        told.append("No structure was missed and there are no false alarms.")
-    return " ".join(told)
+def script_source(templates: Environment) -> str:
+    """Return the page's script as it stands in the page: the bytes that the policy's hash is of."""
+    assert templates.loader is not None
+    return templates.loader.get_source(templates, SCRIPT)[0]
 
 
 def versions() -> dict[str, str]:
@@ -151,28 +174,27 @@ def versions() -> dict[str, str]:
     return found
 
 
-def _rows(evaluation: Evaluation) -> list[tuple[CaseScore, bool, str]]:
-    """Return a row per case and class, lowest mean Dice first; the flag marks the first row of a case."""
-    unranked = [case for case in evaluation.cases if case.mean_dice is None]
+def _facts(evaluation: Evaluation, page: Page) -> dict[str, Mapping[str, object]]:
+    """Return the evaluation's settings first, then what the caller tells, and the versions."""
+    own = {"Evaluation": summary_facts(evaluation)}
+    told = {name: {**own.get(name, {}), **values} for name, values in {**own, **page.facts}.items()}
+    return {**told, "Versions": {**versions(), **page.facts.get("Versions", {})}}
+
+
+def _rows(evaluation: Evaluation) -> list[Row]:
+    """Return a row per case and class, the lowest first; cases in which nothing is defined come last."""
+    ranked = ranked_cases(evaluation)
+    known = {case.case for case in ranked}
+    ordered = (*ranked, *(case for case in evaluation.cases if case.case not in known))
     return [
-        (case, place == 0, name)
-        for case in (*evaluation.ranked, *unranked)
+        Row(case, name, place == 0, f"case-{number}" if place == 0 else None)
+        for number, case in enumerate(ordered, start=1)
         for place, name in enumerate(evaluation.classes.names)
     ]
 
 
-def _count(number: int, one: str, many: str | None = None) -> str:
-    return f"{number} {one if number == 1 else many or one + 's'}"
-
-
 def _number(value: float | None, digits: int) -> str:
     return "–" if value is None else f"{value:.{digits}f}"
-
-
-def _millilitres(value: float) -> str:
-    if value >= 100:
-        return f"{value:.0f}"
-    return f"{value:.4f}" if 0 < value < 0.1 else f"{value:.2f}"
 
 
 def environment() -> Environment:
@@ -184,6 +206,6 @@ def environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    filters: dict[str, Any] = {"number": _number, "millilitres": _millilitres}
+    filters: dict[str, Any] = {"number": _number, "millilitres": millilitres, "in_words": in_words}
     environment.filters.update(filters)
     return environment

@@ -1,7 +1,8 @@
-"""A case to look at: three orthogonal planes with the reference and the prediction outlined.
+"""A case to look at: three orthogonal planes with reference and prediction outlined, and where the two disagree.
 
 Arrays come in RAS order (D to the head, H to the front, W to the right), so a plane is turned for the screen in one
-place: `on_screen`. The scan is a small JPEG; outlines are vector paths in millimetres over it, sharp at any zoom.
+place: `on_screen`. The scan is a small JPEG; outlines and areas are vector paths in millimetres over it, sharp at any
+zoom.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import base64
 import io
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -27,6 +28,8 @@ from sagittal.volumes.crop import Box, bounding_box
 PlaneName = Literal["axial", "coronal", "sagittal", "across D", "across H", "across W"]
 """The last three where nothing is known of the patient's sides."""
 Side = Literal["left", "right", "top", "bottom"]
+ErrorKind = Literal["agreement", "missed", "extra", "confused"]
+"""A pixel of an error map: both have the same class, only the reference has one, only the prediction, two differ."""
 Window = tuple[float, float]
 """Intensities shown as black and as white."""
 
@@ -73,6 +76,15 @@ class Outline:
 
 
 @dataclass(frozen=True)
+class ErrorArea:
+    """Everything of one kind in a plane's error map, as the path of an SVG like that of an outline."""
+
+    kind: ErrorKind
+    path: str
+    area_mm2: float
+
+
+@dataclass(frozen=True)
 class Plane:
     """One picture: its size in mm, the scan under it (None: plain grey), the outlines, and where one is."""
 
@@ -87,14 +99,18 @@ class Plane:
     outlines: tuple[Outline, ...]
     scale_bar_mm: float
     alt: str
+    errors: tuple[ErrorArea, ...] = ()
+    """Where reference and prediction agree and differ, in the planes of `CaseView.error_planes`."""
 
 
 @dataclass(frozen=True)
 class CaseView:
-    """Three planes of one case."""
+    """Three planes of one case, and three error maps where they were asked for."""
 
     case: str
     planes: tuple[Plane, ...]
+    error_planes: tuple[Plane, ...] = ()
+    """The planes in which most is wrong, with `Plane.errors` in place of outlines."""
 
 
 def view_case(
@@ -106,6 +122,7 @@ def view_case(
     *,
     image: Float[np.ndarray, "D H W"] | None = None,
     window: Window | None = None,
+    errors: bool = True,
 ) -> CaseView:
     """Draw the axial, coronal and sagittal plane in which the reference (or, without one, the prediction) is largest.
 
@@ -117,6 +134,7 @@ def view_case(
         classes: what to outline.
         image: one channel of the scan on the same grid; without it outlines lie over grey.
         window: intensities for black and white; the 1st and 99th percentile of what is shown where not given.
+        errors: whether to draw error maps too, in the planes in which most is wrong.
     """
     spacing = check_spacing(spacing_mm)
     values = sorted(classes.foreground_values)
@@ -124,28 +142,83 @@ def view_case(
     shown = in_reference if in_reference.any() else in_prediction
     field = _field_of_view(in_reference | in_prediction, spacing)
     limits = None if image is None else window or intensity_window(image[field.slices])
-    planes = []
-    for layout in PLANES:
-        index = _largest_section(shown, layout.across)
-        pair = (_cut(reference, layout, index, field), _cut(prediction, layout, index, field))
-        size = spacing[layout.rows], spacing[layout.columns]
-        scan = None if image is None or limits is None else _cut(image, layout, index, field)
-        outlines = _outlines(*pair, size, classes)
-        height_mm, width_mm = (length * step for length, step in zip(pair[0].shape, size, strict=True))
-        planes.append(
-            Plane(
-                layout=layout,
-                index=index,
-                slices=reference.shape[layout.across],
-                width_mm=width_mm,
-                height_mm=height_mm,
-                image=None if scan is None or limits is None else encode(scan, size, limits),
-                outlines=outlines,
-                scale_bar_mm=round_length(width_mm / 4),
-                alt=alt_text(case, layout, index, reference.shape[layout.across], outlines),
-            )
+    scene = _Scene(case, reference, prediction, spacing, classes, field, image, limits)
+    planes = tuple(_draw_outlines(scene, layout, _largest_section(shown, layout.across)) for layout in PLANES)
+    if not errors:
+        return CaseView(case, planes)
+    wrong = wrong_shares(reference, prediction, classes)
+    places = [(layout, int(np.argmax(wrong[layout.across]))) for layout in PLANES]
+    if not any(share.any() for share in wrong):
+        places = [(plane.layout, plane.index) for plane in planes]
+    return CaseView(case, planes, tuple(_draw_errors(scene, layout, index) for layout, index in places))
+
+
+@dataclass(frozen=True, eq=False)
+class _Scene:
+    """What all planes of a case share."""
+
+    case: str
+    reference: Integer[np.ndarray, "D H W"]
+    prediction: Integer[np.ndarray, "D H W"]
+    spacing_mm: TripleMm
+    classes: ClassSet
+    field: Box
+    image: Float[np.ndarray, "D H W"] | None
+    window: Window | None
+
+    def cuts(self, layout: PlaneLayout, index: int) -> tuple[np.ndarray, np.ndarray]:
+        """Return the plane of both label maps, turned for the screen."""
+        return _cut(self.reference, layout, index, self.field), _cut(self.prediction, layout, index, self.field)
+
+    def plane(self, layout: PlaneLayout, index: int) -> Plane:
+        """Return the bare plane: the scan without anything over it."""
+        rows, columns = (self.field.shape[axis] for axis in (layout.rows, layout.columns))
+        size = self.spacing_mm[layout.rows], self.spacing_mm[layout.columns]
+        scan = None
+        if self.image is not None and self.window is not None:
+            scan = encode(_cut(self.image, layout, index, self.field), size, self.window)
+        return Plane(
+            layout=layout,
+            index=index,
+            slices=self.reference.shape[layout.across],
+            width_mm=columns * size[1],
+            height_mm=rows * size[0],
+            image=scan,
+            outlines=(),
+            scale_bar_mm=round_length(columns * size[1] / 4),
+            alt="",
         )
-    return CaseView(case=case, planes=tuple(planes))
+
+
+def _draw_outlines(scene: _Scene, layout: PlaneLayout, index: int) -> Plane:
+    size = scene.spacing_mm[layout.rows], scene.spacing_mm[layout.columns]
+    plane, outlines = scene.plane(layout, index), _outlines(*scene.cuts(layout, index), size, scene.classes)
+    return replace(plane, outlines=outlines, alt=alt_text(scene.case, layout, index, plane.slices, outlines))
+
+
+def _draw_errors(scene: _Scene, layout: PlaneLayout, index: int) -> Plane:
+    size = scene.spacing_mm[layout.rows], scene.spacing_mm[layout.columns]
+    plane, errors = scene.plane(layout, index), error_areas(*scene.cuts(layout, index), size, scene.classes)
+    return replace(plane, errors=errors, alt=error_text(scene.case, layout, index, plane.slices, errors))
+
+
+def wrong_shares(
+    reference: Integer[np.ndarray, "D H W"], prediction: Integer[np.ndarray, "D H W"], classes: ClassSet
+) -> tuple[Float[np.ndarray, " slices"], ...]:
+    """Return for every slice along D, H and W how much of the case's error it holds.
+
+    Of each class the wrong voxels in a slice are counted as a share of all voxels that either mask has of it, and the
+    shares are added: a small lesion that was missed weighs more than the rim of a large organ.
+    """
+    kept = True if classes.ignore_value is None else reference != classes.ignore_value
+    totals = tuple(np.zeros(length) for length in reference.shape)
+    for label in classes.labels:
+        mine, its = np.isin(reference, label.values) & kept, np.isin(prediction, label.values) & kept
+        wrong, size = mine ^ its, np.count_nonzero(mine | its)
+        for axis, total in enumerate(totals):
+            if size:
+                total += wrong.sum(axis=tuple(other for other in range(3) if other != axis)) / size
+    return totals
 
 
 def _cut(
@@ -239,6 +312,42 @@ def _outlines(
     return tuple(found)
 
 
+def error_areas(
+    reference: Integer[np.ndarray, "rows columns"],
+    prediction: Integer[np.ndarray, "rows columns"],
+    size_mm: tuple[float, float],
+    classes: ClassSet,
+) -> tuple[ErrorArea, ...]:
+    """Return where two planes of label maps agree and how they differ, all classes together; empty kinds are left out.
+
+    A pixel is missed where only the reference has a class, extra where only the prediction has one, and confused where
+    both have one but not the same (of regions: not the same ones). Ignored pixels are of no kind.
+
+    Args:
+        reference: label values, turned for the screen.
+        prediction: the same of the prediction.
+        size_mm: height and width of a pixel.
+        classes: what counts as foreground.
+    """
+    kept = np.ones(reference.shape, bool) if classes.ignore_value is None else reference != classes.ignore_value
+    in_reference, in_prediction, differs = (np.zeros(reference.shape, bool) for _ in range(3))
+    for label in classes.labels:
+        mine, its = np.isin(reference, label.values) & kept, np.isin(prediction, label.values) & kept
+        in_reference, in_prediction, differs = in_reference | mine, in_prediction | its, differs | (mine != its)
+    masks: dict[ErrorKind, np.ndarray] = {
+        "agreement": in_reference & in_prediction & ~differs,
+        "missed": in_reference & ~in_prediction,
+        "extra": in_prediction & ~in_reference,
+        "confused": in_reference & in_prediction & differs,
+    }
+    pixel_mm2 = size_mm[0] * size_mm[1]
+    return tuple(
+        ErrorArea(kind, outline_path(mask, size_mm), float(mask.sum()) * pixel_mm2)
+        for kind, mask in masks.items()
+        if mask.any()
+    )
+
+
 def outline_path(mask: Bool[np.ndarray, "rows columns"], size_mm: tuple[float, float]) -> str:
     """Return the border of a mask as an SVG path in mm (x to the right, y down), empty where the mask is.
 
@@ -269,3 +378,23 @@ def alt_text(case: str, layout: PlaneLayout, index: int, slices: int, outlines: 
     left, right = layout.sides["left"], layout.sides["right"]
     sides = "sides not known" if layout.sides == UNKNOWN_SIDES else f"{left} on the left and {right} on the right"
     return f"{case}, {layout.name} plane {index + 1} of {slices}, {sides}. {told}."
+
+
+def error_text(case: str, layout: PlaneLayout, index: int, slices: int, errors: Sequence[ErrorArea]) -> str:
+    """Return an error map in words: which share of what either mask has agrees, and how much of what is wrong."""
+    where = f"{case}, error map of the {layout.name} plane {index + 1} of {slices}"
+    if not errors:
+        return f"{where}: neither the reference nor the prediction has anything here."
+    areas = {area.kind: area.area_mm2 for area in errors}
+    share = 100.0 * areas.get("agreement", 0.0) / sum(areas.values())
+    wrong: tuple[tuple[ErrorKind, str], ...] = (
+        ("missed", "missed"),
+        ("extra", "marked in excess"),
+        ("confused", "given to another class"),
+    )
+    told = [f"{_area(areas[kind])} {words}" for kind, words in wrong if kind in areas]
+    return f"{where}: {share:.0f} % of the area agrees; {', '.join(told) if told else 'nothing is wrong'}."
+
+
+def _area(mm2: float) -> str:
+    return f"{mm2:.2g} mm²" if mm2 < 10 else f"{mm2:.0f} mm²" if mm2 < 1000 else f"{mm2 / 100:.0f} cm²"
