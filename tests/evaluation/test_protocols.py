@@ -19,6 +19,7 @@ from sagittal.evaluation import (
     evaluate_case,
     metrics_of,
 )
+from sagittal.evaluation.columns import OWN_MEANS, rules_of
 from sagittal.evaluation.protocols import PROTOCOLS, Protocol
 from sagittal.evaluation.protocols.msd import TASKS, task_of
 
@@ -64,6 +65,12 @@ class TestEveryProtocol:
         columns = metrics_of(EvaluationSettings(protocol=protocol.name))
         told = [(key, metric.definition, metric.source) for key, metric in columns.items()]
         assert told == [(key, metric.definition, metric.source) for key, metric in protocol.metrics.items()]
+
+    def test_replaces_the_rules_of_means_by_its_own(self, protocol: Protocol) -> None:
+        rules = dict(rules_of(EvaluationSettings(protocol=protocol.name)))
+        assert rules["Means"] == protocol.mean_rule and protocol.source in rules["Protocol"]
+        assert "Interval" in rules and not set(OWN_MEANS) & set(rules)
+        assert set(OWN_MEANS) <= {name for name, _ in rules_of(EvaluationSettings())}
 
     def test_scores_any_pair_of_masks_as_finite_or_undefined(self, protocol: Protocol) -> None:
         rng = np.random.RandomState(0)

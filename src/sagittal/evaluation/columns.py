@@ -6,11 +6,14 @@ from collections.abc import Mapping
 from types import MappingProxyType
 
 from sagittal.errors import DataError, did_you_mean
-from sagittal.evaluation.metrics import METRICS
+from sagittal.evaluation.metrics import AGGREGATION_RULES, METRICS
 from sagittal.evaluation.nsd import nsd_metric, nsd_own_metric
 from sagittal.evaluation.pair import Metric
-from sagittal.evaluation.protocols import PROTOCOLS
+from sagittal.evaluation.protocols import PROTOCOLS, Protocol
 from sagittal.evaluation.settings import FAMILIES, NSD_SURFEL, SAGITTAL, EvaluationSettings
+
+OWN_MEANS = ("Mean of a class", "Mean foreground")
+"""Rules of `AGGREGATION_RULES` that a protocol replaces by its own."""
 
 
 def metrics_of(settings: EvaluationSettings) -> Mapping[str, Metric]:
@@ -39,9 +42,25 @@ def metrics_of(settings: EvaluationSettings) -> Mapping[str, Metric]:
     return MappingProxyType(columns)
 
 
+def rules_of(settings: EvaluationSettings) -> tuple[tuple[str, str], ...]:
+    """Return what a reader has to know beside the metrics: (name, rule), of this project's means or of a protocol's.
+
+    Raises:
+        DataError: the protocol is unknown.
+    """
+    if settings.protocol == SAGITTAL:
+        return AGGREGATION_RULES
+    shared = tuple(rule for rule in AGGREGATION_RULES if rule[0] not in OWN_MEANS)
+    return (*_protocol(settings).rules, *shared)
+
+
 def _protocol_metrics(settings: EvaluationSettings) -> Mapping[str, Metric]:
+    return _protocol(settings).columns(settings)
+
+
+def _protocol(settings: EvaluationSettings) -> Protocol:
     name = settings.protocol
     if name not in PROTOCOLS:
         known = (SAGITTAL, *PROTOCOLS)
         raise DataError(f"protocol '{name}' is unknown.{did_you_mean(name, known)}", code="unknown_protocol")
-    return PROTOCOLS[name].columns(settings)
+    return PROTOCOLS[name]

@@ -14,7 +14,8 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from sagittal.evaluation import AGGREGATION_RULES, CaseScore, Evaluation
+from sagittal.evaluation import CaseScore, Evaluation
+from sagittal.evaluation.columns import rules_of
 from sagittal.plan.base import write_atomically
 from sagittal.report.colours import PREDICTION_COLOUR
 from sagittal.report.curves import Record, training_panels
@@ -150,7 +151,7 @@ def render_report(
         rows=shown_rows,
         hidden_rows=len(rows) - len(shown_rows),
         places={key: number for number, key in enumerate(metrics, start=1)},
-        rules=AGGREGATION_RULES,
+        rules=rules_of(evaluation.settings),
         facts=_facts(evaluation, page),
         script=script,
         script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),

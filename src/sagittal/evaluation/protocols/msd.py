@@ -50,7 +50,8 @@ def _settle(settings: EvaluationSettings, classes: ClassSet) -> EvaluationSettin
         tasks = "; ".join(f"{task}: {', '.join(names)}" for task, (names, _) in TASKS.items())
         raise DataError(
             f"The Decathlon has a tolerance for each of its tasks, and the classes {described(classes)} are those of "
-            f"none. Expected the names of one task ({tasks}). Name the classes so in dataset.json, or give tolerances.",
+            f"none. Expected the names of one task ({tasks}). Name the classes so in dataset.json, or give "
+            "tolerances (--tolerance-mm).",
             code="protocol_tolerance",
         )
     tolerance_mm = TASKS[task][1]

@@ -68,6 +68,15 @@ class Protocol:
         """Its metrics by key where the settings say nothing else."""
         return self.columns(EvaluationSettings(protocol=self.name))
 
+    @property
+    def rules(self) -> tuple[tuple[str, str], ...]:
+        """(name, rule) of what a reader has to know beside its metrics."""
+        return (
+            ("Protocol", f"{self.title}: {self.source}"),
+            ("Means", self.mean_rule),
+            ("What to know", " ".join(self.peculiar)),
+        )
+
     def classes(self, given: ClassSet | Sequence[int]) -> ClassSet:
         """Return what this protocol scores.
 
