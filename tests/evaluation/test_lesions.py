@@ -13,7 +13,7 @@ from scipy import ndimage
 
 from sagittal.errors import DataError
 from sagittal.evaluation.components import dilate, islands
-from sagittal.evaluation.lesions import LesionRule, LesionScore, match_lesions
+from sagittal.evaluation.lesions import LesionRule, LesionScore, match_lesions, pool_lesions
 
 SHAPES = st.tuples(st.integers(1, 6), st.integers(1, 5), st.integers(2, 8))
 SPACINGS = st.tuples(*[st.sampled_from([0.4, 0.78, 1.0, 2.5, 5.0])] * 3)
@@ -246,6 +246,32 @@ def test_masks_without_a_single_voxel_have_no_lesions() -> None:
 def test_mean_dice_counts_misses_and_false_alarms_as_nothing() -> None:
     score = match_lesions(row(slice(0, 4), slice(6, 8)), row(slice(0, 4), slice(12, 14)), SPACING, LesionRule())
     assert score.mean_dice == pytest.approx(1 / 3)
+
+
+def test_pooled_lesions_weigh_the_same_in_whichever_case_they_are() -> None:
+    first = match_lesions(row(slice(0, 4), slice(6, 8)), row(slice(0, 4)), SPACING, LesionRule())
+    second = match_lesions(row(slice(0, 2)), row(slice(0, 2)), SPACING, LesionRule())
+    third = match_lesions(row(), row(slice(0, 2)), SPACING, LesionRule())
+    pooled = pool_lesions([first, second, third])
+    assert (pooled.sensitivity, pooled.precision) == (pytest.approx(2 / 3), pytest.approx(2 / 3))
+    with pytest.raises(DataError, match="0 cases by 0 rules"):
+        pool_lesions([])
+    other = match_lesions(row(), row(), SPACING, LesionRule(matching="any_overlap"))
+    with pytest.raises(DataError, match="2 rules"):
+        pool_lesions([first, other])
+
+
+def test_rules_are_told_in_words() -> None:
+    assert LesionRule().in_words == (
+        "A lesion is what is connected by faces, edges and corners. Lesions of reference and prediction that share a "
+        "voxel are paired one to one, the greatest IoU first."
+    )
+    rule = LesionRule(connectivity=6, dilation_vox=2, matching="any_overlap", minimum_iou=0.25, minimum_ml=0.1)
+    assert rule.in_words == (
+        "A lesion is what is connected by faces once the mask is dilated 2 times, with its own voxels. A lesion counts "
+        "as found, or as right, where it and one of the other mask have an IoU of at least 0.25; one may find or be "
+        "found by several. Lesions below 0.1 mL are neither missed nor false alarms."
+    )
 
 
 def test_the_order_of_axes_changes_nothing_but_the_centres() -> None:

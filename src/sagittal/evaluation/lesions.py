@@ -8,16 +8,18 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from pydantic import Field
 
+from sagittal.errors import DataError
 from sagittal.evaluation.components import Overlaps, Pair, overlapping_components
 from sagittal.evaluation.masks import check_masks, check_spacing
 from sagittal.plan.base import Frozen, Triple
 
 _MM3_PER_ML = 1000.0
+_NEIGHBOURS = {6: "faces", 18: "faces and edges", 26: "faces, edges and corners"}
 _ROUNDING = 1e-9
 """Share by which a product of spacings may differ between orders of axes."""
 
@@ -38,6 +40,26 @@ class LesionRule(Frozen):
     minimum_ml: Annotated[float, Field(ge=0)] = 0.0
     """A smaller lesion of the reference need not be found, and whatever finds it is no false alarm; a smaller one of
     the prediction is no false alarm either, yet finds a lesion where it overlaps one enough."""
+
+    @property
+    def in_words(self) -> str:
+        """The rule as a reader of a report needs it."""
+        parts = [f"A lesion is what is connected by {_NEIGHBOURS[self.connectivity]}"]
+        if self.dilation_vox:
+            parts[0] += f" once the mask is dilated {self.dilation_vox} times, with its own voxels"
+        enough = f"have an IoU of at least {self.minimum_iou:g}" if self.minimum_iou else "share a voxel"
+        if self.matching == "one_to_one":
+            parts.append(
+                f"Lesions of reference and prediction that {enough} are paired one to one, the greatest IoU first"
+            )
+        else:
+            parts.append(
+                f"A lesion counts as found, or as right, where it and one of the other mask {enough}; one may find or "
+                "be found by several"
+            )
+        if self.minimum_ml:
+            parts.append(f"Lesions below {self.minimum_ml:g} mL are neither missed nor false alarms")
+        return ". ".join(parts) + "."
 
 
 class ReferenceLesion(Frozen):
@@ -80,6 +102,17 @@ class LesionScore(Frozen):
     """In the order of their first voxels."""
     predicted: tuple[PredictedLesion, ...]
     """In the order of their first voxels."""
+
+    def shifted(self, start: Triple) -> LesionScore:
+        """Return the lesions of masks that were cut out of an image at `start` (D, H, W) at their places in it."""
+
+        def moved(lesions: Iterable[Any]) -> tuple[Any, ...]:
+            return tuple(
+                lesion.replace(centre_vox=tuple(a + b for a, b in zip(lesion.centre_vox, start, strict=True)))
+                for lesion in lesions
+            )
+
+        return self.replace(reference=moved(self.reference), predicted=moved(self.predicted))
 
     @property
     def detected(self) -> int:
@@ -211,6 +244,30 @@ def match_lesions(
         if pairs_of_prediction[number] or not (number in near_excused or _is_below(size, rule, voxel_ml))
     ]
     return LesionScore(rule=rule, reference=tuple(references), predicted=tuple(predictions))
+
+
+def pool_lesions(scores: Iterable[LesionScore]) -> LesionScore:
+    """Return the lesions of many cases as if they were of one, so that every lesion weighs the same.
+
+    The mean of `LesionScore.sensitivity` over cases weighs a lesion the more, the fewer its case has, and leaves out
+    cases without any; their false alarms count here.
+
+    Raises:
+        DataError: no score, or scores by different rules.
+    """
+    given = list(scores)
+    rules = list(dict.fromkeys(score.rule for score in given))
+    if len(rules) != 1:
+        raise DataError(
+            f"lesions of {len(given)} cases by {len(rules)} rules can't be pooled; expected at least one case and one "
+            f"rule for all. Rules: {[rule.in_words for rule in rules]}.",
+            code="lesions",
+        )
+    return LesionScore(
+        rule=rules[0],
+        reference=tuple(lesion for score in given for lesion in score.reference),
+        predicted=tuple(lesion for score in given for lesion in score.predicted),
+    )
 
 
 def _is_below(voxels: int, rule: LesionRule, voxel_ml: float) -> bool:
