@@ -151,7 +151,7 @@ class TestBratsRegions:
             ((1, 2, 4), BRATS),
             ((1, 2, 3), BRATS_2023),
             ((4,), BRATS),
-            ((1, 2), BRATS),
+            ((1, 2), {"WT": (1, 2, 3, 4), "TC": (1, 3, 4), "ET": (3, 4)}),
             ({"NCR": 1, "ED": 2, "ET": 4}, BRATS),
             ({"NETC": 1, "SNFH": 2, "ET": 3}, BRATS_2023),
             ({"edema": 1, "non-enhancing tumor": 2, "enhancing tumour": 3}, DECATHLON),

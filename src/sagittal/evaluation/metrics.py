@@ -219,7 +219,8 @@ METRICS: dict[str, Metric] = {
         empty_prediction=MISS_IS_DIAGONAL,
         both_empty=UNDEFINED,
         source="As MONAI's compute_average_surface_distance(symmetric=True) and Metrics Reloaded (Maier-Hein et al., "
-        "Nature Methods 21, 2024). medpy's assd takes the mean of the two directed means: its values differ.",
+        "Nature Methods 21, 2024). So does medpy since 0.5; before, its "
+        "assd took the mean of the two directed means.",
         group="surface",
     ),
     "boundary_iou": Metric(

@@ -60,8 +60,8 @@ def brats_regions(classes: ClassSet) -> ClassSet:
     elif len(tissues) == len(_TISSUES):
         labels = _of_tissues(tissues["core"].values, tissues["edema"].values, tissues["enhancing"].values)
     elif has_only_values(classes) and _fit(classes.foreground_values):
-        # Without 3 and 4 nobody has an enhancing tumour, and which of the two would mean it makes no difference.
-        enhancing = (3,) if 3 in classes.foreground_values else (4,)
+        # Where no reference has an enhancing tumour, a false alarm of a prediction may have either value.
+        enhancing = tuple(sorted(classes.foreground_values & {3, 4})) or (3, 4)
         labels = _of_tissues((1,), (2,), enhancing)
     else:
         raise DataError(
