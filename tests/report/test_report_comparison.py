@@ -359,3 +359,18 @@ def test_many_classes_are_rows(folders: Folders, references: Path) -> None:
     table = methods_table(found, "dice", metrics_of(SETTINGS)["dice"])
     assert table.header == ("Class", "good", "fair", "poor")
     assert len(table.rows) == 8
+
+
+def test_an_outlier_lies_hollow_at_the_end_of_its_axis_and_presses_no_other_case_together(
+    folders: Folders, references: Path
+) -> None:
+    for number in range(12):
+        write(references / "labelsTr" / f"t{number:02}.nii.gz", labels(1))
+        for folder in folders.values():
+            write(folder / f"t{number:02}.nii.gz", labels(1 + number % 2))
+    write(folders["poor"] / "p.nii.gz", np.zeros(SHAPE, np.uint8))
+    found = compared(folders, references)
+    plots, _ = paired_plots(found, "dice", metrics_of(SETTINGS)["dice"])
+    hollow = [dot.title for dot in plots[0].dots if dot.beyond]
+    assert hollow == ["p, poor: 0.000"]
+    assert plots[0].axis.low > 0.2

@@ -110,6 +110,7 @@ def test_a_single_case_has_a_mean_without_spread() -> None:
     assert spread_text(0.5, None, None, None, 2) == "0.50"
     assert spread_text(None, None, None, None, 2) == "–"
     assert spread_text(-0.012, None, -0.02, 0.001, 3) == "-0.012 [-0.020, 0.001]"
+    assert spread_text(-0.0001, None, None, None, 3) == "0.000"
     assert evaluation_tables(evaluation((0.5,)))[0].rows[0][1].text == "0.500"
 
 

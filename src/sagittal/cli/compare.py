@@ -17,7 +17,8 @@ from sagittal.cli.evaluation_options import (
 from sagittal.errors import PlanError
 
 if TYPE_CHECKING:
-    from sagittal.evaluation.comparison import Comparison
+    from sagittal.evaluation import Metric
+    from sagittal.evaluation.comparison import Comparison, Contest
 
 Switch = Annotated[bool, Parameter(negative="")]
 
@@ -81,25 +82,13 @@ def compare(
 
 
 def _print(comparison: Comparison) -> None:
-    from rich.console import Console
-    from rich.markup import escape
-    from rich.table import Table
-
     from sagittal.evaluation import metrics_of
     from sagittal.report.comparison_page import verdict
-    from sagittal.report.comparison_tables import methods_table, pairs_table
 
     metric = metrics_of(comparison.settings)[comparison.primary]
-    console = Console()
-    for made in (
-        methods_table(comparison, comparison.primary, metric),
-        pairs_table(comparison, comparison.primary, metric, None),
-    ):
-        table = Table(*map(escape, made.header), title=escape(made.caption), caption=escape(" ".join(made.notes)))
-        for row in made.rows:
-            table.add_row(*(f"[bold]{escape(cell.text)}[/bold]" if cell.bold else escape(cell.text) for cell in row))
-        console.print(table)
-    for sentence in verdict(comparison, metric, comparison.metrics[comparison.primary].mean):
+    contest = comparison.metrics[comparison.primary].mean
+    _print_tables(comparison, metric, contest)
+    for sentence in verdict(comparison, metric, contest):
         print(sentence)
     for note in comparison.notes:
         print(f"note: {note}")
@@ -108,3 +97,28 @@ def _print(comparison: Comparison) -> None:
     for name, failures in comparison.failures.items():
         for failure in failures:
             print(f"failed: {name}, {failure.case}: {failure.message}")
+
+
+def _print_tables(comparison: Comparison, metric: Metric, contest: Contest) -> None:
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    from sagittal.report.comparison_tables import methods_table, needed_text, pair_texts
+
+    made = methods_table(comparison, comparison.primary, metric)
+    table = Table(*map(escape, made.header), title=escape(made.caption), caption=escape(" ".join(made.notes)))
+    for row in made.rows:
+        table.add_row(*(f"[bold]{escape(cell.text)}[/bold]" if cell.bold else escape(cell.text) for cell in row))
+    margin = f"patients to show {comparison.statistics.margin:g} (80, 90 %)"
+    pairs = Table("pair", "difference", "p Wilcoxon", "p permutation", margin, caption="p after Holm's correction")
+    for pair in contest.pairs:
+        difference, *tests = pair_texts(pair, metric)[:3]
+        needed = ", ".join(needed_text(item) for item in pair.power.to_show) if pair.power else "–"
+        names = " – ".join(
+            f"[bold]{escape(n)}[/bold]" if n == pair.better else escape(n) for n in (pair.first, pair.second)
+        )
+        pairs.add_row(names, escape(difference), *tests, needed)
+    console = Console()
+    console.print(table)
+    console.print(pairs)

@@ -31,6 +31,8 @@ class PairedDot:
     y: float
     title: str
     colour: str
+    beyond: bool
+    """Whether it lies beyond the axis, and is drawn hollow at its end."""
 
 
 @dataclass(frozen=True)
@@ -155,7 +157,7 @@ def _paired(
     contest, values = table
     known = [value for row in values.values() for value in row if value is not None]
     bounded = metric.unit == "" and bool(metric.higher_is_better)
-    axis = linear_axis(max(0.0, min(known, default=0.0)) if bounded else 0.0, _upper(known))
+    axis = linear_axis(*_range(known, bounded=bounded))
     share = 100 / len(comparison.methods)
     places = {method: share * (number + 0.5) for number, method in enumerate(comparison.methods)}
     dots, lines = [], []
@@ -166,7 +168,8 @@ def _paired(
             if value is None:
                 continue
             told = f"{case}, {method}: {value:.{metric.digits}f} {metric.unit}".rstrip()
-            dots.append(PairedDot(places[method], _height(axis, value), told, class_colour(number)))
+            beyond = not axis.low <= value <= axis.high
+            dots.append(PairedDot(places[method], _height(axis, value), told, class_colour(number), beyond))
             points.append((places[method], _height(axis, value)))
         lines += [(x1, y1, x2, y2) for (x1, y1), (x2, y2) in pairwise(points)]
     means = tuple(
@@ -195,26 +198,22 @@ def _paired(
 
 
 def forests(comparison: Comparison, key: str, metric: Metric) -> tuple[Forest, ...]:
-    """Return the differences of every pair by a metric, all on one axis."""
+    """Return the differences of every pair by a metric, the mean over classes first."""
     contests = columns_of(comparison, key)
-    columns = list(reversed(contests.items())) if len(contests) > 1 else list(contests.items())
-    columns = [*columns[:1], *reversed(columns[1:])]
-    pairs = [pair for _, contest in columns for pair in contest.pairs]
-    ends = [value for pair in pairs for value in (pair.mean, pair.low, pair.high) if value is not None]
-    bounded = any(pair.equivalence for pair in pairs)
-    margin = comparison.statistics.margin if bounded else None
-    reach = max([abs(value) for value in ends] + [2 * (margin or 0.0)], default=1.0) or 1.0
-    axis = linear_axis(-reach, reach)
+    columns = sorted(contests.items(), key=lambda item: item[0] != MEAN_ROW)
     return tuple(
-        _forest(place, [(name, contest.pairs[place]) for name, contest in columns], axis, metric, margin)
+        _forest([(name, contest.pairs[place]) for name, contest in columns], metric)
         for place in range(len(columns[0][1].pairs))
     )
 
 
-def _forest(
-    place: int, pairs: Sequence[tuple[str, PairScore]], axis: Axis, metric: Metric, margin: float | None
-) -> Forest:
+def _forest(pairs: Sequence[tuple[str, PairScore]], metric: Metric) -> Forest:
     first, second = pairs[0][1].first, pairs[0][1].second
+    ends = [value for _, pair in pairs for value in (pair.mean, pair.low, pair.high) if value is not None]
+    margin = next((pair.equivalence.margin for _, pair in pairs if pair.equivalence), None)
+    # Zero in the middle and the margin within: how far a difference is from either is what a reader looks for.
+    reach = max([abs(value) for value in ends] + [2 * (margin or 0.0)]) or 1.0
+    axis = linear_axis(-reach, reach)
     rows = tuple(
         ForestRow(
             name=name,
@@ -269,13 +268,14 @@ def _rank_plot(comparison: Comparison, ranking: RuleRanking, metric: Metric) -> 
     return RankPlot(title, note, tau, tuple(rows), f"{title}: {told}. {tau}.")
 
 
-def _upper(known: Sequence[float]) -> float:
-    """Return the upper end of an axis: without a few far outliers, which would press all other cases together."""
+def _range(known: Sequence[float], *, bounded: bool) -> tuple[float, float]:
+    """Return the ends of an axis: without a few far outliers, which would press all other cases together."""
     if not known:
-        return 1.0
-    usual = sorted(known)[int(0.9 * (len(known) - 1))]
-    highest = max(known)
-    return highest if highest <= 4 * usual or usual <= 0 else 2 * usual
+        return 0.0, 1.0
+    ordered = sorted(known)
+    low, high = (ordered[int(share * (len(ordered) - 1))] for share in (0.1, 0.9))
+    reach = 2 * (high - low) if high > low else ordered[-1] - ordered[0]
+    return (max(ordered[0], low - reach) if bounded else 0.0), min(ordered[-1], high + reach)
 
 
 def _height(axis: Axis, value: float) -> float:

@@ -156,10 +156,10 @@ def spread_text(mean: float | None, std: float | None, low: float | None, high: 
     """Return `0.853 ± 0.042 [0.840, 0.866]`, without what is None; a dash where there is no mean."""
     if mean is None:
         return "–"
-    told = f"{mean:.{digits}f}"
+    told = _fixed(mean, digits)
     if std is not None:
-        told += f" ± {std:.{digits}f}"
-    return told if low is None or high is None else f"{told} [{low:.{digits}f}, {high:.{digits}f}]"
+        told += f" ± {_fixed(std, digits)}"
+    return told if low is None or high is None else f"{told} [{_fixed(low, digits)}, {_fixed(high, digits)}]"
 
 
 def titled(metric: Metric) -> str:
@@ -176,6 +176,11 @@ def escape_latex(text: str) -> str:
 def escape_markdown(text: str) -> str:
     """Return `text` with what Markdown would read as formatting written out."""
     return re.sub(r"([\\`*_\[\]<>])", r"\\\1", text.replace("\n", " ").replace("\r", " "))
+
+
+def _fixed(value: float, digits: int) -> str:
+    # Adding 0.0 takes the sign off a rounded -0.0.
+    return f"{round(value, digits) + 0.0:.{digits}f}"
 
 
 def _markdown(cell: Cell) -> str:
