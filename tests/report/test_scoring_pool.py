@@ -8,6 +8,7 @@ import pytest
 
 from sagittal.errors import ResourceError
 from sagittal.evaluation import ClassSet, EvaluationSettings
+from sagittal.evaluation.lesions import LesionRule
 from sagittal.report import scoring_pool, scoring_process
 from sagittal.report.scoring import Job, score_files
 from sagittal.report.scoring_pool import ScoringProcess, need_bytes, score_all
@@ -122,3 +123,31 @@ def test_probabilities_give_the_calibration(tmp_path: Path, jobs: list[Job]) -> 
     np.savez(tmp_path / "a.npz", probabilities=raw[:, 1:].astype(np.float16))
     failure = score_files(jobs[0].replace(probabilities=tmp_path / "a.npz")).failure
     assert failure is not None
+
+
+def test_lesions_with_probabilities_give_free_response_curves(tmp_path: Path, jobs: list[Job]) -> None:
+    reference = np.zeros(SHAPE, np.uint8)
+    reference[1, 2, 3], reference[3, 5, 8], reference[3, 5, 9] = 1, 1, 2
+    probabilities = np.zeros((3, *SHAPE), np.float16)
+    probabilities[1, 1, 2, 3], probabilities[1, 0, 0, 0] = 0.9, 0.3
+    probabilities[0] = 1 - probabilities[1:].sum(0)
+    np.savez(tmp_path / "a.npz", probabilities=probabilities)
+    settings = EvaluationSettings(lesions=LesionRule())
+    given = jobs[0].replace(
+        reference=write(tmp_path / "r.nii.gz", reference), probabilities=tmp_path / "a.npz", settings=settings
+    )
+    score = score_files(given).score
+    assert score is not None
+    head, tail = score.classes["head"], score.classes["tail"]
+    assert head.lesions is not None and head.free_response is not None and tail.free_response is not None
+    assert [lesion.centre_vox for lesion in head.lesions.reference] == [(1, 2, 3), (3, 5, 8)]
+    assert head.free_response.curve[-1] == (1.0, 0.5), "at 0.05 one of two is found, with one false alarm"
+    assert head.free_response.sensitivity_at(0.0) == 0.5 and tail.free_response.curve[-1] == (0.0, 0.0)
+    ignoring = ClassSet.of_mapping({"head": 1, "ignore": 2})
+    two = np.stack([1 - probabilities[1], probabilities[1]])
+    np.savez(tmp_path / "a.npz", probabilities=two)
+    reference[0, 0, 0] = 2
+    write(tmp_path / "r.nii.gz", reference)
+    ignored = score_files(given.replace(classes=ignoring)).score
+    assert ignored is not None and ignored.classes["head"].free_response is not None
+    assert ignored.classes["head"].free_response.curve[-1] == (0.0, 0.5)

@@ -13,6 +13,7 @@ from scipy.ndimage import find_objects
 from sagittal.errors import DataError
 from sagittal.evaluation.classes import ClassSet
 from sagittal.evaluation.columns import metrics_of
+from sagittal.evaluation.lesions import LesionRule, LesionScore, match_lesions
 from sagittal.evaluation.masks import check_spacing
 from sagittal.evaluation.pair import MaskPair
 from sagittal.evaluation.scores import CaseScore, ClassScore
@@ -55,7 +56,8 @@ def evaluate_case(
         DataError: no integers, values below 0, two shapes, no three positive spacings, or an unknown protocol.
         ResourceError: a metric needs a package that is not installed.
     """
-    metrics = metrics_of(settings or EvaluationSettings())
+    settings = settings or EvaluationSettings()
+    metrics = metrics_of(settings)
     wanted = classes if isinstance(classes, ClassSet) else ClassSet.of_mapping(classes)
     where = f"{case}: " if case else ""
     _check_labels(reference, prediction, where)
@@ -79,8 +81,13 @@ def evaluate_case(
             reference_ml=pair.counts.reference * pair.voxel_ml,
             prediction_ml=pair.counts.prediction * pair.voxel_ml,
             metrics={key: metric.compute(pair) for key, metric in metrics.items()},
+            lesions=None if settings.lesions is None else _lesions(pair, settings.lesions, box.start),
         )
     return CaseScore(case=case, shape=shape, spacing_mm=spacing, classes=scores, patient=patient)
+
+
+def _lesions(pair: MaskPair, rule: LesionRule, start: Triple) -> LesionScore:
+    return match_lesions(pair.reference, pair.prediction, pair.spacing_mm, rule).shifted(start)
 
 
 def _check_labels(reference: np.ndarray, prediction: np.ndarray, where: str) -> None:

@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from typing import ClassVar, Literal
 
 from sagittal.evaluation.calibration import CalibrationScore
+from sagittal.evaluation.free_response import FreeResponse
 from sagittal.evaluation.lesions import LesionScore
 from sagittal.plan.base import Frozen, Triple, TripleMm
 
@@ -25,8 +26,10 @@ class ClassScore(Frozen):
     """Value of every metric by its key in `metrics_of(settings)`; None where it is undefined."""
     lesions: LesionScore | None = None
     """Its lesions one by one, where the settings ask for them."""
+    free_response: FreeResponse | None = None
+    """Lesions found and false alarms at every threshold, where probabilities were given too."""
 
-    later_fields: ClassVar[tuple[str, ...]] = ("lesions",)
+    later_fields: ClassVar[tuple[str, ...]] = ("lesions", "free_response")
 
     @property
     def outcome(self) -> Literal["present", "missed", "false_alarm", "absent"]:

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from itertools import islice
 from pathlib import Path
+
+import numpy as np
+from jaxtyping import Integer
 
 from sagittal.errors import DataError, ResourceError, SagittalError
 from sagittal.evaluation import CaseScore, ClassSet, Failure, evaluate_case
 from sagittal.evaluation.calibration import calibrate
 from sagittal.evaluation.classes import present_values
+from sagittal.evaluation.free_response import free_response
 from sagittal.evaluation.settings import EvaluationSettings
 from sagittal.evaluation.stored_probabilities import read_probabilities
 from sagittal.plan.base import Frozen
@@ -69,8 +74,7 @@ def score_files(job: Job) -> Outcome:
             reference, prediction, grid.spacing_mm, classes, case=job.case, patient=job.patient, settings=job.settings
         )
         if job.probabilities is not None:
-            found = read_probabilities(job.probabilities)
-            score = score.replace(calibration=calibrate(reference, found, grid.spacing_mm, classes))
+            score = _with_probabilities(score, reference, job.probabilities, job)
     except ResourceError:
         raise
     except SagittalError as error:
@@ -79,3 +83,20 @@ def score_files(job: Job) -> Outcome:
     sides = (("reference", unknown), ("prediction", in_prediction))
     told = tuple(f"{job.case}: the {side} has the values {values}" for side, values in sides if values)
     return Outcome(score=score, undeclared=told)
+
+
+def _with_probabilities(score: CaseScore, reference: Integer[np.ndarray, "D H W"], path: Path, job: Job) -> CaseScore:
+    """Add the calibration and, where lesions are counted, the free-response curve of every class."""
+    found, classes, rule = read_probabilities(path), job.classes, job.settings.lesions
+    score = score.replace(calibration=calibrate(reference, found, score.spacing_mm, classes))
+    if rule is None:
+        return score
+    scored = dict(score.classes)
+    ignored = None if classes.ignore_value is None else reference == classes.ignore_value
+    foreground = islice(found, len(found) - len(classes.labels), None)
+    for label, probability in zip(classes.labels, foreground, strict=True):
+        mask = np.isin(reference, label.values)
+        shown = probability if ignored is None else np.where(ignored, probability.dtype.type(0), probability)
+        curve = free_response(mask, shown, score.spacing_mm, rule)
+        scored[label.name] = scored[label.name].replace(free_response=curve)
+    return score.replace(classes=scored)
