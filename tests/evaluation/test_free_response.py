@@ -7,6 +7,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
+from scipy import ndimage
 
 from sagittal.errors import DataError
 from sagittal.evaluation.free_response import (
@@ -33,7 +34,7 @@ def cases(draw: st.DrawFn) -> Case:
     return reference, probability.astype(draw(st.sampled_from([np.float16, np.float32, np.float64])))
 
 
-@settings(max_examples=40, deadline=None, derandomize=True)
+@settings(max_examples=25, deadline=None, derandomize=True)
 @given(
     st.lists(cases(), min_size=1, max_size=4),
     st.sampled_from([LesionRule(), LesionRule(minimum_iou=0.3, minimum_ml=2 * VOXEL_ML, dilation_vox=1)]),
@@ -102,6 +103,23 @@ def test_a_case_without_lesions_counts_with_its_false_alarms() -> None:
     assert [point.false_positives for point in curve.points] == [3, 3, 0]
 
 
+def test_far_lesions_have_the_counts_of_the_whole_volume() -> None:
+    random = np.random.default_rng(5)
+    seeds = random.random((70, 90, 80)) < 0.0002
+    reference = ndimage.binary_dilation(seeds, iterations=2)
+    probability = np.clip(ndimage.gaussian_filter(reference * 1.0, 1.5) + random.normal(0, 0.1, seeds.shape), 0, 1)
+    rule = LesionRule(minimum_iou=0.1)
+    curve = free_response(reference, probability, SPACING, rule, thresholds=(0.3, 0.6))
+    assert curve.lesions == ndimage.label(reference, np.ones((3, 3, 3)))[1] > 50
+    for point in curve.points:
+        found, count = ndimage.label(probability >= point.threshold, np.ones((3, 3, 3)))
+        score = match_lesions(reference, found > 0, SPACING, rule)
+        assert (point.detected, point.false_positives) == (score.detected, score.false_positives)
+        assert len(score.predicted) == count
+        sizes = np.bincount(found.ravel())[1:]
+        assert sorted(lesion.volume_ml for lesion in score.predicted) == pytest.approx(sorted(sizes * VOXEL_ML))
+
+
 MASK = np.zeros((2, 3, 4), bool)
 
 
@@ -114,7 +132,9 @@ MASK = np.zeros((2, 3, 4), bool)
         (MASK, MASK.astype(float), (float("nan"),), "thresholds"),
         (MASK, MASK, (0.5,), "expected floats"),
         (MASK, np.zeros((2, 3, 5)), (0.5,), "the reference's shape"),
-        (MASK, np.full((2, 3, 4), np.nan), (0.5,), "NaN"),
+        (MASK, np.full((2, 3, 4), np.nan), (0.5,), "nan and nan"),
+        (MASK, np.full((2, 3, 4), -3.0), (0.5,), "not logits"),
+        (MASK, np.full((2, 3, 4), 3.0), (0.5,), "not logits"),
         (MASK.astype(np.uint8), MASK.astype(float), (0.5,), "boolean mask"),
     ],
 )

@@ -10,21 +10,22 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
-from jaxtyping import Bool, Float, Integer
+from jaxtyping import Bool, Integer
 from pydantic import model_validator
 from scipy.ndimage import maximum_filter1d
 
 from sagittal.errors import DataError
 from sagittal.evaluation.classes import BACKGROUND, ClassSet
 from sagittal.evaluation.masks import check_spacing
-from sagittal.evaluation.tallies import Tally, Top, slabs
+from sagittal.evaluation.tallies import Tally, Top, check_range, slabs
 from sagittal.plan.base import Frozen, TripleMm
 from sagittal.volumes.crop import bounding_box
 
 BINS = 15
 MARGIN_MM = 10.0
 _VALUES = 65536
-_ABOVE_ONE = 1e-3
+_VALUES = 65536
+ABOVE_ONE = 1e-3
 """What rounding to float16 may add to a probability."""
 
 
@@ -244,7 +245,7 @@ def _tallied(
         tally = Tally(bins)
         for slab in slabs(reference.shape):
             values, part = reference[slab], probability[slab]
-            _check_range(part, names[output])
+            check_range(part, f"probabilities of '{names[output]}'")
             tally.add(part, belongs[values], near[slab], _kept(values, ignored))
         tallies.append(tally.finished())
         if top is not None:
@@ -349,15 +350,4 @@ def _check_shape(probability: np.ndarray, shape: tuple[int, ...]) -> None:
             f"probabilities: dtype {probability.dtype} and shape {probability.shape} of one class; expected floats of "
             f"the reference's shape {shape}.",
             code="grid_mismatch",
-        )
-
-
-def _check_range(part: Float[np.ndarray, "d H W"], name: str) -> None:
-    lowest, highest = float(part.min()), float(part.max())
-    # Written so that NaN fails too.
-    if not (lowest >= 0 and highest <= 1 + _ABOVE_ONE):
-        raise DataError(
-            f"probabilities of '{name}' lie between {lowest:g} and {highest:g}; expected 0 to 1. Give the softmax or "
-            "the sigmoids, not logits.",
-            code="probability",
         )

@@ -17,6 +17,7 @@ from sagittal.errors import DataError
 from sagittal.evaluation.components import islands
 from sagittal.evaluation.lesions import LesionRule, match_lesions
 from sagittal.evaluation.masks import check_masks, check_spacing
+from sagittal.evaluation.tallies import check_range
 from sagittal.plan.base import Frozen
 
 THRESHOLDS = tuple(step / 20 for step in range(1, 20))
@@ -137,7 +138,8 @@ def free_response(
         alarms are as real.
 
     Raises:
-        DataError: no boolean mask, no floats of its shape, NaN, no three positive spacings, thresholds out of (0, 1].
+        DataError: no boolean mask, no floats of its shape, no probabilities, no three positive spacings, thresholds out
+            of (0, 1].
 
     Source: LUNA16 (Setio et al., Medical Image Analysis 42, 2017) for the rates; there candidates are points with one
         probability each, here they are components of a map, so curves of both are not the same.
@@ -187,6 +189,4 @@ def _check_probability(reference: np.ndarray, probability: np.ndarray) -> None:
             f"shape {reference.shape}. Give one class or region, `probabilities[k]`.",
             code="probability",
         )
-    # A sum is NaN where one voxel is, without a mask of all voxels.
-    if np.isnan(np.sum(probability, dtype=np.float64)):
-        raise DataError("probability: some voxels are NaN, so that no threshold can be told for them.", code="nan")
+    check_range(probability, "probabilities")

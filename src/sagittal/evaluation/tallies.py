@@ -5,8 +5,12 @@ from __future__ import annotations
 import numpy as np
 from jaxtyping import Bool, Float, Float64, Int64, UInt16
 
+from sagittal.errors import DataError
+
 _SLAB_VOXELS = 1 << 18
 """Voxels looked at at once: what is computed of them fits the processor's cache."""
+_ABOVE_ONE = 1e-3
+"""What rounding to float16 may add to a probability."""
 _HALVES = 1 << 14
 """More than there are halves from 0 to 1."""
 
@@ -92,3 +96,19 @@ class Top:
             greater = probability[slab] > self.greatest[slab]
             np.copyto(self.greatest[slab], probability[slab], where=greater)
             self.output[slab][greater] = output
+
+
+def check_range(probability: Float[np.ndarray, "D H W"], what: str) -> None:
+    """Refuse numbers that are no probabilities.
+
+    Raises:
+        DataError: below 0, above 1 by more than rounding, or NaN.
+    """
+    lowest, highest = (float(probability.min()), float(probability.max())) if probability.size else (0.0, 0.0)
+    # Written so that NaN fails too.
+    if not (lowest >= 0 and highest <= 1 + _ABOVE_ONE):
+        raise DataError(
+            f"{what} lie between {lowest:g} and {highest:g}; expected 0 to 1. Give the softmax or the sigmoids, not "
+            "logits.",
+            code="probability",
+        )
