@@ -227,6 +227,12 @@ def test_a_file_is_taken_before_accuracy_is_given_up() -> None:
     assert choose(wide, NETWORK, least, preferred_batch=4).levels_in_file == 2
 
 
+def test_devices_are_kept_busy_as_long_as_memory_allows() -> None:
+    tight = max(phase_bytes(WORK, NETWORK, Choice(2, halve_image=True, half=True)).values())
+    assert choose(WORK, NETWORK, tight, preferred_batch=8, least_batch=2).window_batch == 2
+    assert choose(WORK, NETWORK, tight - 1, preferred_batch=8, least_batch=2).window_batch == 1
+
+
 def test_what_is_in_the_file_is_not_in_memory() -> None:
     needs = [phase_bytes(WORK, NETWORK, Choice(1, levels_in_file=levels))["predicting"] for levels in range(3)]
     assert needs[0] - needs[1] == 5 * 36 * 300 * 250 * 4 and needs[1] - needs[2] == 5 * 12 * 300 * 250 * 4

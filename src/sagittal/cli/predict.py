@@ -15,6 +15,7 @@ from cyclopts import Parameter
 
 from sagittal.cli.options import networks_folder, parse_devices
 from sagittal.cli.predict_options import HowToPredict, Writing
+from sagittal.cli.progress import ProgressLines
 
 if TYPE_CHECKING:
     from sagittal.bundle import Bundle
@@ -56,7 +57,7 @@ def predict(
     Args:
         bundle: folder that `sagittal train` or an import wrote, or a package of it
         out: folder for the label maps
-        device: auto, cpu, cuda, cuda:1 or mps; several with commas share the cases
+        device: auto, cpu, cuda, cuda:1 or mps; several with commas share the cases, or one scan
         engine: what computes; auto takes OpenVINO on a CPU where it is installed and knows the network
         precision: of the network's products; bf16 and int8 cost accuracy and need OpenVINO
         memory_gib: memory to stay within; refused before it starts where that can't be done
@@ -68,7 +69,7 @@ def predict(
     devices = parse_devices(device)
     from sagittal.bundle import read_bundle
     from sagittal.inference.engines.choice import require_sensible
-    from sagittal.inference.ensemble import require_distinct
+    from sagittal.inference.ensemble import engines_named, require_distinct
     from sagittal.inference.fast import fast_settings_of
     from sagittal.inference.folder import model_of, run_folder
     from sagittal.inference.pipeline import Job
@@ -86,14 +87,22 @@ def predict(
     subset = tuple(label.name for label in chosen_spec(read.plan.dataset, choices.subset).labels)
     choices = choices.replace(subset=subset if choices.subset else ())
     _require_comparable(choices, [read, *others])
-    model = model_of(read, read.plan, engine, devices, others)
+    computes = engines_named([read, *others], devices, engine, precision)
+    model = model_of(read, read.plan, computes, devices, others)
     job = Job(out, choices, model.sha256, ",".join(devices), memory_gib, model.threshold)
 
     def compute(cases: Sequence[Case], tell: Tell) -> None:
-        if len(devices) > 1:
-            _on_several(devices, [read, *others], engine, job, cases, tell)
+        lines = ProgressLines(len(cases), _say_aside)
+
+        def told(case: CasePrediction) -> None:
+            lines.case()
+            tell(case)
+
+        if len(devices) > 1 and len(cases) > 1:
+            _on_several(devices, [read, *others], engine, job, cases, told, lines)
         elif cases:
-            _on_one(devices[0], [read, *others], engine, job, cases, tell)
+            # Where there is one case, several devices share its windows.
+            _on_one(",".join(devices), [read, *others], engine, job, cases, told, lines)
 
     with _stoppable():
         result = run_folder(model, job, input, compute, overwrite=overwrite, on_case=_teller(json))
@@ -113,7 +122,15 @@ def _require_comparable(choices: Choices, bundles: Sequence[Bundle]) -> None:
         )
 
 
-def _on_one(device: str, bundles: Sequence[Bundle], engine: str, job: Job, cases: Sequence[Case], tell: Tell) -> None:
+def _on_one(
+    device: str,
+    bundles: Sequence[Bundle],
+    engine: str,
+    job: Job,
+    cases: Sequence[Case],
+    tell: Tell,
+    lines: ProgressLines,
+) -> None:
     from dataclasses import replace
 
     from sagittal.inference.ensemble import computed_by, engines_of, predictor_of
@@ -122,17 +139,23 @@ def _on_one(device: str, bundles: Sequence[Bundle], engine: str, job: Job, cases
     predictor = predictor_of(bundles, job.choices, device, engine, cache_folder=networks_folder(), scratch=job.folder)
     for name, precision, where in engines_of(predictor):
         _say_aside(f"{name} {precision} on {where}")
-    CasePipeline(predictor, replace(job, device=computed_by(predictor)), tell).run(cases)
+    CasePipeline(predictor, replace(job, device=computed_by(predictor)), tell, lines.window).run(cases)
 
 
 def _on_several(
-    devices: Sequence[str], bundles: Sequence[Bundle], engine: str, job: Job, cases: Sequence[Case], tell: Tell
+    devices: Sequence[str],
+    bundles: Sequence[Bundle],
+    engine: str,
+    job: Job,
+    cases: Sequence[Case],
+    tell: Tell,
+    lines: ProgressLines,
 ) -> None:
     from sagittal.inference.processes import Loading, places_on, predict_on
 
     first, *others = (bundle.path for bundle in bundles)
     loading = Loading(first, engine, networks_folder(), tuple(others))
-    predict_on(places_on(devices), loading, job, cases, tell)
+    predict_on(places_on(devices), loading, job, cases, tell, lines.window)
 
 
 def _teller(json: bool) -> Callable[[CasePrediction], None]:

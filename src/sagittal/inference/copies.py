@@ -17,6 +17,7 @@ from jaxtyping import Float32
 from sagittal.data.mirroring import Swaps, composed
 from sagittal.errors import DataError, ResourceError
 from sagittal.inference.engines.engine import CoarseEngine, Engine, LinearHead, MemberEngine, members_of
+from sagittal.inference.engines.sharing import SharedEngine
 from sagittal.inference.timings import Timings
 from sagittal.inference.uncertainty import Disagreement, Votes, votes_of
 from sagittal.inference.windows import gaussian
@@ -185,16 +186,22 @@ class Copies:
         """Whether each fold's logits are asked for; of features each one's part is known anyway."""
         return self._members > 1 and self.outputs.head is None
 
-    def _asked(self, shown: Float32[np.ndarray, "N C D H W"]) -> Float32[np.ndarray, "N *F d h w"]:
+    def _asked(self, shown: Float32[np.ndarray, "N C D H W"]) -> Sequence[Float32[np.ndarray, "*F d h w"]]:
+        """Return the answer to each copy, in order, of one engine or of several."""
+        if isinstance(self._engine, SharedEngine):
+            return self._engine.answers(self._ask, shown)
+        return list(self._ask(self._engine, shown))
+
+    def _ask(self, engine: Engine, shown: np.ndarray) -> np.ndarray:
         if self.outputs.head is not None:
-            return self._engine.features(shown)
+            return engine.features(shown)
         if self._answers_apart:
-            assert isinstance(self._engine, MemberEngine)
-            return self._engine.member_logits(shown, coarse=self.outputs.stride > 1)
+            assert isinstance(engine, MemberEngine)
+            return engine.member_logits(shown, coarse=self.outputs.stride > 1)
         if self.outputs.stride > 1:
-            assert isinstance(self._engine, CoarseEngine)
-            return self._engine.coarse_logits(shown)
-        return self._engine.logits(shown)
+            assert isinstance(engine, CoarseEngine)
+            return engine.coarse_logits(shown)
+        return engine.logits(shown)
 
     def _add(self, total: np.ndarray, output: np.ndarray, number: int) -> None:
         """Add the mirrored output of one copy to the mean of its group."""

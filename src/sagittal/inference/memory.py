@@ -10,10 +10,10 @@ import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-from sagittal.volumes.work_memory import available_bytes
 from sagittal.errors import PlanError, ResourceError
 from sagittal.inference.engines.engine import NetworkMemory
 from sagittal.plan.base import Triple
+from sagittal.volumes.work_memory import available_bytes
 
 GIB = 1 << 30
 DEFAULT_SHARE = 0.8
@@ -149,7 +149,13 @@ def phase_bytes(work: Workload, network: NetworkMemory, choice: Choice) -> dict[
 
 
 def choose(
-    work: Workload, network: NetworkMemory, allowed_bytes: int, *, preferred_batch: int, threads: bool = True
+    work: Workload,
+    network: NetworkMemory,
+    allowed_bytes: int,
+    *,
+    preferred_batch: int,
+    least_batch: int = 1,
+    threads: bool = True,
 ) -> Choice:
     """Return the choice within the budget that is the fastest, and float16 only where nothing else helps.
 
@@ -158,14 +164,16 @@ def choose(
         network: what a call takes.
         allowed_bytes: the budget.
         preferred_batch: windows per call that suit the device.
+        least_batch: fewer than that only where nothing else helps: devices are idle then.
         threads: whether computing ahead helps.
 
     Raises:
         ResourceError: no choice stays within the budget; the message tells each phase's need.
     """
     batch = max(1, min(preferred_batch, work.windows * work.copies))
-    least = None
-    for least in _choices(work, batch, threads and work.windows > 1):
+    ahead, fewest = threads and work.windows > 1, min(batch, least_batch)
+    choices = [*_choices(work, batch, fewest, ahead), *(_choices(work, 1, 1, ahead) if fewest > 1 else ())]
+    for least in choices:
         needs = phase_bytes(work, network, least)
         if max(needs.values()) <= allowed_bytes:
             spare = allowed_bytes - needs["predicting"]
@@ -177,20 +185,21 @@ def choose(
     )
 
 
-def _choices(work: Workload, batch: int, ahead: bool) -> Iterator[Choice]:
+def _choices(work: Workload, batch: int, fewest: int, ahead: bool) -> Iterator[Choice]:
     """Yield what to try, the best first: what costs no accuracy is given up before what does."""
     yield Choice(batch, ahead, KEPT_VALUES)
-    for smaller in sorted({batch // 2, batch // 4, 1} - {0, batch}, reverse=True):
-        yield Choice(smaller, ahead, KEPT_VALUES)
+    for smaller in sorted({batch // 2, batch // 4, fewest} - {batch}, reverse=True):
+        if smaller >= fewest:
+            yield Choice(smaller, ahead, KEPT_VALUES)
     # A file costs less time than computing air again and again, or waiting for what is blended.
     levels = range(MOST_LEVELS_IN_FILE + 1) if work.may_use_file else range(1)
     for level in levels:
-        yield Choice(1, ahead, 1, levels_in_file=level)
+        yield Choice(fewest, ahead, 1, levels_in_file=level)
     for halve_image in (False, True) if work.may_halve_image else (False,):
         for now, kept in ((ahead, 1), (False, 1), (False, 0)):
-            yield Choice(1, now, kept, halve_image, levels_in_file=levels[-1])
+            yield Choice(fewest, now, kept, halve_image, levels_in_file=levels[-1])
     for now, kept in ((ahead, 1), (False, 1), (False, 0)):
-        yield Choice(1, now, kept, work.may_halve_image, half=True, levels_in_file=levels[-1])
+        yield Choice(fewest, now, kept, work.may_halve_image, half=True, levels_in_file=levels[-1])
 
 
 def budget_bytes(memory_gib: float | None) -> int | None:

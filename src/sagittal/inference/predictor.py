@@ -23,6 +23,7 @@ from sagittal.inference.consumers import SlabConsumer
 from sagittal.inference.copies import Copies, Mirror, mirrors_of, outputs_of
 from sagittal.inference.engines.choice import load_engine
 from sagittal.inference.engines.engine import Engine, NetworkMemory, members_of
+from sagittal.inference.engines.sharing import engines_in
 from sagittal.inference.labelling import plane_bytes
 from sagittal.inference.memory import PROCESS_BYTES, Choice, Workload, budget_bytes, choose, row_bytes
 from sagittal.inference.missing import channels_given, fill, preprocessing_of
@@ -86,7 +87,7 @@ class Predictor:
 
     @property
     def device(self) -> str:
-        """Where the engine computes: cpu, cuda:0, mps."""
+        """Where the engine computes: cpu, cuda:0, mps; several with commas."""
         return self.engine.device
 
     def predict(
@@ -256,12 +257,13 @@ class Predictor:
         return self._scratch is not None and has_room(self._scratch, _FLOAT_BYTES * values)
 
     def _choose(self, work: Workload, allowed_bytes: int | None) -> Choice:
-        kind = self.device.partition(":")[0]
-        preferred = max(1, min(_MAX_BATCH, _WINDOW_VOXELS_PER_CALL[kind] // work.window_voxels))
+        kind, engines = self.device.partition(",")[0].partition(":")[0], engines_in(self.engine)
+        preferred = engines * max(1, min(_MAX_BATCH, _WINDOW_VOXELS_PER_CALL[kind] // work.window_voxels))
         if allowed_bytes is None:
             # Nothing to stay within: what the network takes need not be measured.
             return choose(work, NetworkMemory(0, 0), 1 << 62, preferred_batch=preferred)
-        return choose(work, self.engine.memory(self.plan.patch.size), allowed_bytes, preferred_batch=preferred)
+        network = self.engine.memory(self.plan.patch.size)
+        return choose(work, network, allowed_bytes, preferred_batch=preferred, least_batch=engines)
 
     @property
     def _prepared_channels(self) -> int:
@@ -283,7 +285,7 @@ def load(
 
     Args:
         bundle: the folder that `sagittal train` wrote.
-        device: `auto`, `cpu`, `cuda`, `cuda:1`, `mps`.
+        device: `auto`, `cpu`, `cuda`, `cuda:1`, `mps`; `cuda:0,cuda:1` share each scan.
         engine: `torch`, `openvino`, or `auto`: OpenVINO on a CPU where it is installed and knows the network.
         precision: `fp32`; `bf16` and `int8` where the engine has them.
         cache_folder: where OpenVINO keeps compiled networks for the next process, or None.

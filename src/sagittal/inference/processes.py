@@ -7,6 +7,7 @@ kernel's hand for want of memory for example, the case that it was at is told as
 from __future__ import annotations
 
 import json
+import logging
 import os
 import queue
 import subprocess
@@ -21,6 +22,7 @@ from typing import Any
 
 from sagittal.data.dataset import Case
 from sagittal.errors import ResourceError, SagittalError
+from sagittal.inference.engines.sharing import threads_each
 from sagittal.inference.memory import GIB, budget_bytes
 from sagittal.inference.pipeline import Job
 from sagittal.inference.run_report import CasePrediction
@@ -41,10 +43,8 @@ class Place:
 
 def places_on(devices: Sequence[str]) -> tuple[Place, ...]:
     """Return a place for each device; they share the processors that this process may use."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    given = os.environ.get("OMP_NUM_THREADS", "")
-    threads = int(given) if given.isdigit() and int(given) > 0 else cores
-    return tuple(Place(device, max(1, threads // len(devices))) for device in devices)
+    threads = threads_each(len(devices)) if devices else 1
+    return tuple(Place(device, threads) for device in devices)
 
 
 @dataclass(frozen=True)
@@ -63,6 +63,7 @@ def predict_on(
     job: Job,
     cases: Sequence[Case],
     tell: Callable[[CasePrediction], None],
+    on_window: Callable[[str, int, int], None] | None = None,
 ) -> None:
     """Predict cases on several devices at a time.
 
@@ -72,6 +73,7 @@ def predict_on(
         job: what is made of each case; its memory is shared between the processes.
         cases: each is computed once.
         tell: called with what became of each case, from this thread.
+        on_window: called now and then with a case's id, windows done and windows in all, from this thread.
 
     Raises:
         SagittalError: the disk is full, or the model can't be loaded on one of the devices.
@@ -97,6 +99,9 @@ def predict_on(
                     running.add(children[-1])
             elif "want" in message:
                 child.give(waiting.popleft() if waiting else None)
+            elif "window" in message:
+                if on_window is not None:
+                    on_window(*message["window"])
             elif "case" in message:
                 case = CasePrediction.from_json(json.dumps(message["case"]))
                 child.done(case.case)
@@ -133,6 +138,8 @@ def _task(place: Place, loading: Loading, job: Job, processes: int) -> dict[str,
     return {
         "bundles": [str(path) for path in (loading.bundle, *loading.others)],
         "device": place.device,
+        "threads": place.threads,
+        "debug": logging.getLogger("sagittal").isEnabledFor(logging.DEBUG),
         "engine": loading.engine,
         "cache_folder": None if loading.cache_folder is None else str(loading.cache_folder),
         "folder": str(job.folder),

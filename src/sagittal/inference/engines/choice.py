@@ -10,6 +10,7 @@ from typing import Literal
 from sagittal.bundle import Bundle
 from sagittal.errors import PlanError, ResourceError, did_you_mean
 from sagittal.inference.engines.engine import Engine, Precision
+from sagittal.inference.engines.sharing import SharedEngine, threads_each
 
 EngineName = Literal["auto", "torch", "openvino"]
 ENGINES: tuple[EngineName, ...] = ("auto", "torch", "openvino")
@@ -24,15 +25,18 @@ def load_engine(
     precision: str = "fp32",
     *,
     cache_folder: str | os.PathLike[str] | None = None,
+    threads: int | None = None,
 ) -> Engine:
     """Return what computes a bundle's networks; `name` and `device` of it tell what was chosen.
 
     Args:
         bundle: verified.
-        device: `auto`, `cpu`, `cuda`, `cuda:1`, `mps`.
+        device: `auto`, `cpu`, `cuda`, `cuda:1`, `mps`; several of them with commas share each scan.
         engine: `torch`, `openvino`, or `auto`: OpenVINO on a CPU where it is installed and knows the network.
         precision: `fp32`, `bf16` or `int8`; PyTorch computes in fp32 only.
         cache_folder: where OpenVINO keeps compiled networks for the next process, or None.
+        threads: of a CPU; PyTorch has one number for its whole process. None is one per core, or their share where CPUs
+            are given several times.
 
     Raises:
         BundleError: the weights do not fit the plan.
@@ -40,19 +44,35 @@ def load_engine(
         ResourceError: no such device, or an engine that is not installed or can't do what is asked.
     """
     require_sensible(engine, precision)
-    on_cpu = str(device).lower() == "cpu" or (str(device).lower() == "auto" and not _torch_finds_accelerator())
-    why_not = _why_not_openvino(bundle, on_cpu)
+    devices = [part.strip() for part in str(device).split(",") if part.strip()]
+    if len(devices) > 1:
+        share = threads_each(len(devices))
+        return SharedEngine(
+            [load_engine(bundle, each, engine, precision, cache_folder=cache_folder, threads=share) for each in devices]
+        )
+    why_not = _why_not_openvino(bundle, _is_on_cpu(device))
     if engine == "openvino" and why_not is not None:
         raise ResourceError(f"engine 'openvino' can't be used: {why_not}.", code="engine")
     if engine != "torch" and why_not is None:
         if precision == "int8":
             from sagittal.inference.engines import openvino_int8
 
-            return openvino_int8.load(bundle)
+            return openvino_int8.load(bundle, threads=threads)
         from sagittal.inference.engines import openvino_engine
 
-        return openvino_engine.load(bundle, precision=_precision(precision), cache_folder=cache_folder)
-    return _load_torch(bundle, device, precision, why_not)
+        return openvino_engine.load(bundle, precision=_precision(precision), cache_folder=cache_folder, threads=threads)
+    return _load_torch(bundle, device, precision, why_not, threads)
+
+
+def engine_named(bundle: Bundle, device: str = "auto", engine: str = "auto") -> Literal["torch", "openvino"]:
+    """Return which engine `load_engine` takes, or refuses to, where it is asked for the same."""
+    if engine == "openvino":
+        return "openvino"
+    return "torch" if engine == "torch" or _why_not_openvino(bundle, _is_on_cpu(device)) is not None else "openvino"
+
+
+def _is_on_cpu(device: str) -> bool:
+    return str(device).lower() == "cpu" or (str(device).lower() == "auto" and not _torch_finds_accelerator())
 
 
 def require_sensible(engine: str, precision: str) -> None:
@@ -72,7 +92,9 @@ def require_sensible(engine: str, precision: str) -> None:
         )
 
 
-def _load_torch(bundle: Bundle, device: str, precision: str, why_not_openvino: str | None) -> Engine:
+def _load_torch(
+    bundle: Bundle, device: str, precision: str, why_not_openvino: str | None, threads: int | None
+) -> Engine:
     if not _is_installed("torch"):
         reason = "" if why_not_openvino is None else f" OpenVINO can't be used: {why_not_openvino}."
         raise ResourceError(f"PyTorch is not installed, and it has to compute here.{reason} {_INSTALL}", code="engine")
@@ -84,7 +106,7 @@ def _load_torch(bundle: Bundle, device: str, precision: str, why_not_openvino: s
         )
     from sagittal.inference.engines import torch_engine
 
-    return torch_engine.load(bundle, device)
+    return torch_engine.load(bundle, device, threads=threads)
 
 
 def _why_not_openvino(bundle: Bundle, on_cpu: bool) -> str | None:
