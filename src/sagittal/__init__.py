@@ -87,7 +87,14 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     """Load a public name from its room."""
     if name in _HOMES:
-        value = getattr(import_module(_HOMES[name]), name)
+        try:
+            value = getattr(import_module(_HOMES[name]), name)
+        except ImportError as error:
+            from sagittal.errors import lacking_package
+
+            if (lacking := lacking_package(error, f"sagittal.{name}")) is None:
+                raise
+            raise lacking from None
         globals()[name] = value
         return value
     raise AttributeError(f"module 'sagittal' has no attribute '{name}'")

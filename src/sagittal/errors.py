@@ -76,6 +76,33 @@ class TrainingError(SagittalError):
     code = "training"
 
 
+_EXTRAS = {
+    "torch": ("PyTorch", "torch"),
+    "openvino": ("OpenVINO", "openvino"),
+    "onnx": ("ONNX", "onnx"),
+    "onnxscript": ("ONNX Script", "onnx"),
+    "onnxruntime": ("ONNX Runtime", "onnx"),
+}
+"""By the name of a module: what people call it, and the extra that installs it."""
+
+
+def lacking_package(error: ImportError, who: str) -> ResourceError | None:
+    """Return what to install where `error` is about a package of an extra; None where it is our own mistake.
+
+    Args:
+        error: of an import.
+        who: what needs the package, for the message.
+    """
+    # Only the package itself: a module that it lacks means another version of it, which this would not tell.
+    if error.name not in _EXTRAS:
+        return None
+    title, extra = _EXTRAS[error.name]
+    hint = " Prediction on a CPU does without it: pip install 'sagittal[openvino]'." if error.name == "torch" else ""
+    return ResourceError(
+        f"{who} needs {title}, which is not installed: pip install 'sagittal[{extra}]'.{hint}", code="missing_package"
+    )
+
+
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """Return ` Did you mean 'x'?` where a known name is close to `name`, else the list of known names."""
     names = sorted(known)

@@ -16,6 +16,7 @@ import pytest
 
 from sagittal.bundle import read_bundle
 from sagittal.cli import run
+from sagittal.cli.progress import ProgressLines
 from sagittal.inference.run_report import FolderResult
 from sagittal.testing.bundle import write_random_bundle
 from sagittal.testing.plans import untrained_plan, untrained_spec
@@ -175,3 +176,35 @@ def test_a_stopped_run_says_how_to_go_on(bundle: Path, tmp_path: Path) -> None:
     assert process.returncode == 75, said
     assert "go on with: sagittal predict" in said.splitlines()[-1] and "Traceback" not in said
     assert FolderResult.read(out / "prediction.json").status == "ended early"
+
+
+def test_the_report_names_the_engine_and_the_precision_that_computed(bundle: Path, scans: Path, tmp_path: Path) -> None:
+    assert predict(bundle, scans / "c00.nii.gz", "--out", tmp_path / "a", "--device", "cpu", "--engine", "torch") == 0
+    assert FolderResult.read(tmp_path / "a" / "prediction.json").engine == "torch fp32"
+    assert predict(bundle, scans / "c00.nii.gz", "--out", tmp_path / "b", "--device", "cpu") == 0
+    report = FolderResult.read(tmp_path / "b" / "prediction.json")
+    assert f"({report.engine.removesuffix(' fp32')})" in str(report.cases[0].device)
+
+
+def test_debug_shows_where_a_mistake_of_ours_was_raised(
+    bundle: Path, scans: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail_here(*arguments: object, **options: object) -> None:
+        raise ZeroDivisionError("by mistake")
+
+    monkeypatch.setattr("sagittal.inference.predictor.Predictor.predict", fail_here)
+    assert predict(bundle, scans / "c00.nii.gz", "--out", tmp_path / "out", "--device", "cpu", "--debug") == 1
+    told = capsys.readouterr().err
+    assert "c00: ZeroDivisionError" in told and "in fail_here" in told
+    assert predict(bundle, scans / "c01.nii.gz", "--out", tmp_path / "out", "--device", "cpu") == 1
+    assert "in fail_here" not in capsys.readouterr().err
+
+
+def test_a_long_run_says_how_far_it_is(
+    bundle: Path, scans: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ProgressLines.__init__, "__defaults__", (0.0,))
+    assert predict(bundle, scans, "--out", tmp_path / "out", "--device", "cpu") == 0
+    lines = [line for line in capsys.readouterr().err.splitlines() if ": window " in line]
+    assert lines[0].startswith("c00: window ") and "; 0 of 3 cases done; 0:00:0" in lines[0]
+    assert "2 of 3 cases done" in lines[-1] or "1 of 3 cases done" in lines[-1]

@@ -12,7 +12,7 @@ import sagittal.inference.engines as room
 from sagittal.bundle import Bundle, read_bundle
 from sagittal.errors import PlanError, ResourceError
 from sagittal.inference.engines import choice
-from sagittal.inference.engines.choice import load_engine
+from sagittal.inference.engines.choice import engine_named, load_engine
 from sagittal.testing.bundle import write_random_bundle
 from sagittal.testing.plans import untrained_plan, untrained_spec
 
@@ -58,7 +58,32 @@ def test_a_cpu_takes_openvino_where_it_can(
     install(monkeypatch, fake)
     monkeypatch.setattr(choice, "_torch_finds_accelerator", lambda: False)
     given = load_engine(bundle, device, precision="bf16", cache_folder=tmp_path)
-    assert given is ENGINE and fake.asked == [{"precision": "bf16", "cache_folder": tmp_path}]
+    assert given is ENGINE and fake.asked == [{"precision": "bf16", "cache_folder": tmp_path, "threads": None}]
+    assert load_engine(bundle, device, threads=3) is ENGINE and fake.asked[1]["threads"] == 3
+
+
+def test_torch_takes_the_threads_that_it_is_given(monkeypatch: pytest.MonkeyPatch, bundle: Bundle) -> None:
+    taken: list[int] = []
+    monkeypatch.setattr(torch, "set_num_threads", taken.append)
+    load_engine(bundle, "cpu", "torch")
+    load_engine(bundle, "cpu", "torch", threads=2)
+    assert taken == [2]
+
+
+@pytest.mark.parametrize("engine", ["auto", "torch", "openvino"])
+@pytest.mark.parametrize("why_not", [None, "no OpenVINO form of it"])
+def test_the_engine_is_named_before_it_is_loaded(
+    monkeypatch: pytest.MonkeyPatch, bundle: Bundle, engine: str, why_not: str | None
+) -> None:
+    install(monkeypatch, FakeOpenVINO(why_not))
+    name = engine_named(bundle, "cpu", engine)
+    if engine == "openvino" and why_not is not None:
+        with pytest.raises(ResourceError):
+            load_engine(bundle, "cpu", engine)
+        assert name == "openvino"
+    else:
+        assert (load_engine(bundle, "cpu", engine) is ENGINE) == (name == "openvino")
+    assert engine_named(bundle, "cuda", "auto") == "torch"
 
 
 def test_torch_where_openvino_is_absent_or_can_not(monkeypatch: pytest.MonkeyPatch, bundle: Bundle) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import sys
@@ -15,7 +16,7 @@ from known_network import scan_of, tiny_plan
 from sagittal.bundle import read_bundle
 from sagittal.data.dataset import Case
 from sagittal.errors import PlanError, ResourceError, SagittalError
-from sagittal.inference import memory, processes
+from sagittal.inference import case_process, memory, processes
 from sagittal.inference.folder import model_of, run_folder
 from sagittal.inference.pipeline import Job
 from sagittal.inference.predictor import load
@@ -185,3 +186,39 @@ def test_processes_share_the_memory_that_is_available(monkeypatch: pytest.Monkey
     assert processes._share_gib(None, 1) is None
     monkeypatch.setattr(memory, "available_bytes", lambda: None)
     assert processes._share_gib(None, 2) is None
+
+
+def test_a_process_has_its_share_of_the_threads_and_says_how_far_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    _stand_in(
+        tmp_path,
+        monkeypatch,
+        """
+task = json.loads(sys.stdin.readline())
+def say(**message): print(json.dumps(message), flush=True)
+say(want=True)
+case = json.loads(sys.stdin.readline())
+say(window=[case["id"], task["threads"], 9])
+say(case={"case": case["id"], "status": "done", "seconds": 0.0, "code": str(task["debug"])})
+""",
+    )
+    told: list[CasePrediction] = []
+    windows: list[tuple[str, int, int]] = []
+    job, case = Job(tmp_path, Choices()), write_scans(tmp_path / "in", 1)
+    predict_on([Place("cpu", 5)], Loading(tmp_path, "torch"), job, case, told.append, lambda *at: windows.append(at))
+    assert windows == [("c0", 5, 9)]
+    assert [found.code for found in told] == ["False"]
+    with caplog.at_level(logging.DEBUG, logger="sagittal"):
+        assert processes._task(Place("cpu", 1), Loading(tmp_path, "torch"), job, 1)["debug"] is True
+
+
+def test_windows_are_told_now_and_then(monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[list[object]] = []
+    now = [0.0]
+    monkeypatch.setattr(case_process.time, "monotonic", lambda: now[0])
+    tell = case_process._windows_told(lambda window: said.append(window))
+    for second in range(8):
+        now[0] = float(second)
+        tell("c", second, 9)
+    assert said == [["c", 3, 9], ["c", 6, 9]]

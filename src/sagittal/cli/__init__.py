@@ -7,9 +7,12 @@ from __future__ import annotations
 
 import io
 import json
+import logging
 import os
 import sys
 import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from cyclopts import App, CycloptsError
 
@@ -116,7 +119,8 @@ def run(arguments: list[str]) -> int:
     debug = "--debug" in arguments
     arguments = [argument for argument in arguments if argument != "--debug"]
     try:
-        code = app(arguments, exit_on_error=False, print_error=True)
+        with _logged(debug):
+            code = app(arguments, exit_on_error=False, print_error=True)
     except CycloptsError:
         return USAGE
     except KeyboardInterrupt:
@@ -130,6 +134,23 @@ def run(arguments: list[str]) -> int:
             raise
         return _told(lacking, arguments, debug)
     return code if isinstance(code, int) else DONE
+
+
+@contextmanager
+def _logged(debug: bool) -> Iterator[None]:
+    """With --debug, show what was written down of errors that only one case failed with: where they were raised."""
+    if not debug:
+        yield
+        return
+    log, handler = logging.getLogger("sagittal"), logging.StreamHandler(sys.stderr)
+    level = log.level
+    log.addHandler(handler)
+    log.setLevel(logging.DEBUG)
+    try:
+        yield
+    finally:
+        log.setLevel(level)
+        log.removeHandler(handler)
 
 
 def _told(error: SagittalError, arguments: list[str], debug: bool) -> int:

@@ -1,18 +1,20 @@
 """`python -m sagittal.inference.case_process`: one device's part of a folder; `processes` starts it.
 
 It is sent lines of JSON: first the task, then a case for each that it asks for. It answers with lines of JSON:
-{"ready": "cpu (openvino)"}, {"want": true}, {"case": ...}, {"fatal": ...}. The end of its input, which comes even from
-a parent that was killed, means that there are no more cases.
+{"ready": "cpu (openvino)"}, {"want": true}, {"window": [case, done, of]}, {"case": ...}, {"fatal": ...}. The end of its
+input, which comes even from a parent that was killed, means that there are no more cases.
 """
 
 from __future__ import annotations
 
 import json
+import logging
 import os
 import sys
 import threading
+import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
@@ -23,6 +25,9 @@ from sagittal.inference.ensemble import computed_by, predictor_of
 from sagittal.inference.fast import fast_settings_of
 from sagittal.inference.pipeline import CasePipeline, Job
 from sagittal.inference.run_report import CasePrediction, Choices
+
+TELL_EVERY_S = 2.0
+"""How often it says how far the scan in progress is."""
 
 
 def main() -> int:
@@ -54,13 +59,22 @@ def _work(lines: IO[str], send: Any) -> int:
     if not first:
         return 1
     task = json.loads(first)
+    if task["debug"]:
+        logging.basicConfig(stream=sys.stderr)
+        logging.getLogger("sagittal").setLevel(logging.DEBUG)
     bundles = [read_bundle(path) for path in task["bundles"]]
     folder, choices = Path(task["folder"]), Choices.from_json(json.dumps(task["choices"]))
     if choices.fast:
         bundles = [each.bundle for each in fast_settings_of(bundles)]
     cache_folder = None if task["cache_folder"] is None else Path(task["cache_folder"])
     predictor = predictor_of(
-        bundles, choices, task["device"], task["engine"], cache_folder=cache_folder, scratch=folder
+        bundles,
+        choices,
+        task["device"],
+        task["engine"],
+        cache_folder=cache_folder,
+        scratch=folder,
+        threads=task["threads"],
     )
     job = Job(
         folder=folder,
@@ -75,8 +89,21 @@ def _work(lines: IO[str], send: Any) -> int:
     def tell(case: CasePrediction) -> None:
         send(case=case.model_dump(mode="json"))
 
-    CasePipeline(predictor, job, tell).run(_cases(lines, send))
+    CasePipeline(predictor, job, tell, _windows_told(send)).run(_cases(lines, send))
     return 0
+
+
+def _windows_told(send: Any) -> Callable[[str, int, int], None]:
+    """Return what tells the parent how far a case is, now and then."""
+    told_at = time.monotonic()
+
+    def tell(case: str, done: int, of: int) -> None:
+        nonlocal told_at
+        if time.monotonic() - told_at > TELL_EVERY_S:
+            told_at = time.monotonic()
+            send(window=[case, done, of])
+
+    return tell
 
 
 def _cases(lines: IO[str], send: Any) -> Iterator[Case]:

@@ -23,7 +23,7 @@ from sagittal.errors import PlanError, ResourceError
 from sagittal.inference import predictor as single
 from sagittal.inference.averaging import WORK_BYTES, Adder, Decider, ShareSums
 from sagittal.inference.consumers import SlabConsumer
-from sagittal.inference.engines.choice import load_engine
+from sagittal.inference.engines.choice import engine_named, load_engine
 from sagittal.inference.engines.engine import Engine
 from sagittal.inference.memory import GIB, budget_bytes
 from sagittal.inference.missing import channels_given, preprocessing_of
@@ -268,6 +268,7 @@ def predictor_of(
     *,
     cache_folder: Path | None = None,
     scratch: Path | None = None,
+    threads: int | None = None,
 ) -> Predictor | EnsemblePredictor:
     """Return what predicts as was chosen with one bundle, or with the mean of several.
 
@@ -276,11 +277,12 @@ def predictor_of(
         choices: precision, missing channels and post-processing count here.
         device, engine, cache_folder: see `load`.
         scratch: see `EnsemblePredictor`.
+        threads: see `load_engine`.
 
     Raises:
         SagittalError: see `EnsemblePredictor` and `load`.
     """
-    members = _members(bundles, device, engine, choices.precision, cache_folder)
+    members = _members(bundles, device, engine, choices.precision, cache_folder, threads)
     missing, rules = choices.missing, choices.postprocessing
     if len(members) == 1:
         return Predictor(members[0].plan, members[0].load(), missing=missing, postprocessing=rules, scratch=scratch)
@@ -293,6 +295,12 @@ def engines_of(predictor: Predictor | EnsemblePredictor) -> tuple[tuple[str, str
         return tuple(dict.fromkeys(predictor.engines))
     engine = predictor.engine
     return ((engine.name, engine.precision, engine.device),)
+
+
+def engines_named(bundles: Sequence[Bundle], devices: Sequence[str], engine: str, precision: str) -> str:
+    """Return what will compute, before any network is loaded, as a report tells it: `openvino fp32`."""
+    names = dict.fromkeys(engine_named(bundle, device, engine) for bundle in bundles for device in devices)
+    return " + ".join(f"{name} {precision}" for name in names)
 
 
 def computed_by(predictor: Predictor | EnsemblePredictor) -> str:
@@ -359,11 +367,12 @@ def _members(
     engine: str,
     precision: str,
     cache_folder: str | os.PathLike[str] | None,
+    threads: int | None = None,
 ) -> list[Member]:
     return [
         Member(
             bundle.plan,
-            partial(load_engine, bundle, device, engine, precision, cache_folder=cache_folder),
+            partial(load_engine, bundle, device, engine, precision, cache_folder=cache_folder, threads=threads),
             bundle.path.name,
         )
         for bundle in bundles

@@ -47,7 +47,7 @@ class Model:
         plan: what it was trained with.
         name: of its bundle.
         sha256: hash of the bundle's manifest; without one no case counts as finished.
-        engine: what computes, torch or openvino.
+        engine: what computes, with its precision: `openvino fp32`.
         devices: where.
         threshold: agreement below which a case is flagged, and where it comes from.
     """

@@ -137,11 +137,11 @@ def tidy(cases: Iterable[Case], folder: Path, file_ending: str) -> None:
                 part.unlink(missing_ok=True)
 
 
-def stamp_output(folder: Path, path: Path, *, hashed: bool = True) -> FileStamp:
-    """Return size and, where asked for, hash of a file that was just written."""
+def stamp_output(folder: Path, path: Path) -> FileStamp:
+    """Return size and hash of a file that was just written."""
     try:
         size = path.stat().st_size
-        digest = _sha256([path]) if hashed else None
+        digest = _sha256([path])
     except OSError as error:
         raise ResourceError(
             f"{path}: was just written and can't be read ({error.strerror}). Check the disk.", code="disk"

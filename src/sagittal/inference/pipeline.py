@@ -9,12 +9,14 @@ A case that fails is told and the next one goes on. A full disk fails every furt
 
 from __future__ import annotations
 
+import logging
 import math
 import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -39,6 +41,7 @@ from sagittal.volumes.dicom import dicom_modality
 from sagittal.volumes.io import is_dicom, read_header
 from sagittal.volumes.volume import read_scans, read_volume
 
+_log = logging.getLogger("sagittal.inference")
 GIB = 1 << 30
 HELD_SHARE = 0.125
 """Of the memory that is allowed, for scans that wait and results that are being written."""
@@ -151,11 +154,13 @@ class CasePipeline:
         predictor: the model.
         job: what is to be made of each case.
         tell: called with what became of each case as soon as it is known, from whichever thread knows.
+        on_window: called after each call of the network, with the case's id, windows done and windows in all.
     """
 
     predictor: CasePredictor
     job: Job
     tell: Callable[[CasePrediction], None]
+    on_window: Callable[[str, int, int], None] | None = None
     _ahead: Future[_Loaded] | None = field(default=None, init=False)
     _writing: Future[None] | None = field(default=None, init=False)
     _written_bytes: int = field(default=0, init=False)
@@ -211,7 +216,7 @@ class CasePipeline:
         except SagittalError as error:
             return _Loaded(case, seconds(), error=error)
         except Exception as error:
-            return _Loaded(case, seconds(), error=_bug(error))
+            return _Loaded(case, seconds(), error=_bug(error, case))
 
     def _may_hold(self, count: int, share: float = HELD_SHARE) -> bool:
         return self.job.memory_gib is None or count <= share * self.job.memory_gib * GIB
@@ -248,7 +253,7 @@ class CasePipeline:
         except SagittalError as error:
             self.tell(_failure(loaded, error, time.monotonic() - began))
         except Exception as error:
-            self.tell(_failure(loaded, _bug(error), time.monotonic() - began))
+            self.tell(_failure(loaded, _bug(error, loaded.case), time.monotonic() - began))
         return None
 
     def _make_room(self, loaded: _Loaded) -> None:
@@ -284,7 +289,7 @@ class CasePipeline:
                 # Reading it again takes seconds; a network with less memory takes longer.
                 loaded.volumes = None
             scan: Any = loaded.case.images if loaded.volumes is None else loaded.volumes
-            labels = self.predictor.predict(scan, on_window=self._look_at_writer, **options)
+            labels = self.predictor.predict(scan, on_window=partial(self._after_window, loaded.case.id), **options)
             quality = (
                 None
                 if disagreement is None or not disagreement.looked
@@ -306,8 +311,10 @@ class CasePipeline:
         ahead = 0.0 if self._ahead is None else HELD_SHARE * self.job.memory_gib
         return max(_LEAST_GIB, self.job.memory_gib - writing - ahead)
 
-    def _look_at_writer(self, done: int, of: int) -> None:
-        """End at once where the disk is full, not after the scan in progress."""
+    def _after_window(self, case: str, done: int, of: int) -> None:
+        """Tell how far it is; end at once where the disk is full, not after the scan in progress."""
+        if self.on_window is not None:
+            self.on_window(case, done, of)
         if self._writing is not None and self._writing.done():
             self._finish_writing()
 
@@ -327,7 +334,7 @@ class CasePipeline:
             self.tell(_failure(loaded, error, computed.seconds + time.monotonic() - began))
             return
         except Exception as error:
-            self.tell(_failure(loaded, _bug(error), computed.seconds + time.monotonic() - began))
+            self.tell(_failure(loaded, _bug(error, loaded.case), computed.seconds + time.monotonic() - began))
             return
         writing_s, quality = time.monotonic() - began, computed.quality
         phases = {**computed.phases_s, "writing": writing_s}
@@ -357,7 +364,7 @@ class CasePipeline:
         keep_only(labels.array[0], spec, plan.dataset)
         files = []
         if computed.probabilities is not None:
-            files.append(stamp_output(job.folder, computed.probabilities.finish(), hashed=False))
+            files.append(stamp_output(job.folder, computed.probabilities.finish()))
         if computed.entropy is not None:
             written = Volume.on(labels.geometry, computed.entropy.on_grid()).write(paths.entropy)
             files.append(stamp_output(job.folder, written))
@@ -387,8 +394,12 @@ def _failure(loaded: _Loaded, error: SagittalError, seconds: float) -> CasePredi
     )
 
 
-def _bug(error: Exception) -> SagittalError:
-    """Return an error that is not the user's as one that a case is told to have failed with."""
+def _bug(error: Exception, case: Case) -> SagittalError:
+    """Return an error that is not the user's as one that a case is told to have failed with.
+
+    Where it was raised goes to the log, which `--debug` shows.
+    """
+    _log.debug("%s: %s", case.id, type(error).__name__, exc_info=error)
     if isinstance(error, OSError):
         return SagittalError(f"{error.filename or 'a file'}: can't be read ({error.strerror}).", code="unreadable")
     if isinstance(error, MemoryError):

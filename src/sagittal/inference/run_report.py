@@ -52,7 +52,7 @@ class FileStamp(Frozen):
     """In the output folder, with forward slashes."""
     size_bytes: int
     sha256: str | None = None
-    """None for probabilities, which are too large to read once more."""
+    """None for probabilities that an earlier version wrote."""
 
 
 class InputStamp(Frozen):
@@ -152,6 +152,7 @@ class FolderResult(Frozen):
     """Hash of its manifest, None where the model was not read from a bundle."""
     network: str
     engine: str
+    """What computed, with its precision: `openvino fp32`."""
     devices: tuple[str, ...]
     versions: dict[str, str]
     choices: Choices

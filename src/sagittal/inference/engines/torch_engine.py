@@ -188,14 +188,21 @@ class TorchEngine:
             return np.asarray(result.cpu().contiguous().numpy())
 
 
-def load(bundle: Bundle, device: torch.device | str = "cpu") -> TorchEngine:
+def load(bundle: Bundle, device: torch.device | str = "cpu", *, threads: int | None = None) -> TorchEngine:
     """Return the engine of a verified bundle, all folds of it.
+
+    Args:
+        bundle: verified.
+        device: where it computes.
+        threads: of the CPU, for all that PyTorch computes in this process; None leaves them as they are.
 
     Raises:
         BundleError: its weights do not fit its plan.
         ResourceError: no such device.
     """
     target = resolve_device(device)
+    if threads is not None:
+        torch.set_num_threads(threads)
     return TorchEngine(bundle.plan, [network_of(bundle, name, target) for name in bundle.weight_names], target)
 
 
