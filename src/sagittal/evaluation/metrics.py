@@ -246,7 +246,8 @@ METRICS: dict[str, Metric] = {
         compute=_cldice,
         definition="Centreline Dice, for vessels and other tubes: the harmonic mean of the share of the prediction's "
         "skeleton that lies in the reference and the share of the reference's skeleton that lies in the prediction. "
-        "The skeleton is that of scikit-image's skeletonize (Lee et al. 1994).",
+        "The skeleton is that of scikit-image's skeletonize (Lee et al. 1994); a mask of which that leaves nothing is "
+        "its own skeleton.",
         empty_reference=FALSE_ALARM_IS_ZERO,
         empty_prediction=MISS_IS_ZERO,
         both_empty=UNDEFINED,

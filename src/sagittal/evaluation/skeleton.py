@@ -38,11 +38,13 @@ def _share(mask: Bool[np.ndarray, "D H W"], other: Bool[np.ndarray, "D H W"]) ->
     box = bounding_box(mask)
     assert box is not None
     thin = skeleton(mask[box.slices])
-    return np.count_nonzero(thin & other[box.slices]) / np.count_nonzero(thin)
+    return int(np.count_nonzero(thin & other[box.slices])) / int(np.count_nonzero(thin))
 
 
 def skeleton(mask: Bool[np.ndarray, "D H W"]) -> Bool[np.ndarray, "D H W"]:
-    """Thin a mask to lines one voxel wide that keep its pieces, holes and cavities.
+    """Thin a mask to lines one voxel wide; a mask that is thinned away altogether is its own skeleton.
+
+    scikit-image 0.26 leaves nothing of some blocks two voxels thick.
 
     Raises:
         ResourceError: scikit-image is not installed.
@@ -56,4 +58,4 @@ def skeleton(mask: Bool[np.ndarray, "D H W"]) -> Bool[np.ndarray, "D H W"]:
         ) from None
     # Padded, for the method looks at neighbours: what touches the border must thin like what does not.
     thin: Bool[np.ndarray, "D H W"] = morphology.skeletonize(np.pad(mask, 1), method="lee")[1:-1, 1:-1, 1:-1] > 0
-    return thin
+    return thin if thin.any() else mask
