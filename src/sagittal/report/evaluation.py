@@ -33,6 +33,7 @@ from sagittal.report.page import Page, highlights, write_report
 from sagittal.report.pictures import CT_SOFT_TISSUE, CaseView, view_case
 from sagittal.report.scoring import Job, Outcome
 from sagittal.report.scoring_pool import score_all
+from sagittal.report.tables import write_tables
 from sagittal.volumes import Volume, read_labels, read_volume
 from sagittal.volumes.geometry import Geometry
 from sagittal.volumes.volume import require_same_grid
@@ -70,7 +71,9 @@ def evaluate(
     workers: int | None = None,
     page: Page | None = None,
 ) -> Evaluation:
-    """Score predictions against references and, where `out` is given, write metrics.json, metrics.csv and report.html.
+    """Score predictions against references and, where `out` is given, write the result there.
+
+    Written are report.html, metrics.json, metrics.csv (a row per case and class), summary.csv, tables.md and tables.tex.
 
     Cases are matched by file name without its ending. A case whose files can't be read or lie on two grids is put into
     `failures` of the result and is in no mean: whoever calls decides what that means (the command line exits 1).
@@ -78,7 +81,7 @@ def evaluate(
     Args:
         predictions: folder of label maps, or one file.
         references: folder of label maps, one file, or a data set with a folder labelsTr.
-        out: folder for the three files; nothing is written without it.
+        out: folder for these files; nothing is written without it.
         labels: what to score, like the `labels` of a dataset.json. By itself: those of the dataset.json in the
             references' folder, above it, or in the predictions' folder; else every value that the references hold.
         settings: metrics, tolerances and protocol; by itself those of `EvaluationSettings()`.
@@ -167,6 +170,7 @@ def _write(out: Path, evaluation: Evaluation, page: Page, pictures: Mapping[str,
     # The largest file first: where the disk is too full for it, an earlier result stays as it was.
     write_report(out / REPORT_HTML, evaluation, page=page, pictures=pictures)
     write_atomically(out / METRICS_CSV, evaluation.to_csv().encode())
+    write_tables(out, evaluation)
     write_atomically(out / METRICS_JSON, evaluation.to_json().encode())
 
 
