@@ -73,7 +73,7 @@ def evaluate(
 ) -> Evaluation:
     """Score predictions against references and, where `out` is given, write the result there.
 
-    Written are report.html, metrics.json, metrics.csv (a row per case and class), summary.csv, tables.md and tables.tex.
+    These are report.html, metrics.json, metrics.csv (a row per case and class), summary.csv, tables.md, tables.tex.
 
     Cases are matched by file name without its ending. A case whose files can't be read or lie on two grids is put into
     `failures` of the result and is in no mean: whoever calls decides what that means (the command line exits 1).
