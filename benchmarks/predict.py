@@ -13,6 +13,7 @@ same number of classes and `--other-shape`. Linux only.
 import argparse
 import json
 import os
+import resource
 import subprocess
 import sys
 import tempfile
@@ -89,15 +90,18 @@ def pss_bytes(pid: int) -> int:
     return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("Pss:")), 0)
 
 
-def run(command: list[str]) -> tuple[str, float, int]:
-    """Run a command; return what it prints, its seconds and its peak memory in bytes."""
-    began = time.perf_counter()
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
-        with PeakMemory(process.pid) as memory:
-            printed, _ = process.communicate()
-        if process.returncode:
-            return f"failed with exit code {process.returncode}", time.perf_counter() - began, memory.peak
-    return printed, time.perf_counter() - began, memory.peak
+def run(command: list[str]) -> tuple[str, dict[str, float]]:
+    """Run a command; return what it prints, and what it took: all cores' seconds tell more on a busy machine."""
+    began, before = time.perf_counter(), resource.getrusage(resource.RUSAGE_CHILDREN)
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process, PeakMemory(process.pid) as memory:
+        printed, _ = process.communicate()
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    taken = {
+        "peak_gib": round(memory.peak / GIB, 3),
+        "seconds": round(time.perf_counter() - began, 1),
+        "cpu_seconds": round(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime, 1),
+    }
+    return f"failed with exit code {process.returncode}" if process.returncode else printed, taken
 
 
 def predict(given: argparse.Namespace, work: Path) -> dict[str, object]:
@@ -110,8 +114,8 @@ def predict(given: argparse.Namespace, work: Path) -> dict[str, object]:
     command += ["--engine", given.engine, "--mirror" if given.mirror else "--no-mirror"]
     command += ["--precision", given.precision]
     command += [] if given.memory_gib is None else ["--memory-gib", str(given.memory_gib)]
-    printed, seconds, peak = run(command)
-    result: dict[str, object] = {"peak_gib": round(peak / GIB, 3), "seconds": round(seconds, 1)}
+    printed, taken = run(command)
+    result: dict[str, object] = {**taken}
     report = out / "prediction.json"
     if not report.exists():
         return {**result, "printed": printed}
@@ -146,8 +150,8 @@ def main() -> None:
     shape = ",".join(map(str, given.other_shape or given.shape))
     for name, python, number in (("nnunet", given.nnunet, given.other_scale), ("monai", given.monai, 128)):
         if python is not None:
-            printed, _, peak = run([python, str(ORACLE), name, shape, str(given.classes), str(number)])
-            report[name] = {"shape": shape, "peak_gib": round(peak / GIB, 3), "printed": printed.strip()}
+            printed, taken = run([python, str(ORACLE), name, shape, str(given.classes), str(number)])
+            report[name] = {"shape": shape, **taken, "printed": printed.strip()}
     print(json.dumps({"shape": given.shape, "classes": given.classes, "cores": os.cpu_count(), **report}, indent=2))
 
 
