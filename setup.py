@@ -5,7 +5,7 @@ The library is plain C loaded with ctypes. Where it cannot be built, the package
 
 from setuptools import Extension, setup
 
-PARTS = ("jobs", "vector", "depthwise", "pointwise", "amx", "undef")
+PARTS = ("gelu", "jobs", "vector", "depthwise", "pointwise", "forward", "amx", "undef")
 FOLDER = "src/sagittal/kernels"
 
 setup(

@@ -6,9 +6,9 @@
  */
 #if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
 #define HAS_X86
+#include <immintrin.h>
 #if __GNUC__ >= 11 && defined(__linux__)
 #define HAS_AMX
-#include <immintrin.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 #endif
@@ -20,6 +20,7 @@
 #include <stdint.h>
 #include <string.h>
 
+#include "_cpu_gelu.h"
 #include "_cpu_jobs.h"
 
 #define INLINE static inline __attribute__((always_inline, unused))
@@ -31,14 +32,15 @@
 struct kernels {
     task_fn (*depthwise_task)(int kernel, int mode);
     task_fn (*weight_task)(int kernel, int stride);
-    task_fn moments, tail_forward, tail_backward, norm_backward;
+    task_fn (*sweep_task)(int kernel, int up);
+    task_fn moments, tail_backward, norm_backward, forward, forward_up;
     void (*gelu)(float *, int64_t);
     void (*gelu_backward)(float *, float *, int64_t);
 };
 
-#define KERNELS                                                                                                        \
-    {ISA(depthwise_task),     ISA(weight_task),        ISA(moments_task), ISA(tail_forward_task), ISA(tail_backward_task), \
-     ISA(norm_backward_task), ISA(gelu),               ISA(gelu_backward)}
+#define KERNELS                                                                                                      \
+    {ISA(depthwise_task),     ISA(weight_task),        ISA(sweep_task),   ISA(moments_task),    ISA(tail_backward_task), \
+     ISA(norm_backward_task), ISA(forward_task),       ISA(forward_up_task), ISA(gelu),         ISA(gelu_backward)}
 
 #define ISA(name) name##_portable
 #define LANES 4
@@ -46,6 +48,7 @@ struct kernels {
 #include "_cpu_vector.h"
 #include "_cpu_depthwise.h"
 #include "_cpu_pointwise.h"
+#include "_cpu_forward.h"
 static const struct kernels portable = KERNELS;
 #include "_cpu_undef.h"
 
@@ -58,6 +61,7 @@ static const struct kernels portable = KERNELS;
 #include "_cpu_vector.h"
 #include "_cpu_depthwise.h"
 #include "_cpu_pointwise.h"
+#include "_cpu_forward.h"
 static const struct kernels avx2 = KERNELS;
 #include "_cpu_undef.h"
 #pragma GCC pop_options
@@ -70,6 +74,7 @@ static const struct kernels avx2 = KERNELS;
 #include "_cpu_vector.h"
 #include "_cpu_depthwise.h"
 #include "_cpu_pointwise.h"
+#include "_cpu_forward.h"
 static const struct kernels avx512 = KERNELS;
 #include "_cpu_undef.h"
 #pragma GCC pop_options
@@ -89,6 +94,7 @@ static void (*omp_parallel)(void (*)(void *), void *, unsigned, unsigned);
  * the set chosen. */
 EXPORT int sagittal_start(void *gomp_parallel, int limit) {
     int level = 0;
+    gelu_fill_table();
     memcpy(&omp_parallel, &gomp_parallel, sizeof omp_parallel);
     chosen = &portable;
 #ifdef HAS_X86
@@ -252,11 +258,127 @@ EXPORT void sagittal_moments(const float *x, float *partial, float *mean, float 
         }
 }
 
+/* shape as in depthwise_job; `up`: the transposed convolution of stride 2 */
+static struct sweep sweep_job(const int64_t *shape, int up) {
+    struct sweep job = {.as = depthwise_job(shape)};
+    const int64_t row = sweep_plane(&job) * job.as.kernel_d + shape[8] * shape[9] * shape[9];
+    job.group = row * 64 <= SWEEP_FLOATS ? 64 : row * 32 <= SWEEP_FLOATS ? 32 : 16;
+    job.group = at_most(job.group, job.as.channels);
+    job.scratch_size = up ? 0 : row * job.group;
+    job.stream = job.as.samples * job.as.out[0] * job.as.out[1] * job.as.out[2] * job.as.channels > STREAM_FLOATS;
+    return job;
+}
+
+/* Floats of scratch for each thread, and of partial sums. */
+EXPORT void sagittal_sweep_space(const int64_t *shape, int64_t *sizes, int up) {
+    const struct sweep job = sweep_job(shape, up);
+    sizes[0] = job.scratch_size;
+    sizes[1] = job.as.samples * job.as.out[0] * divide_up(job.as.out[1], BOX_ROWS) * 2 * job.as.channels;
+}
+
+/* Mean and reciprocal standard deviation of one sample. */
+static void sweep_moments(const struct sweep *job, int64_t n, float *mean, float *scale, double eps) {
+    const int64_t C = job->as.channels, blocks = divide_up(job->as.out[1], BOX_ROWS), parts = job->as.out[0] * blocks;
+    const double voxels = (double)(job->as.out[0] * job->as.out[1] * job->as.out[2]);
+    const float *partial = job->partial + n * parts * 2 * C;
+    for (int64_t c = 0; c < C; c++) {
+        const double pivot = partial[c];
+        double total = 0, spread = 0;
+        for (int64_t i = 0; i < parts; i++) {
+            const double count = (double)(at_most(BOX_ROWS, job->as.out[1] - i % blocks * BOX_ROWS) * job->as.out[2]);
+            const double distance = (double)partial[2 * i * C + c] - pivot;
+            total += distance * count;
+            spread += distance * distance * count + (double)partial[(2 * i + 1) * C + c];
+        }
+        total /= voxels;
+        spread = spread / voxels - total * total;
+        mean[c] = (float)(pivot + total);
+        scale[c] = (float)(1.0 / sqrt((spread > 0 ? spread : 0) + eps));
+    }
+}
+
+/* y = bias + the depthwise convolution with a kernel of 3, 5 or 7, of stride 1 or (`up`) transposed, and y's moments: mean and reciprocal standard
+ * deviation (N, C). in: x, weight, bias or NULL; moments: mean, scale, partial sums. */
+EXPORT void sagittal_sweep(const float *const *in, float *y, float *const *moments, float *scratch, const int64_t *shape, double eps,
+                           int up, int threads) {
+    struct sweep job = sweep_job(shape, up);
+    const int64_t C = job.as.channels;
+    job.as.x = in[0];
+    job.as.weight = in[1];
+    job.as.bias = in[2];
+    job.as.y = y;
+    job.partial = moments[2];
+    job.scratch = scratch;
+    job.stream = job.stream && (uintptr_t)y % 64 == 0;
+    run_tasks(chosen->sweep_task(job.as.kernel, up), &job, up ? depthwise_tasks(&job.as) : sweep_tasks(&job), threads);
+    for (int64_t n = 0; n < job.as.samples; n++) sweep_moments(&job, n, moments[0] + n * C, moments[1] + n * C, eps);
+}
+
+/* shape: N, voxels, C, hidden, outputs; where h is placed among zeros, also its D, H, W, else zeros */
+static struct forward forward_job(const int64_t *shape) {
+    struct forward job = {0};
+    job.samples = shape[0];
+    job.voxels = shape[1];
+    job.channels = shape[2];
+    job.hidden = shape[3];
+    job.outputs = shape[4];
+    memcpy(job.size, shape + 5, sizeof job.size);
+    job.block = at_most(job.hidden, 512);
+    job.chunk = job.hidden > 512 ? 120 : job.hidden > 128 ? 96 : 192;
+    if (job.size[2] > job.chunk) job.chunk = job.size[2];
+    job.scratch_size = job.chunk * (job.channels + job.block + job.outputs);
+    job.stream = job.samples * job.voxels * job.outputs > STREAM_FLOATS;
+    return job;
+}
+
+static void panels_task(void *arg, int64_t task, int slot) {
+    const struct panels *job = arg;
+    const int64_t first = task * PANEL, wide = at_most(PANEL, job->rows - first);
+    float *panel = job->panels + first * job->depth;
+    (void)slot;
+    for (int64_t j = 0; j < wide; j++) {
+        const float *row = job->weight + (first + j) * job->depth;
+        for (int64_t k = 0; k < job->depth; k++) panel[k * wide + j] = job->scale ? row[k] * job->scale[k] : row[k];
+    }
+}
+
+/* Floats of scratch of each thread, and of the weights in panels. */
+EXPORT void sagittal_forward_space(const int64_t *shape, int64_t *sizes) {
+    const struct forward job = forward_job(shape);
+    sizes[0] = job.scratch_size;
+    sizes[1] = job.hidden * (job.channels + job.outputs);
+}
+
+/* y of struct forward; in: h, mean, scale, expand (R, C), the norm's weight (C), expand_bias with the norm's in it, contract (O, R), its bias,
+ * residual or NULL, odd or NULL. */
+EXPORT void sagittal_forward(const float *const *in, float *y, float *scratch, float *weights, const int64_t *shape, int threads) {
+    struct forward job = forward_job(shape);
+    struct panels expand = {in[3], in[4], weights, job.hidden, job.channels};
+    struct panels contract = {in[6], NULL, weights + job.hidden * job.channels, job.outputs, job.hidden};
+    run_tasks(panels_task, &expand, divide_up(expand.rows, PANEL), threads);
+    run_tasks(panels_task, &contract, divide_up(contract.rows, PANEL), threads);
+    job.h = in[0];
+    job.mean = in[1];
+    job.scale = in[2];
+    job.expand = expand.panels;
+    job.expand_bias = in[5];
+    job.contract = contract.panels;
+    job.contract_bias = in[7];
+    job.residual = in[8];
+    job.odd = in[9];
+    job.y = y;
+    job.scratch = scratch;
+    job.stream = job.stream && (uintptr_t)y % 64 == 0;
+    if (job.size[2])
+        run_tasks(chosen->forward_up, &job, job.samples * (job.size[0] + 1), threads);
+    else
+        run_tasks(chosen->forward, &job, job.samples * divide_up(job.voxels, job.chunk), threads);
+}
+
 /* shape: N, voxels, C, hidden, outputs, and whether the products are in bfloat16 */
 static struct tail tail_job(const int64_t *shape) {
     struct tail job = {0};
     const int64_t rows = 32768 / shape[3] / 12 * 12;
-    job.forward = chosen->tail_forward;
     job.backward = chosen->tail_backward;
     job.voxels = shape[1];
     job.channels = shape[2];
@@ -289,8 +411,8 @@ EXPORT void sagittal_tail_space(const int64_t *shape, int64_t *sizes) {
     sizes[3] = job.parts;
 }
 
-/* y = residual + contract(gelu(expand((h - mean) * scale))); in: h, mean, scale, expand_t (C, R), its bias, contract_t (R, O), its bias,
- * residual or NULL. In bfloat16 expand_t and contract_t are pairs. */
+/* y = residual + contract(gelu(expand((h - mean) * scale))) in bfloat16; in: h, mean, scale, expand_t (C, R) in pairs, its bias, contract_t
+ * (R, O) in pairs, its bias, residual or NULL. In float32 it is sagittal_forward. */
 EXPORT void sagittal_tail_forward(const float *const *in, float *y, float *scratch, const int64_t *shape, int threads) {
     struct tail job = tail_job(shape);
     job.h = in[0];

@@ -40,12 +40,11 @@ INLINE void ISA(forward_tile)(const struct depthwise *job, const float *x, const
     }
 }
 
-/* y[2 (j0 + t) + E] for t < T: the transposed convolution of stride 2 as two ordinary ones, one for each parity E of the place. */
-INLINE void ISA(transposed_tile)(const struct depthwise *job, const float *x, const float *weight, vf init, float *y, const float *add,
-                                 int64_t od, int64_t oh, int64_t j0, const int K, const int E, const int T) {
+/* y[2 (j0 + t) + E] for t < T, in sum: the transposed convolution of stride 2 as two ordinary ones, one for each parity E of the place. */
+INLINE void ISA(transposed_sums)(const struct depthwise *job, const float *x, const float *weight, vf init, vf *sum, int64_t od,
+                                 int64_t oh, int64_t j0, const int K, const int E, const int T) {
     const int64_t C = job->channels, D = job->in[0], H = job->in[1], W = job->in[2];
     const int P = K / 2, PD = job->kernel_d / 2;
-    vf sum[8];
 #pragma GCC unroll 8
     for (int t = 0; t < T; t++) sum[t] = init;
     for (int kd = (int)((od + PD) & 1); kd < job->kernel_d; kd += 2) {
@@ -68,9 +67,15 @@ INLINE void ISA(transposed_tile)(const struct depthwise *job, const float *x, co
             }
         }
     }
+}
+
+INLINE void ISA(transposed_tile)(const struct depthwise *job, const float *x, const float *weight, vf init, float *y, const float *add,
+                                 int64_t od, int64_t oh, int64_t j0, const int K, const int E, const int T) {
+    vf sum[8];
+    ISA(transposed_sums)(job, x, weight, init, sum, od, oh, j0, K, E, T);
 #pragma GCC unroll 8
     for (int t = 0; t < T; t++) {
-        const int64_t at = (2 * (j0 + t) + E) * C;
+        const int64_t at = (2 * (j0 + t) + E) * job->channels;
         ISA(store)(y + at, add ? sum[t] + ISA(load)(add + at) : sum[t]);
     }
 }

@@ -28,6 +28,30 @@ struct tail {
     task_fn forward, backward;
 };
 
+/* A depthwise convolution whose result's moments are taken on the way. Of `parts` sets of voxels, each some rows of one plane, `partial` holds
+ * (2, C) numbers: the mean, and the sum of squared distances from it. */
+struct sweep {
+    struct depthwise as;
+    float *partial, *scratch;
+    int64_t group, scratch_size;
+    int stream;
+};
+
+/* y = residual + contract(gelu(expand((h - mean) * scale))), without what a backward pass needs; the matrices lie in panels. Where `odd` is
+ * given, h (2n - 1 voxels) lies behind a front plane of zeros in y (2n) along each axis, and odd (n) is added to each second voxel. */
+struct forward {
+    const float *h, *mean, *scale, *expand, *expand_bias, *contract, *contract_bias, *residual, *odd;
+    float *y, *scratch;
+    int64_t samples, voxels, size[3], channels, hidden, outputs, chunk, block, scratch_size;
+    int stream;
+};
+
+struct panels {
+    const float *weight, *scale;
+    float *panels;
+    int64_t rows, depth;
+};
+
 struct norm_backward {
     const float *h, *mean, *scale_a, *scale_h, *shift;
     float *grad;
@@ -70,6 +94,30 @@ static void depthwise_box_of_task(const struct depthwise *job, int64_t task, str
     box->h1 = at_most(box->h0 + BOX_ROWS, job->out[1]);
     box->c0 = c * BOX_CHANNELS;
     box->c1 = at_most(box->c0 + BOX_CHANNELS, job->channels);
+}
+
+enum { SWEEP_PLANES = 32, PANEL = 64, STREAM_FLOATS = 1 << 22, SWEEP_FLOATS = 1 << 18 };
+
+static int64_t sweep_row(const struct sweep *job) { return divide_up(job->as.out[2], 8) * 8 + job->as.kernel - 1; }
+
+static int64_t sweep_plane(const struct sweep *job) { return (BOX_ROWS + job->as.kernel - 1) * sweep_row(job); }
+
+static int64_t sweep_tasks(const struct sweep *job) {
+    return job->as.samples * divide_up(job->as.out[0], SWEEP_PLANES) * divide_up(job->as.out[1], BOX_ROWS) * divide_up(job->as.channels, job->group);
+}
+
+static void sweep_box_of_task(const struct sweep *job, int64_t task, struct box *box) {
+    const int64_t groups = divide_up(job->as.channels, job->group), c = task % groups, rest = task / groups;
+    const int64_t blocks_h = divide_up(job->as.out[1], BOX_ROWS), h = rest % blocks_h, nd = rest / blocks_h;
+    const int64_t blocks_d = divide_up(job->as.out[0], SWEEP_PLANES), d = nd % blocks_d;
+    box->n = nd / blocks_d;
+    box->part = (box->n * job->as.out[0]) * blocks_h + h;
+    box->d0 = d * SWEEP_PLANES;
+    box->d1 = at_most(box->d0 + SWEEP_PLANES, job->as.out[0]);
+    box->h0 = h * BOX_ROWS;
+    box->h1 = at_most(box->h0 + BOX_ROWS, job->as.out[1]);
+    box->c0 = c * job->group;
+    box->c1 = at_most(box->c0 + job->group, job->as.channels);
 }
 
 /* Planes of one sample that share a partial sum; a rule of the shape alone, so that the sums do not depend on the threads. */

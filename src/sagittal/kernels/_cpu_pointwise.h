@@ -6,7 +6,7 @@
 
 /* c[i, :] = add[i, :] + bias + sum over k of a[i rs + k cs] b[k, :] for ROWS rows and WIDE vectors of columns. */
 INLINE void ISA(product_tile)(const float *a, int64_t rs, int64_t cs, const float *b, int64_t ldb, const float *bias, const float *add,
-                              float *c, int64_t ldc, int64_t depth, const int ROWS, const int WIDE) {
+                              float *c, int64_t ldc, int64_t depth, const int ROWS, const int WIDE, const int STREAM) {
     vf sum[12][4];
 #pragma GCC unroll 12
     for (int i = 0; i < ROWS; i++)
@@ -28,15 +28,19 @@ INLINE void ISA(product_tile)(const float *a, int64_t rs, int64_t cs, const floa
 #pragma GCC unroll 4
         for (int v = 0; v < WIDE; v++) {
             const int64_t at = i * ldc + v * LANES;
-            ISA(store)(c + at, add ? sum[i][v] + ISA(load)(add + at) : sum[i][v]);
+            const vf value = add ? sum[i][v] + ISA(load)(add + at) : sum[i][v];
+            if (STREAM)
+                ISA(stream)(c + at, value);
+            else
+                ISA(store)(c + at, value);
         }
 }
 
 #define PRODUCT_TILE(ROWS) \
-    ISA(product_tile)(a + i * rs, rs, cs, b, ldb, bias, add ? add + i * ldc : NULL, c + i * ldc, ldc, depth, ROWS, WIDE)
+    ISA(product_tile)(a + i * rs, rs, cs, b, ldb, bias, add ? add + i * ldc : NULL, c + i * ldc, ldc, depth, ROWS, WIDE, STREAM)
 
 INLINE void ISA(product_panel)(const float *a, int64_t rs, int64_t cs, const float *b, int64_t ldb, const float *bias, const float *add,
-                               float *c, int64_t ldc, int64_t rows, int64_t depth, const int TALL, const int WIDE) {
+                               float *c, int64_t ldc, int64_t rows, int64_t depth, const int TALL, const int WIDE, const int STREAM) {
     int64_t i = 0;
     for (; i + TALL <= rows; i += TALL) PRODUCT_TILE(TALL);
     for (; i + 4 <= rows; i += 4) PRODUCT_TILE(4);
@@ -44,36 +48,35 @@ INLINE void ISA(product_panel)(const float *a, int64_t rs, int64_t cs, const flo
     if (i < rows) PRODUCT_TILE(1);
 }
 
-#define PRODUCT_PANEL(NAME, TALL, WIDE)                                                                                       \
+#define PRODUCT_PANEL(NAME, TALL, WIDE, STREAM)                                                                               \
     static __attribute__((noinline)) void ISA(NAME)(const float *a, int64_t rs, int64_t cs, const float *b, int64_t ldb,      \
                                                     const float *bias, const float *add, float *c, int64_t ldc, int64_t rows, \
                                                     int64_t depth) {                                                          \
-        ISA(product_panel)(a, rs, cs, b, ldb, bias, add, c, ldc, rows, depth, TALL, WIDE);                                    \
+        ISA(product_panel)(a, rs, cs, b, ldb, bias, add, c, ldc, rows, depth, TALL, WIDE, STREAM);                            \
     }
-PRODUCT_PANEL(product_4, 6, 4)
-PRODUCT_PANEL(product_2, MANY_REGISTERS ? 12 : 6, 2)
-PRODUCT_PANEL(product_1, 12, 1)
+PRODUCT_PANEL(product_4, 6, 4, 0)
+PRODUCT_PANEL(product_2, MANY_REGISTERS ? 12 : 6, 2, 0)
+PRODUCT_PANEL(product_1, 12, 1, 0)
+PRODUCT_PANEL(product_4_stream, 6, 4, 1)
+PRODUCT_PANEL(product_2_stream, MANY_REGISTERS ? 12 : 6, 2, 1)
+PRODUCT_PANEL(product_1_stream, 12, 1, 1)
 
-/* The matrix product c = add + bias + a b, with c (rows, columns) and b (depth, columns) dense; columns a multiple of 16. */
-static void ISA(product)(const float *a, int64_t rs, int64_t cs, const float *b, const float *bias, const float *add, float *c,
-                         int64_t rows, int64_t depth, int64_t columns) {
-    const int64_t n = columns;
+#define PRODUCT_COLUMNS(NAME, WIDE)                                                                                        \
+    for (; j + WIDE * LANES <= columns; j += WIDE * LANES)                                                                    \
+    (stream ? ISA(NAME##_stream) : ISA(NAME))(a, rs, cs, b + j, ldb, bias ? bias + j : NULL, add ? add + j : NULL, c + j, ldc, rows, depth)
+
+/* The matrix product c = add + bias + a b, with c and add (rows, columns) of lines ldc apart, b (depth, columns) of lines ldb apart; columns a
+ * multiple of 16. With `stream` c goes past the caches. */
+static void ISA(product)(const float *a, int64_t rs, int64_t cs, const float *b, int64_t ldb, const float *bias, const float *add, float *c,
+                         int64_t ldc, int64_t rows, int64_t depth, int64_t columns, int stream) {
     int64_t j = 0;
-    if (MANY_REGISTERS)
-        for (; j + 4 * LANES <= n; j += 4 * LANES)
-            ISA(product_4)(a, rs, cs, b + j, n, bias ? bias + j : NULL, add ? add + j : NULL, c + j, n, rows, depth);
-    for (; j + 2 * LANES <= n; j += 2 * LANES)
-        ISA(product_2)(a, rs, cs, b + j, n, bias ? bias + j : NULL, add ? add + j : NULL, c + j, n, rows, depth);
-    for (; j < n; j += LANES)
-        ISA(product_1)(a, rs, cs, b + j, n, bias ? bias + j : NULL, add ? add + j : NULL, c + j, n, rows, depth);
+    if (MANY_REGISTERS) PRODUCT_COLUMNS(product_4, 4);
+    PRODUCT_COLUMNS(product_2, 2);
+    PRODUCT_COLUMNS(product_1, 1);
 }
 
 static void ISA(gelu)(float *u, int64_t count) {
-    for (int64_t i = 0; i < count; i += LANES) {
-        const vf x = ISA(load)(u + i);
-        vf bell;
-        ISA(store)(u + i, x * ISA(normal_cdf)(x, &bell));
-    }
+    for (int64_t i = 0; i < count; i += LANES) ISA(store)(u + i, ISA(gelu_of)(ISA(load)(u + i)));
 }
 
 /* u becomes gelu(u); grad becomes grad * gelu'(u). */
@@ -83,7 +86,7 @@ static void ISA(gelu_backward)(float *u, float *grad, int64_t count) {
         vf bell;
         const vf cdf = ISA(normal_cdf)(x, &bell);
         ISA(store)(grad + i, ISA(load)(grad + i) * (cdf + x * bell * 0.398942280f));
-        ISA(store)(u + i, x * cdf);
+        ISA(store)(u + i, ISA(gelu_of)(x));
     }
 }
 
@@ -129,22 +132,6 @@ static void ISA(moments_task)(void *arg, int64_t task, int slot) {
     }
 }
 
-static void ISA(tail_forward_task)(void *arg, int64_t task, int slot) {
-    const struct tail *job = arg;
-    const int64_t C = job->channels, R = job->hidden, O = job->outputs;
-    int64_t n, start, stop;
-    float *normed = job->scratch + slot * job->scratch_size, *hidden = normed + job->chunk * C;
-    tail_rows_of_task(job, task, &n, &start, &stop);
-    for (; start < stop; start += job->chunk) {
-        const int64_t rows = stop - start < job->chunk ? stop - start : job->chunk, at = n * job->voxels + start;
-        ISA(normalise)(job->h + at * C, job->mean + n * C, job->scale + n * C, normed, rows, C);
-        ISA(product)(normed, C, 1, job->expand_t, job->expand_bias, NULL, hidden, rows, C, R);
-        ISA(gelu)(hidden, rows * R);
-        ISA(product)(hidden, R, 1, job->contract_t, job->contract_bias, job->residual ? job->residual + at * O : NULL, job->y + at * O,
-                     rows, R, O);
-    }
-}
-
 /* grad_a = the gradient at the normalised, scaled and shifted h; partial sums: expand (C, R), contract (R, O), sums of the hidden gradient (R)
  * and of the output gradient (O). */
 static void ISA(tail_backward_task)(void *arg, int64_t task, int slot) {
@@ -159,14 +146,14 @@ static void ISA(tail_backward_task)(void *arg, int64_t task, int slot) {
         const int64_t rows = stop - start < job->chunk ? stop - start : job->chunk, at = n * job->voxels + start;
         const float *grad_y = job->grad_y + at * O;
         ISA(normalise)(job->h + at * C, job->mean + n * C, job->scale + n * C, normed, rows, C);
-        ISA(product)(normed, C, 1, job->expand_t, job->expand_bias, NULL, hidden, rows, C, R);
-        ISA(product)(grad_y, O, 1, job->contract, NULL, NULL, grad, rows, O, R);
+        ISA(product)(normed, C, 1, job->expand_t, R, job->expand_bias, NULL, hidden, R, rows, C, R, 0);
+        ISA(product)(grad_y, O, 1, job->contract, R, NULL, NULL, grad, R, rows, O, R, 0);
         ISA(gelu_backward)(hidden, grad, rows * R);
         ISA(add_column_sums)(grad, sums, rows, R);
         ISA(add_column_sums)(grad_y, sums + R, rows, O);
-        ISA(product)(normed, 1, C, grad, NULL, expand, expand, C, rows, R);
-        ISA(product)(hidden, 1, R, grad_y, NULL, contract, contract, R, rows, O);
-        ISA(product)(grad, R, 1, job->expand, NULL, NULL, job->grad_a + at * C, rows, R, C);
+        ISA(product)(normed, 1, C, grad, R, NULL, expand, expand, R, C, rows, R, 0);
+        ISA(product)(hidden, 1, R, grad_y, O, NULL, contract, contract, O, R, rows, O, 0);
+        ISA(product)(grad, R, 1, job->expand, C, NULL, NULL, job->grad_a + at * C, C, rows, R, C, 0);
     }
 }
 

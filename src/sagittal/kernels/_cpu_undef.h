@@ -10,3 +10,7 @@
 #undef WEIGHT_TASK
 #undef PRODUCT_TILE
 #undef PRODUCT_PANEL
+#undef PRODUCT_COLUMNS
+#undef SWEEP_TASK
+#undef SWEEP_UP_TASK
+#undef SWEEP_UP_TILE

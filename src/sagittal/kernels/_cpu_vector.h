@@ -51,3 +51,40 @@ INLINE vf ISA(normal_cdf)(vf x, vf *bell) {
     vi negative = sign >> 31;
     return (vf)((negative & (vi)tail) | (~negative & (vi)(1.0f - tail)));
 }
+
+/* gelu(x) = max(x, 0) - |x| cdf(-|x|); the second part from a table of polynomials where registers can hold one (_cpu_gelu.h), absolute error
+ * below 1e-7. A NaN is handed on. */
+INLINE vf ISA(gelu_of)(vf x) {
+#if LANES == 16
+    const __m512 size = _mm512_min_ps(_mm512_set1_ps(GELU_END), _mm512_abs_ps((__m512)x)), magic = _mm512_set1_ps(12582912.0f);
+    const __m512 place = _mm512_mul_ps(size, _mm512_set1_ps(GELU_STEPS / GELU_END)), shifted = _mm512_add_ps(place, magic);
+    const __m512 rest = _mm512_sub_ps(place, _mm512_sub_ps(shifted, magic));
+    const __m512i index = _mm512_castps_si512(shifted);
+#define GELU_TERM(i) _mm512_permutex2var_ps(_mm512_load_ps(gelu_table[i]), index, _mm512_load_ps(gelu_table[i] + 16))
+    __m512 y = _mm512_fmadd_ps(GELU_TERM(4), rest, GELU_TERM(3));
+    y = _mm512_fmadd_ps(y, rest, GELU_TERM(2));
+    y = _mm512_fmadd_ps(y, rest, GELU_TERM(1));
+    y = _mm512_fmadd_ps(y, rest, GELU_TERM(0));
+#undef GELU_TERM
+    return (vf)_mm512_sub_ps(_mm512_max_ps(_mm512_setzero_ps(), (__m512)x), y);
+#else
+    vf bell;
+    return x * ISA(normal_cdf)(x, &bell);
+#endif
+}
+
+/* Store past the caches what is not read again soon; p as aligned as a vector. */
+INLINE void ISA(stream)(float *p, vf value) {
+#if LANES == 16
+    _mm512_stream_ps(p, (__m512)value);
+#else
+    ISA(store)(p, value);
+#endif
+}
+
+/* Wait for what went past the caches, before another thread reads it. */
+INLINE void ISA(fence)(void) {
+#if LANES == 16
+    _mm_sfence();
+#endif
+}

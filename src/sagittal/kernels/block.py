@@ -119,6 +119,40 @@ def _block(
     return _expand_contract(h, weights, x if residual else None, eps, bf16=bf16)
 
 
+def mednext_up_block(
+    x: Tensor,
+    kernel: Tensor,
+    kernel_bias: Tensor | None,
+    weights: TailWeights,
+    odd: Tensor | None,
+    skip: Tensor,
+    *,
+    eps: float = 1e-5,
+) -> Tensor | None:
+    """Return skip + an up block of stride 2 where nothing is kept for a gradient and the kernels can, else None.
+
+    The block: zeros in front of contract(GELU(expand(norm(depthwise transposed(x))))), plus `odd` at the odd voxels.
+
+    Args:
+        x: (N, C, D, H, W), any memory format.
+        kernel: (C, 1, k, k, k), k odd.
+        kernel_bias: (C,) or None.
+        weights: the rest of the block's parameters.
+        odd: (N, O, D, H, W), or None.
+        skip: (N, O, 2D, 2H, 2W).
+        eps: added to the variance.
+    """
+    if x.ndim != 5 or autocasting(x) or torch.is_grad_enabled():
+        return None
+    if not (_usable(x, weights, skip) and native.usable(kernel, kernel_bias, odd)) or min(x.shape[2:]) < 2:
+        return None
+    h, moments = depthwise.swept(native.channels_last(x), kernel, kernel_bias, native.TRANSPOSED, eps)
+    placed = None if odd is None else _rows(odd)
+    saved = _saved(moments, weights)
+    y = _forward(h.flatten(1, 3), saved, weights.contract_bias, _rows(skip), odd=placed, size=h.shape[1:4])
+    return _volume(y, skip.shape[2:])
+
+
 def _plain_tail(h: Tensor, weights: TailWeights, residual: Tensor | None, eps: float) -> Tensor:
     normed = normalise_channels(h, weights.norm_weight, weights.norm_bias, eps)
     wide = F.gelu(pointwise(normed, weights.expand, weights.expand_bias))
@@ -138,18 +172,37 @@ class _Saved(NamedTuple):
     contract: Tensor
 
 
+def _saved(moments: tuple[Tensor, Tensor], weights: TailWeights) -> _Saved:
+    expand, contract = weights.expand.flatten(1).contiguous(), weights.contract.flatten(1).contiguous()
+    return _Saved(*moments, weights.norm_weight, weights.norm_bias, expand, weights.expand_bias, contract)
+
+
 def _tail_forward(
-    h: Tensor, residual: Tensor | None, eps: float, weights: TailWeights, bf16: bool
+    h: Tensor, moments: tuple[Tensor, Tensor], residual: Tensor | None, weights: TailWeights, bf16: bool
 ) -> tuple[Tensor, _Saved]:
     """h (N, L, C) and residual (N, L, O) dense; returns y (N, L, O)."""
-    expand, contract = weights.expand.flatten(1).contiguous(), weights.contract.flatten(1).contiguous()
-    mean, scale = native.moments(h, eps)
-    saved = _Saved(mean, scale, weights.norm_weight, weights.norm_bias, expand, weights.expand_bias, contract)
-    (expand_t, expand_bias), contract_t = _folded(saved), contract.t().contiguous()
-    if bf16:
-        expand_t, contract_t = native.pairs(expand_t), native.pairs(contract_t)
-    inputs = [h, mean, scale, expand_t, expand_bias, contract_t, weights.contract_bias.contiguous(), residual]
-    return native.tail_forward(inputs, bf16=bf16), saved
+    saved = _saved(moments, weights)
+    if not bf16:
+        return _forward(h, saved, weights.contract_bias, residual), saved
+    (expand_t, expand_bias), contract_t = _folded(saved), saved.contract.t().contiguous()
+    matrices = [native.pairs(expand_t), expand_bias, native.pairs(contract_t), weights.contract_bias.contiguous()]
+    return native.tail_forward_bf16([h, *moments, *matrices, residual]), saved
+
+
+def _forward(
+    h: Tensor,
+    saved: _Saved,
+    contract_bias: Tensor,
+    residual: Tensor | None,
+    *,
+    odd: Tensor | None = None,
+    size: Sequence[int] | None = None,
+) -> Tensor:
+    """h (N, L, C), residual (N, L, O), odd (N, L of the coarse grid, O) dense; `size` as in `native.forward`."""
+    bias = torch.addmv(saved.expand_bias, saved.expand, saved.norm_bias)
+    matrices = [saved.expand, saved.norm_weight.contiguous(), bias, saved.contract, contract_bias.contiguous()]
+    inputs = [h, saved.mean, saved.scale, *matrices, residual, odd]
+    return native.forward(inputs, None if size is None else (size[0], size[1], size[2]))
 
 
 def _folded(saved: _Saved) -> tuple[Tensor, Tensor]:
@@ -208,7 +261,8 @@ class _Tail(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, h: Tensor, residual: Tensor | None, eps: float, bf16: bool, *weights: Tensor) -> Tensor:
         rows = _rows(h)
-        y, saved = _tail_forward(rows, None if residual is None else _rows(residual), eps, TailWeights(*weights), bf16)
+        given = None if residual is None else _rows(residual)
+        y, saved = _tail_forward(rows, native.moments(rows, eps), given, TailWeights(*weights), bf16)
         ctx.bf16 = bf16
         ctx.size = h.shape[2:]
         ctx.weight_shapes = [weight.shape for weight in weights]
@@ -236,8 +290,9 @@ class _Block(torch.autograd.Function):
         *weights: Tensor,
     ) -> Tensor:
         dense = native.channels_last(x)
-        h = depthwise.forward(dense, kernel, kernel_bias, 1).flatten(1, 3)
-        y, saved = _tail_forward(h, dense.flatten(1, 3) if residual else None, eps, TailWeights(*weights), bf16)
+        volume, moments = depthwise.swept(dense, kernel, kernel_bias, 1, eps)
+        h = volume.flatten(1, 3)
+        y, saved = _tail_forward(h, moments, dense.flatten(1, 3) if residual else None, TailWeights(*weights), bf16)
         ctx.residual, ctx.bf16 = residual, bf16
         ctx.weight_shapes = [weight.shape for weight in weights]
         ctx.save_for_backward(dense, kernel, h, *saved)
@@ -267,7 +322,8 @@ def _tail(
     h: Tensor, residual: Tensor | None, eps: float, bf16: bool, weights: Sequence[Tensor]
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return y, and each case's and channel's mean and 1 / deviation."""
-    y, saved = _tail_forward(_rows(h), None if residual is None else _rows(residual), eps, TailWeights(*weights), bf16)
+    rows, given = _rows(h), None if residual is None else _rows(residual)
+    y, saved = _tail_forward(rows, native.moments(rows, eps), given, TailWeights(*weights), bf16)
     return _volume(y, h.shape[2:]), saved.mean, saved.scale
 
 

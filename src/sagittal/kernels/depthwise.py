@@ -117,6 +117,20 @@ def forward(x: Tensor, weight: Tensor, bias: Tensor | None, mode: int) -> Tensor
     return native.depthwise(x, _taps(weight), bias, _kernel(weight), mode, _out(x.shape[1:4], mode))
 
 
+def swept(
+    x: Tensor, weight: Tensor, bias: Tensor | None, mode: int, eps: float
+) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+    """Return `forward`, and its result's mean and reciprocal standard deviation, (N, C) each, taken on the way.
+
+    Another stride than 1 or `native.TRANSPOSED`, or another kernel than `native.SWEPT`, takes a second pass for them.
+    """
+    if mode != 2 and weight.shape[3] in native.SWEPT:
+        h, *moments = native.sweep(x, _taps(weight), bias, _kernel(weight), mode, _out(x.shape[1:4], mode), eps)
+        return h, (moments[0], moments[1])
+    h = forward(x, weight, bias, mode)
+    return h, native.moments(h.flatten(1, 3), eps)
+
+
 def _out(size: Sequence[int], mode: int) -> tuple[int, int, int]:
     depth, height, width = size
     if mode == native.TRANSPOSED:

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 LANES: Final = 16
+SWEPT: Final = (3, 5, 7)  # the kernel sizes of `sweep`
 TRANSPOSED: Final = 3  # the mode of `depthwise` beside the strides 1 and 2
 
 _POINTER, _LONG, _INT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int
@@ -31,6 +32,13 @@ _SIGNATURES: Final = {
     "sagittal_depthwise_weight": (None, [_POINTER] * 4 + [_LONGS, _INT, _INT]),
     "sagittal_moments_space": (_LONG, [_LONG] * 3),
     "sagittal_moments": (None, [_POINTER] * 4 + [_LONG] * 3 + [ctypes.c_double, _INT]),
+    "sagittal_sweep_space": (None, [_LONGS, _LONGS, _INT]),
+    "sagittal_sweep": (
+        None,
+        [ctypes.POINTER(_POINTER), _POINTER, ctypes.POINTER(_POINTER), _POINTER, _LONGS, ctypes.c_double, _INT, _INT],
+    ),
+    "sagittal_forward_space": (None, [_LONGS, _LONGS]),
+    "sagittal_forward": (None, [ctypes.POINTER(_POINTER)] + [_POINTER] * 3 + [_LONGS, _INT]),
     "sagittal_tail_space": (None, [_LONGS, _LONGS]),
     "sagittal_tail_forward": (None, [ctypes.POINTER(_POINTER), _POINTER, _POINTER, _LONGS, _INT]),
     "sagittal_tail_backward": (None, [ctypes.POINTER(_POINTER)] + [_POINTER] * 4 + [_LONGS, _INT]),
@@ -225,6 +233,65 @@ def moments(h: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     return mean, scale
 
 
+def sweep(
+    x: Tensor,
+    taps: Tensor,
+    bias: Tensor | None,
+    kernel: tuple[int, int],
+    mode: int,
+    out: tuple[int, int, int],
+    eps: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return what `depthwise` does, h (N, *out, C), and h's `moments`, which are taken on the way.
+
+    kernel (kernel_d, k), k one of `SWEPT`; mode 1 or `TRANSPOSED`.
+    """
+    samples, channels, is_up = x.shape[0], x.shape[4], int(mode == TRANSPOSED)
+    shape, sizes = _longs((samples, channels, *x.shape[1:4], *out, *kernel)), _longs((0, 0))
+    _call().sagittal_sweep_space(shape, sizes, is_up)
+    threads, h = torch.get_num_threads(), x.new_empty((samples, *out, channels))
+    mean, scale = x.new_empty((samples, channels)), x.new_empty((samples, channels))
+    scratch, partial = x.new_empty(threads * sizes[0]), x.new_empty(sizes[1])
+    _call().sagittal_sweep(
+        _pointers([x, taps, None if bias is None else bias.contiguous()]),
+        _pointer(h),
+        _pointers([mean, scale, partial]),
+        _pointer(scratch),
+        shape,
+        eps,
+        is_up,
+        threads,
+    )
+    return h, mean, scale
+
+
+def forward(inputs: Sequence[Tensor | None], size: tuple[int, int, int] | None = None) -> Tensor:
+    """Return residual + contract(gelu(expand((h - mean) * scale))) as (N, voxels, O).
+
+    Inputs: h (N, voxels, C), mean, scale, expand (R, C), the norm's weight (C), the expansion's bias with that of the
+    norm in it, contract (O, R), its bias, residual (N, voxels, O) or None, odd or None.
+
+    Args:
+        inputs: dense, see above.
+        size: D, H, W of h where it is an up block's: the result has 2n voxels along an axis where h has 2n - 1, with a
+            plane of zeros in front, and so has the residual; odd (N, n * n * n, O) is added to the odd voxels.
+    """
+    h, expand, contract = inputs[0], inputs[3], inputs[6]
+    assert h is not None and expand is not None and contract is not None
+    samples, voxels, channels = h.shape
+    threads, outputs = torch.get_num_threads(), contract.shape[0]
+    shape, sizes = _longs((samples, voxels, channels, *expand.shape[:1], outputs, *(size or (0, 0, 0)))), _longs((0, 0))
+    _call().sagittal_forward_space(shape, sizes)
+    placed = voxels if size is None else (size[0] + 1) * (size[1] + 1) * (size[2] + 1)
+    y, scratch, weights = (
+        h.new_empty((samples, placed, outputs)),
+        h.new_empty(threads * sizes[0]),
+        h.new_empty(sizes[1]),
+    )
+    _call().sagittal_forward(_pointers(inputs), _pointer(y), _pointer(scratch), _pointer(weights), shape, threads)
+    return y
+
+
 def _tail_space(shape: ctypes.Array[ctypes.c_int64]) -> list[int]:
     sizes = (ctypes.c_int64 * 4)()
     _call().sagittal_tail_space(shape, sizes)
@@ -242,16 +309,16 @@ def pairs(weight: Tensor) -> Tensor:
     return packed
 
 
-def tail_forward(inputs: Sequence[Tensor | None], *, bf16: bool = False) -> Tensor:
-    """Return (N, voxels, O); inputs: h, mean, scale, expand_t (C, R), its bias, contract_t (R, O), bias, residual.
+def tail_forward_bf16(inputs: Sequence[Tensor | None]) -> Tensor:
+    """Return (N, voxels, O) with the products in bfloat16; `forward` is the same in float32.
 
-    With `bf16` expand_t and contract_t are `pairs` of what they are else.
+    Inputs: h, mean, scale, expand_t (C, R) as `pairs`, its bias, contract_t (R, O) as `pairs`, bias, residual or None.
     """
     h, expand_t, contract_t = inputs[0], inputs[3], inputs[5]
     assert h is not None and expand_t is not None and contract_t is not None
     samples, voxels, channels = h.shape
     outputs, threads = contract_t.shape[1], torch.get_num_threads()
-    shape = _longs((samples, voxels, channels, expand_t.shape[1], outputs, bf16))
+    shape = _longs((samples, voxels, channels, expand_t.shape[1], outputs, True))
     y, scratch = h.new_empty((samples, voxels, outputs)), h.new_empty(threads * _tail_space(shape)[0])
     _call().sagittal_tail_forward(_pointers(inputs), _pointer(y), _pointer(scratch), shape, threads)
     return y

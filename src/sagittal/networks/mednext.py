@@ -217,7 +217,7 @@ class MedNeXt(nn.Module):
         x = self.bottleneck(x)
         features = [x]
         for level in reversed(range(_BOTTLENECK)):
-            x = skips.pop() + self.get_submodule(f"up_{level}")(x)
+            x = self.get_submodule(f"up_{level}")(x, skips.pop())
             x = self.get_submodule(f"dec_block_{level}")(x)
             features.append(x)
         return features[::-1]

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from sagittal.errors import PlanError
-from sagittal.kernels import TailWeights, expand_contract, mednext_block, pointwise
+from sagittal.kernels import TailWeights, expand_contract, mednext_block, mednext_up_block, pointwise
 from sagittal.kernels.bf16 import unconverted
 from sagittal.kernels.depthwise import usable, usable_in_graph
 from sagittal.kernels.native import LANES
@@ -266,6 +266,21 @@ class MedNeXtUpBlock(_Block):
 
     def _depthwise_module(self) -> Convolution:
         return self._depthwise(transposed_class(self.spatial_dims))
+
+    def forward(self, x: Tensor, skip: Tensor | None = None) -> Tensor:
+        """Map (N, in_channels, D, H, W) to (N, out_channels, 2D, 2H, 2W), plus `skip` of that shape."""
+        if skip is None:
+            return super().forward(x)
+        y = self._fused(x, skip)
+        return skip + super().forward(x) if y is None else y
+
+    def _fused(self, x: Tensor, skip: Tensor) -> Tensor | None:
+        """Return skip + the block in one pass of the compiled kernels, where no gradient is wanted, else None."""
+        if torch.is_grad_enabled() or not self._fusible() or set(self.strides) != {2} or len(set(self.kernel_size)) > 1:
+            return None
+        odd = pointwise(x, self.res_conv.weight.transpose(0, 1), None) if self.residual else None
+        weights = self._tail_weights(self.res_conv.bias if self.residual else None)
+        return mednext_up_block(x, self.conv1.weight, self.conv1.bias, weights, odd, skip, eps=self.norm.eps)
 
     def _compute(self, x: Tensor) -> Tensor:
         h = depthwise_transpose(x, self.conv1.weight, self.conv1.bias, self.strides)
