@@ -22,7 +22,6 @@ from sagittal.evaluation import (
     evaluate_case,
     metrics_of,
 )
-from sagittal.evaluation.lesions import LesionRule
 from sagittal.report import page as page_module
 from sagittal.report.page import Page, environment, highlights, render_report, script_source, write_report
 from sagittal.report.pictures import CaseView, view_case
@@ -114,7 +113,7 @@ def test_page_is_one_file_that_asks_for_nothing(html: str) -> None:
         for name in ("src", "href", "srcset", "action", "data", "xlink:href"):
             value = attributes.get(name) or ""
             if name in attributes:
-                assert value.startswith("data:image/jpeg;base64,") or value[:1] == "#" and value[1:] in ids, (
+                assert value.startswith("data:image/jpeg;base64,") or (value[:1] == "#" and value[1:] in ids), (
                     tag,
                     value,
                 )
@@ -227,7 +226,7 @@ def test_highlights_are_worst_median_and_best() -> None:
         EvaluationSettings(metrics=("dice", "hd95_mm")),
         EvaluationSettings(metrics=("volume_error_ml",)),
         EvaluationSettings(metrics=("assd_mm", "nsd", "nsd_surfel"), tolerances_mm=(1.0, 2.0)),
-        EvaluationSettings(metrics=WITHOUT_EXTRAS, class_tolerances_mm=(("left & right", 3.0),), lesions=LesionRule()),
+        EvaluationSettings(metrics=WITHOUT_EXTRAS, class_tolerances_mm=(("left & right", 3.0),)),
     ],
 )
 def test_any_set_of_metrics_makes_a_page_with_all_their_definitions(settings: EvaluationSettings) -> None:
@@ -239,7 +238,6 @@ def test_any_set_of_metrics_makes_a_page_with_all_their_definitions(settings: Ev
         assert metric.definition in text, key
     heads = html[html.index('id="case-table"') :].split("</thead>")[0].count("<th ")
     assert heads == 4 + len(metrics_of(settings))
-    assert ('id="lesions"' in html) == (settings.lesions is not None)
     ids = [attributes["id"] for _, attributes, _ in elements.found if "id" in attributes]
     assert len(ids) == len(set(ids))
 

@@ -12,7 +12,17 @@ from PIL import Image
 
 from sagittal.evaluation import ClassSet
 from sagittal.report.colours import PREDICTION_COLOUR, class_colour
-from sagittal.report.pictures import CT_SOFT_TISSUE, CaseView, Plane, outline_path, view_case
+from sagittal.report.pictures import (
+    CT_SOFT_TISSUE,
+    CaseView,
+    Plane,
+    error_areas,
+    error_text,
+    outline_path,
+    view_case,
+    wrong_shares,
+)
+from sagittal.volumes import Volume
 
 SHAPE = (10, 20, 30)
 SPACING = (4.0, 1.0, 0.5)
@@ -215,3 +225,127 @@ class TestWindow:
     def test_constant_and_missing_values_are_drawn(self, value: float) -> None:
         picture = pixels(plane(view(everywhere(), image=np.full(SHAPE, value, np.float32)), "axial").image)
         assert picture.max() < 10
+
+
+class TestErrorMaps:
+    classes = ClassSet.of_mapping({"a": 1, "b": 2, "ignore": 9})
+    reference = np.array([[0, 1, 1, 1, 0, 9]], np.uint8)
+    prediction = np.array([[1, 1, 2, 0, 0, 1]], np.uint8)
+
+    def test_every_pixel_is_of_one_kind(self) -> None:
+        areas = {area.kind: area for area in error_areas(self.reference, self.prediction, (3.0, 2.0), self.classes)}
+        assert list(areas) == ["agreement", "missed", "extra", "confused"]
+        assert {kind: box(area.path)[0] for kind, area in areas.items()} == {
+            "agreement": 1.0 * 2 - 0.0,
+            "missed": 3.0 * 2,
+            "extra": 0.0,
+            "confused": 2.0 * 2,
+        }
+        assert {area.area_mm2 for area in areas.values()} == {6.0}
+
+    def test_ignored_and_perfect_pixels_make_no_error(self) -> None:
+        ignored = np.full((2, 3), 9, np.uint8)
+        assert error_areas(ignored, np.ones((2, 3), np.uint8), (1.0, 1.0), self.classes) == ()
+        (only,) = error_areas(np.ones((2, 3), np.uint8), np.ones((2, 3), np.uint8), (1.0, 1.0), self.classes)
+        assert only.kind == "agreement"
+
+    def test_of_regions_agreement_is_to_be_in_the_same_ones(self) -> None:
+        regions = ClassSet.of_mapping({"whole": [1, 2], "core": [2]})
+        reference, prediction = np.array([[2, 1, 2]], np.uint8), np.array([[2, 2, 0]], np.uint8)
+        kinds = [area.kind for area in error_areas(reference, prediction, (1.0, 1.0), regions)]
+        assert kinds == ["agreement", "missed", "confused"]
+
+    def test_map_is_shown_where_most_is_wrong_and_small_classes_count_as_much(self) -> None:
+        reference, prediction = np.zeros(SHAPE, np.uint8), np.zeros(SHAPE, np.uint8)
+        reference[1:4] = prediction[1:4] = 1
+        prediction[1, :3] = 0  # much of a large organ's rim ...
+        reference[8, 4:6, 20:22] = 2  # ... weighs less than all of a small one
+        found = view(reference, prediction, classes=ClassSet.of_mapping({"organ": 1, "lesion": 2}))
+        assert [item.index for item in found.planes] == [2, 5, 21]
+        assert [item.index for item in found.error_planes] == [8, 4, 20]
+        (missed,) = found.error_planes[0].errors
+        assert missed.kind == "missed"
+        assert box(missed.path) == pytest.approx([8 * 0.5, 14.0, 10 * 0.5, 16.0])
+        assert found.error_planes[0].outlines == ()
+
+    def test_perfect_cases_show_the_same_planes_twice(self) -> None:
+        found = view(everywhere())
+        assert [item.index for item in found.error_planes] == [item.index for item in found.planes]
+
+    def test_shares_add_up_to_one_for_a_class_that_is_all_wrong(self) -> None:
+        labels = np.zeros(SHAPE, np.uint8)
+        labels[2:5, 3:9, 4:6] = 1
+        for share in wrong_shares(labels, np.zeros(SHAPE, np.uint8), ONE):
+            assert share.sum() == pytest.approx(1.0)
+
+    def test_error_maps_are_left_out_where_nobody_wants_them(self) -> None:
+        assert view(everywhere(), errors=False).error_planes == ()
+
+    def test_words_tell_areas(self) -> None:
+        layout = view(everywhere()).planes[0].layout
+        areas = error_areas(self.reference, self.prediction, (3.0, 200.0), self.classes)
+        assert error_text("x", layout, 6, 10, areas) == (
+            "x, error map of the axial plane 7 of 10: 25 % of the area agrees; 600 mm² missed, 600 mm² marked in "
+            "excess, 600 mm² given to another class."
+        )
+        assert "neither the reference nor the prediction" in error_text("x", layout, 6, 10, ())
+
+
+class TestPhantom:
+    """One patient with a landmark off every middle, stored in any order of axes, shown where it is in the body."""
+
+    SPACING = (2.5, 0.7, 1.3)
+    SHAPE = (13, 36, 22)
+    LESION = ((8, 11), (24, 32), (3, 7))
+
+    def patient(self) -> tuple[np.ndarray, np.ndarray]:
+        """Body with a lesion near the left, the front and the head: labels and a scan, in RAS order."""
+        labels = np.zeros(self.SHAPE, np.uint8)
+        labels[1:12, 2:34, 2:20] = 1
+        labels[8:11, 24:32, 3:7] = 2
+        return labels, 40.0 * labels.astype(np.float32)
+
+    @pytest.mark.parametrize("order", [(0, 1, 2), (2, 0, 1), (1, 2, 0), (2, 1, 0)])
+    @pytest.mark.parametrize("flips", [(), (0,), (1, 2), (0, 1, 2)])
+    def test_landmark_is_left_in_front_and_above(self, order: tuple[int, ...], flips: tuple[int, ...]) -> None:
+        affine = np.zeros((4, 4))
+        affine[3, 3] = 1.0
+        for axis, world in enumerate((2, 1, 0)):
+            affine[world, axis] = self.SPACING[axis]
+        turned = []
+        for array in self.patient():
+            stored = np.ascontiguousarray(np.flip(array.transpose(order), flips))
+            moved = affine[:, [*order, 3]].copy()
+            for axis in flips:
+                moved[:3, 3] += moved[:3, axis] * (stored.shape[axis] - 1)
+                moved[:, axis] *= -1
+            turned.append(Volume(stored[None], moved).reoriented())
+        labels, scan = turned
+        assert labels.spacing_mm == pytest.approx(self.SPACING)
+        classes = ClassSet.of_mapping({"lesion": 2})
+        found = view_case(
+            "p", labels.array[0], labels.array[0], labels.spacing_mm, classes, image=scan.array[0], window=(0.0, 100.0)
+        )
+        assert [item.index for item in found.planes] == [9, 28, 5]
+        for name, axes in {"axial": (1, 2), "coronal": (0, 2), "sagittal": (0, 1)}.items():
+            item = plane(found, name)
+            left, top, right, bottom = box(item.outlines[0].path)
+            rows, columns = self.LESION[axes[0]], self.LESION[axes[1]]
+            height, width = self.SPACING[axes[0]], self.SPACING[axes[1]]
+            # The field of view reaches the scan's borders here, so that distances count from its far sides.
+            assert (item.width_mm, item.height_mm) == pytest.approx(
+                (self.SHAPE[axes[1]] * width, self.SHAPE[axes[0]] * height)
+            )
+            assert (left, right) == pytest.approx(
+                ((self.SHAPE[axes[1]] - columns[1]) * width, (self.SHAPE[axes[1]] - columns[0]) * width), abs=0.01
+            )
+            assert (top, bottom) == pytest.approx(
+                ((self.SHAPE[axes[0]] - rows[1]) * height, (self.SHAPE[axes[0]] - rows[0]) * height), abs=0.01
+            )
+            picture = pixels(item.image)
+            scale_y, scale_x = picture.shape[0] / item.height_mm, picture.shape[1] / item.width_mm
+            assert scale_x == pytest.approx(scale_y, rel=0.02)
+            # The bright lesion of the scan begins and ends where its outline does: half-way between both intensities.
+            bright = np.argwhere(picture > 153)
+            assert bright.min(axis=0) == pytest.approx([top * scale_y, left * scale_x], abs=3)
+            assert bright.max(axis=0) + 1 == pytest.approx([bottom * scale_y, right * scale_x], abs=3)

@@ -34,7 +34,7 @@ def main_metrics(metrics: Mapping[str, Metric]) -> tuple[str, ...]:
     volume = next((key for key in _VOLUMES if key in metrics), None)
     wanted = [key for key in (headline_metric(metrics), distance_metric(metrics), nsd, volume) if key is not None]
     others = [key for key in metrics if key not in wanted and key not in _VOLUMES]
-    return tuple([*wanted, *others][:MAX_MAIN])
+    return tuple(dict.fromkeys([*wanted, *others]))[:MAX_MAIN]
 
 
 def plotted_metrics(metrics: Mapping[str, Metric]) -> tuple[str, ...]:
