@@ -192,13 +192,16 @@ def drawn_wilcoxon(
     """
     rounded = np.round(differences, _ROUND)
     used = np.flatnonzero(~np.isnan(rounded) & (rounded != 0))
-    levels, level = np.unique(np.abs(rounded[used]), return_inverse=True)
-    weights, positive = times[:, used], rounded[used] > 0
-    per_level = np.zeros((len(times), len(levels)))
-    for place in range(len(used)):
-        per_level[:, level[place]] += weights[:, place]
-    rank = np.cumsum(per_level, axis=1) - (per_level - 1) / 2
-    sums = (weights * positive * rank[:, level]).sum(1)
+    if not len(used):
+        return np.zeros(len(times)), np.ones(len(times))
+    used = used[np.argsort(np.abs(rounded[used]), kind="stable")]
+    weights = times[:, used]
+    # Equal sizes lie side by side: one column for each size.
+    starts = np.flatnonzero(np.diff(np.abs(rounded[used]), prepend=-1.0))
+    per_level, positive = weights, weights * (rounded[used] > 0)
+    if len(starts) < len(used):
+        per_level, positive = (np.add.reduceat(table, starts, axis=1) for table in (per_level, positive))
+    sums = (positive * (np.cumsum(per_level, axis=1) - (per_level - 1) / 2)).sum(1)
     n = weights.sum(1)
     z = _normal_z(n, sums, (per_level**3 - per_level).sum(1))
     return z, 2 * ndtr(-np.abs(z))

@@ -6,6 +6,7 @@ Rules disagree, and so do samples of patients: a rank without both is a claim wi
 from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
+from functools import lru_cache
 from itertools import combinations
 from typing import Literal
 
@@ -86,8 +87,7 @@ def rank_methods(
     places = {owner: place for place, owner in enumerate(dict.fromkeys(owners))}
     of_group = np.array([places[owner] for owner in owners], dtype=np.intp)
     patients = len(places)
-    times = np.random.default_rng(seed).multinomial(patients, np.full(patients, 1 / max(1, patients)), size=draws)
-    weights = np.concatenate([np.ones((1, patients)), times.astype(np.float64)])
+    weights = _weights(patients, draws, seed)
     ranks = _case_ranks(values)
     found: dict[Rule, np.ndarray] = {
         "mean": _weighted_means(values, of_group, weights),
@@ -97,6 +97,19 @@ def rank_methods(
     found["significance"][0] = beats.sum(1)
     signs = {"mean": 1.0 if higher_is_better else -1.0, "mean_rank": -1.0, "significance": 1.0}
     return tuple(_ranking(rule, scores, methods, signs[rule]) for rule, scores in found.items())
+
+
+@lru_cache(maxsize=2)
+def _weights(patients: int, draws: int, seed: int) -> Float64[np.ndarray, "draws patients"]:
+    """Return how often each patient is in all cases (the first row: once) and in every sample.
+
+    Kept, because every metric and class of a comparison asks for the same ones.
+    """
+    rng = np.random.default_rng(seed)
+    rows = [np.bincount(rng.integers(patients, size=patients), minlength=patients) for _ in range(draws)]
+    weights = np.array([np.ones(patients), *rows], dtype=np.float64)
+    weights.flags.writeable = False
+    return weights
 
 
 def _case_ranks(values: Float64[np.ndarray, "cases classes methods"]) -> Float64[np.ndarray, "cases classes methods"]:
