@@ -3,11 +3,12 @@
     python benchmarks/metrics.py
     python benchmarks/metrics.py --shape 150,256,256 --classes 15 --repeat 3 --oracle-python OTHER/bin/python
 
-Each side runs in a process of its own, on one thread; its time is that of the scoring alone (processor time, which other
-work on the machine changes little), its memory the peak of the whole process. MONAI is given what suits it best: one
-class after the other, as masks; all classes at once as a one-hot tensor need several times the memory. Both get the same
-label maps from a seeded generator: 15 blobs of very different size, and predictions whose outlines are off by some
-voxels. The values must be the same to MONAI's float32. MONAI's Python needs MONAI 1.6; by itself it is the one that runs.
+Each side runs in a process of its own, on one thread; its time is that of the scoring alone (processor time, which
+other work on the machine changes little), its memory the peak of the whole process. MONAI is given what suits it best:
+one class after the other, as masks; all classes at once as a one-hot tensor need several times the memory. Both get the
+same label maps from a seeded generator: 15 blobs of very different size, and predictions whose outlines are off by some
+voxels. The values must be the same to MONAI's float32. MONAI's Python needs MONAI 1.6; by itself it is the one that
+runs.
 """
 
 import argparse
