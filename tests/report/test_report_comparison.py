@@ -218,6 +218,16 @@ def test_a_folder_without_predictions_is_told_with_what_was_expected(folders: Fo
     assert caught.value.code == "no_predictions"
 
 
+def test_a_case_without_a_patient_is_refused_before_anything_is_scored(
+    folders: Folders, references: Path, scored: list[str]
+) -> None:
+    with pytest.raises(DataError, match="no patient is given for r, s") as caught:
+        compared(folders, references, patients={"p": "x", "q": "x"})
+    assert caught.value.code == "bad_patients"
+    assert scored == []
+    assert compared(folders, references, patients=dict.fromkeys(CASES, "x")).patients == ("x",) * 4
+
+
 def test_one_folder_is_no_comparison(folders: Folders, references: Path) -> None:
     with pytest.raises(DataError, match="Expected the folders of two or more") as caught:
         compared({"good": folders["good"]}, references)

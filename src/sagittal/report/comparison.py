@@ -72,8 +72,8 @@ def compare_folders(
         reuse: whether a metrics.json may stand for scoring.
 
     Raises:
-        DataError: fewer than two methods, no label maps, no common cases, cases that a method lacks, or classes that
-            differ.
+        DataError: fewer than two methods, no label maps, no common cases, cases that a method or the patients lack, or
+            classes that differ.
         ResourceError: the results can't be written.
     """
     settings, statistics = settings or EvaluationSettings(), statistics or ComparisonSettings()
@@ -87,20 +87,19 @@ def compare_folders(
     methods = [_method(name, Path(folder)) for name, folder in predictions.items()]
     cases, warnings = _cases(methods, known, statistics)
     wanted = None if labels is None else labels if isinstance(labels, ClassSet) else ClassSet.of_mapping(labels)
+    if patients is not None:
+        _require_patients(cases, patients)
+    evaluations, notes = {}, []
     declared = settings.protocol != SAGITTAL or find_declaration(references, references) is not None
-    evaluations: dict[str, Evaluation] = {}
-    notes = []
     for method in methods:
-        own = [case for case in cases if case in method.files]
-        found = _recorded(method, {case: known[case] for case in own}, settings, wanted) if reuse else None
+        own = {case: known[case] for case in cases if case in method.files}
+        found = _recorded(method, own, settings, wanted) if reuse else None
         if found is not None:
             notes.append(f"{method.name}: read from {METRICS_JSON}, not scored again.")
-        else:
-            found = _scored(method, own, references, wanted, settings)
-        evaluations[method.name] = found
+        evaluations[method.name] = found or _scored(method, list(own), references, wanted, settings)
         if not declared:
             # By itself every method would be scored on the values of the references that it predicted.
-            wanted = wanted or found.classes
+            wanted = wanted or evaluations[method.name].classes
     comparison = compare_evaluations(evaluations, statistics=statistics, patients=patients)
     warnings = list(dict.fromkeys([*warnings, *comparison.warnings]))
     comparison = comparison.replace(warnings=tuple(warnings), notes=tuple(notes))
@@ -215,6 +214,16 @@ def _cases(
         if extra:
             warnings.append(f"{method.name}: predictions without a reference, left out ({len(extra)}): {named(extra)}.")
     return cases, warnings
+
+
+def _require_patients(cases: Sequence[str], patients: Mapping[str, str]) -> None:
+    absent = [case for case in cases if case not in patients]
+    if absent:
+        raise DataError(
+            f"no patient is given for {named(absent)}. Expected every case that is compared, or scans of one patient "
+            "would count as several. Add them to the table of patients.",
+            code="bad_patients",
+        )
 
 
 def _scored(
