@@ -87,8 +87,7 @@ def compare_folders(
     methods = [_method(name, Path(folder)) for name, folder in predictions.items()]
     cases, warnings = _cases(methods, known, statistics)
     wanted = None if labels is None else labels if isinstance(labels, ClassSet) else ClassSet.of_mapping(labels)
-    if patients is not None:
-        _require_patients(cases, patients)
+    _require_patients(cases, patients)
     evaluations, notes = {}, []
     declared = settings.protocol != SAGITTAL or find_declaration(references, references) is not None
     for method in methods:
@@ -101,8 +100,8 @@ def compare_folders(
             # By itself every method would be scored on the values of the references that it predicted.
             wanted = wanted or evaluations[method.name].classes
     comparison = compare_evaluations(evaluations, statistics=statistics, patients=patients)
-    warnings = list(dict.fromkeys([*warnings, *comparison.warnings]))
-    comparison = comparison.replace(warnings=tuple(warnings), notes=tuple(notes))
+    told = tuple(dict.fromkeys([*warnings, *comparison.warnings]))
+    comparison = comparison.replace(warnings=told, notes=tuple(notes))
     if out is not None:
         write_comparison(Path(out), comparison, references=references.resolve().name)
     return comparison
@@ -216,8 +215,8 @@ def _cases(
     return cases, warnings
 
 
-def _require_patients(cases: Sequence[str], patients: Mapping[str, str]) -> None:
-    absent = [case for case in cases if case not in patients]
+def _require_patients(cases: Sequence[str], patients: Mapping[str, str] | None) -> None:
+    absent = [] if patients is None else [case for case in cases if case not in patients]
     if absent:
         raise DataError(
             f"no patient is given for {named(absent)}. Expected every case that is compared, or scans of one patient "
