@@ -90,7 +90,7 @@ class Browser:
                 return result
             self._note(answer)
 
-    def open(self, page: Path, *, width: int, dark: bool = False, medium: str = "screen", script: bool = True) -> None:
+    def open(self, page: Path, *, width: int, dark: bool = False, script: bool = True) -> None:
         """Open a file at a width in CSS pixels and wait until it is loaded."""
         self.complaints.clear()
         self.requests.clear()
@@ -98,7 +98,7 @@ class Browser:
             "Emulation.setDeviceMetricsOverride", width=width, height=900, deviceScaleFactor=1, mobile=width < 600
         )
         scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
-        self.call("Emulation.setEmulatedMedia", media=medium, features=[scheme])
+        self.call("Emulation.setEmulatedMedia", media="", features=[scheme])
         self.call("Emulation.setScriptExecutionDisabled", value=not script)
         self._events.clear()
         self.call("Page.navigate", url=page.as_uri())
