@@ -114,9 +114,8 @@ def test_folds_of_all_engines_are_told_apart() -> None:
         assert members_of(engine) == 2 and (engine.member_heads is None) == coarse
 
 
-def test_threads_are_shared_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("OMP_NUM_THREADS", "6")
-    assert [threads_each(count) for count in (1, 2, 4, 9)] == [6, 3, 1, 1]
+def test_threads_are_shared_out() -> None:
+    assert [threads_each(count, 6) for count in (1, 2, 4, 9)] == [6, 3, 1, 1]
 
 
 @pytest.mark.parametrize("engine", ["torch", "openvino"])

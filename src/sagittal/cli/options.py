@@ -38,6 +38,12 @@ def networks_folder() -> Path:
     return known_folder().with_name("networks")
 
 
+def threads_given() -> int | None:
+    """Return the number in OMP_NUM_THREADS, which clusters set; None where it says none: one per core."""
+    given = os.environ.get("OMP_NUM_THREADS", "")
+    return int(given) if given.isdigit() and int(given) > 0 else None
+
+
 def parse_devices(text: str, option: str = "--device") -> tuple[str, ...]:
     """Return the devices in `cuda:0,cuda:1`; whether this machine has them is not asked.
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import Parameter
 
-from sagittal.cli.options import networks_folder, parse_devices
+from sagittal.cli.options import networks_folder, parse_devices, threads_given
 from sagittal.cli.predict_options import HowToPredict, Writing
 from sagittal.cli.progress import ProgressLines
 
@@ -136,7 +136,10 @@ def _on_one(
     from sagittal.inference.ensemble import computed_by, engines_of, predictor_of
     from sagittal.inference.pipeline import CasePipeline
 
-    predictor = predictor_of(bundles, job.choices, device, engine, cache_folder=networks_folder(), scratch=job.folder)
+    folder, threads = networks_folder(), threads_given()
+    predictor = predictor_of(
+        bundles, job.choices, device, engine, cache_folder=folder, scratch=job.folder, threads=threads
+    )
     for name, precision, where in engines_of(predictor):
         _say_aside(f"{name} {precision} on {where}")
     CasePipeline(predictor, replace(job, device=computed_by(predictor)), tell, lines.window).run(cases)
@@ -155,7 +158,7 @@ def _on_several(
 
     first, *others = (bundle.path for bundle in bundles)
     loading = Loading(first, engine, networks_folder(), tuple(others))
-    predict_on(places_on(devices), loading, job, cases, tell, lines.window)
+    predict_on(places_on(devices, threads_given()), loading, job, cases, tell, lines.window)
 
 
 def _teller(json: bool) -> Callable[[CasePrediction], None]:

@@ -41,10 +41,10 @@ class Place:
     threads: int
 
 
-def places_on(devices: Sequence[str]) -> tuple[Place, ...]:
-    """Return a place for each device; they share the processors that this process may use."""
-    threads = threads_each(len(devices)) if devices else 1
-    return tuple(Place(device, threads) for device in devices)
+def places_on(devices: Sequence[str], threads: int | None = None) -> tuple[Place, ...]:
+    """Return a place for each device; they share `threads`, or else the processors that this process may use."""
+    each = threads_each(len(devices), threads) if devices else 1
+    return tuple(Place(device, each) for device in devices)
 
 
 @dataclass(frozen=True)

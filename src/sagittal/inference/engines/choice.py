@@ -35,8 +35,8 @@ def load_engine(
         engine: `torch`, `openvino`, or `auto`: OpenVINO on a CPU where it is installed and knows the network.
         precision: `fp32`, `bf16` or `int8`; PyTorch computes in fp32 only.
         cache_folder: where OpenVINO keeps compiled networks for the next process, or None.
-        threads: of a CPU; PyTorch has one number for its whole process. None is one per core, or their share where CPUs
-            are given several times.
+        threads: of a CPU; PyTorch has one number for its whole process. None is one per core. Several
+            devices share them.
 
     Raises:
         BundleError: the weights do not fit the plan.
@@ -46,7 +46,7 @@ def load_engine(
     require_sensible(engine, precision)
     devices = [part.strip() for part in str(device).split(",") if part.strip()]
     if len(devices) > 1:
-        share = threads_each(len(devices))
+        share = threads_each(len(devices), threads)
         return SharedEngine(
             [load_engine(bundle, each, engine, precision, cache_folder=cache_folder, threads=share) for each in devices]
         )

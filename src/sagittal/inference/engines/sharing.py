@@ -144,11 +144,10 @@ def engines_in(engine: Engine) -> int:
     return len(engine.engines) if isinstance(engine, SharedEngine) else 1
 
 
-def threads_each(count: int) -> int:
-    """Return how many threads each of `count` has where they share the processors that this process may use."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    given = os.environ.get("OMP_NUM_THREADS", "")
-    threads = int(given) if given.isdigit() and int(given) > 0 else cores
+def threads_each(count: int, threads: int | None = None) -> int:
+    """Return how many threads each of `count` has: they share `threads`, or else the processors that there are."""
+    if threads is None:
+        threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return max(1, threads // count)
 
 
