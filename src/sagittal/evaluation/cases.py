@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Bool, Integer
 from scipy.ndimage import find_objects
 
-from sagittal.errors import DataError
+from sagittal.errors import DataError, did_you_mean
 from sagittal.evaluation.classes import ClassSet
 from sagittal.evaluation.columns import metrics_of
 from sagittal.evaluation.lesions import LesionRule, LesionScore, match_lesions
@@ -53,13 +53,15 @@ def evaluate_case(
         settings: which metrics; by itself those of `EvaluationSettings()`.
 
     Raises:
-        DataError: no integers, values below 0, two shapes, no three positive spacings, or an unknown protocol.
+        DataError: no integers, values below 0, two shapes, no three positive spacings, an unknown
+            protocol, or a tolerance of a class that is not scored.
         ResourceError: a metric needs a package that is not installed.
     """
     settings = settings or EvaluationSettings()
     metrics = metrics_of(settings)
     wanted = classes if isinstance(classes, ClassSet) else ClassSet.of_mapping(classes)
     where = f"{case}: " if case else ""
+    _check_tolerances(settings, wanted)
     _check_labels(reference, prediction, where)
     spacing = check_spacing(spacing_mm)
     shape: Triple = (reference.shape[0], reference.shape[1], reference.shape[2])
@@ -88,6 +90,16 @@ def evaluate_case(
 
 def _lesions(pair: MaskPair, rule: LesionRule, start: Triple) -> LesionScore:
     return match_lesions(pair.reference, pair.prediction, pair.spacing_mm, rule).shifted(start)
+
+
+def _check_tolerances(settings: EvaluationSettings, classes: ClassSet) -> None:
+    for name, _ in settings.class_tolerances_mm:
+        if name not in classes.names:
+            raise DataError(
+                f"class_tolerances_mm has a tolerance of '{name}', which is not scored."
+                f"{did_you_mean(name, classes.names)}",
+                code="unknown_class",
+            )
 
 
 def _check_labels(reference: np.ndarray, prediction: np.ndarray, where: str) -> None:

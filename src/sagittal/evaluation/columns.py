@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import lru_cache
 from types import MappingProxyType
 
 from sagittal.errors import DataError, did_you_mean
@@ -16,6 +17,7 @@ OWN_MEANS = ("Mean of a class", "Mean foreground")
 """Rules of `AGGREGATION_RULES` that a protocol replaces by its own."""
 
 
+@lru_cache(maxsize=32)
 def metrics_of(settings: EvaluationSettings) -> Mapping[str, Metric]:
     """Return the metrics that `settings` ask for by key, in the order of the columns.
 

@@ -64,7 +64,7 @@ class EvaluationSettings(Frozen):
             raise ValueError(f"tolerances must be positive millimetres, got {wanted}")
         if set(FAMILIES) & set(self.metrics) and not self.tolerances_mm:
             raise ValueError("tolerances_mm: an NSD needs at least one")
-        _refuse_repeats("tolerances_mm", self.tolerances_mm)
+        _refuse_repeats("tolerances_mm", [f"{tolerance:g}" for tolerance in self.tolerances_mm])
         _refuse_repeats("class_tolerances_mm", [name for name, _ in self.class_tolerances_mm])
         return self
 

@@ -145,12 +145,13 @@ class Evaluation(Frozen):
 
     def to_csv(self) -> str:
         """Return one row per case and class; undefined values are empty cells."""
+        keys = tuple(self.metrics)
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")
-        writer.writerow(["case", "class", *self.metrics, "reference_ml", "prediction_ml"])
+        writer.writerow(["case", "class", *keys, "reference_ml", "prediction_ml"])
         for case in self.cases:
             for name, score in case.classes.items():
-                values = [score.metrics[key] for key in self.metrics]
+                values = [score.metrics[key] for key in keys]
                 cells = ["" if value is None else repr(value) for value in values]
                 writer.writerow([case.case, name, *cells, repr(score.reference_ml), repr(score.prediction_ml)])
         return text.getvalue()
