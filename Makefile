@@ -25,7 +25,7 @@ test: check
 # Debian packages that the project builds and tests with; needs root.
 system:
 	apt-get update -qq
-	DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends gcc libc6-dev make python3-venv
+	DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends chromium gcc libc6-dev make python3-venv
 
 clean:
 	rm -rf .venv build src/*.egg-info src/sagittal/kernels/*.so
