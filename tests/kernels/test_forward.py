@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from sagittal.kernels import TailWeights, cpu_available, depthwise, mednext_block, mednext_up_block, native
+from sagittal.kernels import TailWeights, cpu_available, depthwise, mednext_block, mednext_up_block, native, pointwise
 
 pytestmark = pytest.mark.skipif(not cpu_available(), reason="the compiled CPU kernels are not built here")
 
@@ -64,7 +64,7 @@ def test_moments_are_those_of_the_convolution(
 
 
 @pytest.mark.parametrize("level", [0, 1, 2])
-@pytest.mark.parametrize("has_odd", [True, False])
+@pytest.mark.parametrize("has_residual", [True, False])
 @pytest.mark.parametrize(
     ("size", "channels", "wide", "outputs", "kernel"),
     [
@@ -75,22 +75,22 @@ def test_moments_are_those_of_the_convolution(
     ],
 )
 def test_an_up_block_in_one_pass(
-    level: int, has_odd: bool, size: tuple[int, int, int], channels: int, wide: int, outputs: int, kernel: int
+    level: int, has_residual: bool, size: tuple[int, int, int], channels: int, wide: int, outputs: int, kernel: int
 ) -> None:
     x, weights = normal(2, channels, *size), tail(channels, wide, outputs)
     taps, bias = normal(channels, 1, kernel, kernel, kernel), normal(channels)
     skip = normal(2, outputs, *(2 * n for n in size))
-    odd = normal(2, outputs, *size) if has_odd else None
+    residual = normal(outputs, channels, 1, 1, 1) if has_residual else None
     native.limit_instruction_set(level)
     try:
         with torch.inference_mode():
-            y = mednext_up_block(x, taps, bias, weights, odd, skip)
+            y = mednext_up_block(x, taps, bias, weights, residual, skip)
     finally:
         native.limit_instruction_set(2)
     h = F.conv_transpose3d(x.double(), taps.double(), bias.double(), 2, kernel // 2, groups=channels)
     expected = skip + F.pad(tail_by_hand(h, weights), (1, 0, 1, 0, 1, 0))
-    if odd is not None:
-        expected[:, :, 1::2, 1::2, 1::2] += odd
+    if residual is not None:
+        expected[:, :, 1::2, 1::2, 1::2] += F.conv3d(x.double(), residual.double())
     assert y is not None
     assert_near(y, expected)
 
@@ -116,3 +116,13 @@ def test_many_channels_go_in_blocks(channels: int) -> None:
         y = mednext_block(x, taps, None, weights, residual=False)
     h = F.conv3d(x.double(), taps.double(), None, padding=1, groups=channels)
     assert_near(y, tail_by_hand(h, weights))
+
+
+@pytest.mark.parametrize("channels", [1, 4])
+def test_a_stem_reads_channels_that_lie_apart(channels: int) -> None:
+    x, weight, bias = normal(2, channels, 17, 16, 31), normal(48, channels, 1, 1, 1), normal(48)
+    with torch.inference_mode():
+        y, strided = pointwise(x, weight, bias), pointwise(x.transpose(2, 4), weight, bias)
+    assert y.is_contiguous(memory_format=torch.channels_last_3d)
+    assert_near(y, F.conv3d(x.double(), weight.double(), bias.double()))
+    assert torch.equal(strided, y.transpose(2, 4))

@@ -33,14 +33,15 @@ struct kernels {
     task_fn (*depthwise_task)(int kernel, int mode);
     task_fn (*weight_task)(int kernel, int stride);
     task_fn (*sweep_task)(int kernel, int up);
-    task_fn moments, tail_backward, norm_backward, forward, forward_up;
+    task_fn moments, tail_backward, norm_backward, forward, forward_up, stem;
     void (*gelu)(float *, int64_t);
     void (*gelu_backward)(float *, float *, int64_t);
 };
 
 #define KERNELS                                                                                                      \
     {ISA(depthwise_task),     ISA(weight_task),        ISA(sweep_task),   ISA(moments_task),    ISA(tail_backward_task), \
-     ISA(norm_backward_task), ISA(forward_task),       ISA(forward_up_task), ISA(gelu),         ISA(gelu_backward)}
+     ISA(norm_backward_task), ISA(forward_task),       ISA(forward_up_task), ISA(stem_task),      ISA(gelu),             \
+     ISA(gelu_backward)}
 
 #define ISA(name) name##_portable
 #define LANES 4
@@ -329,6 +330,13 @@ static struct forward forward_job(const int64_t *shape) {
     job.scratch_size = job.chunk * (job.channels + job.block + job.outputs);
     job.stream = job.samples * job.voxels * job.outputs > STREAM_FLOATS;
     return job;
+}
+
+/* y of struct stem; in: x, weight_t, bias; shape: N, voxels, C, O */
+EXPORT void sagittal_stem(const float *const *in, float *y, const int64_t *shape, int threads) {
+    struct stem job = {in[0], in[1], in[2], y, shape[1], shape[2], shape[3], 0};
+    job.stream = shape[0] * shape[1] * shape[3] > STREAM_FLOATS && (uintptr_t)y % 64 == 0;
+    run_tasks(chosen->stem, &job, shape[0] * divide_up(job.voxels, STEM_ROWS), threads);
 }
 
 static void panels_task(void *arg, int64_t task, int slot) {

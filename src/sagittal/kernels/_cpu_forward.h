@@ -261,3 +261,12 @@ static void ISA(forward_up_task)(void *arg, int64_t task, int slot) {
     }
     ISA(fence)();
 }
+
+static void ISA(stem_task)(void *arg, int64_t task, int slot) {
+    const struct stem *job = arg;
+    const int64_t parts = divide_up(job->voxels, STEM_ROWS), n = task / parts, start = task % parts * STEM_ROWS, O = job->outputs;
+    (void)slot;
+    ISA(product)(job->x + n * job->channels * job->voxels + start, 1, job->voxels, job->weight_t, O, job->bias, NULL,
+                 job->y + (n * job->voxels + start) * O, O, at_most(STEM_ROWS, job->voxels - start), job->channels, O, job->stream);
+    ISA(fence)();
+}

@@ -46,6 +46,14 @@ struct forward {
     int stream;
 };
 
+/* y (N, voxels, O) = bias + weight_t (C, O) times each voxel of x (N, C, voxels). */
+struct stem {
+    const float *x, *weight_t, *bias;
+    float *y;
+    int64_t voxels, channels, outputs;
+    int stream;
+};
+
 struct panels {
     const float *weight, *scale;
     float *panels;
@@ -96,7 +104,7 @@ static void depthwise_box_of_task(const struct depthwise *job, int64_t task, str
     box->c1 = at_most(box->c0 + BOX_CHANNELS, job->channels);
 }
 
-enum { SWEEP_PLANES = 32, PANEL = 64, STREAM_FLOATS = 1 << 22, SWEEP_FLOATS = 1 << 18 };
+enum { SWEEP_PLANES = 32, PANEL = 64, STREAM_FLOATS = 1 << 22, STEM_ROWS = 4080, SWEEP_FLOATS = 1 << 18 };
 
 static int64_t sweep_row(const struct sweep *job) { return divide_up(job->as.out[2], 8) * 8 + job->as.kernel - 1; }
 

@@ -124,32 +124,33 @@ def mednext_up_block(
     kernel: Tensor,
     kernel_bias: Tensor | None,
     weights: TailWeights,
-    odd: Tensor | None,
+    residual: Tensor | None,
     skip: Tensor,
     *,
     eps: float = 1e-5,
 ) -> Tensor | None:
-    """Return skip + an up block of stride 2 where nothing is kept for a gradient and the kernels can, else None.
+    """Return skip + an up block of stride 2 where no gradient is wanted and the kernels can, else None.
 
-    The block: zeros in front of contract(GELU(expand(norm(depthwise transposed(x))))), plus `odd` at the odd voxels.
+    The block: zeros in front of contract(GELU(expand(norm(depthwise transposed(x))))), plus residual(x) at the odd
+    voxels.
 
     Args:
         x: (N, C, D, H, W), any memory format.
         kernel: (C, 1, k, k, k), k odd.
         kernel_bias: (C,) or None.
         weights: the rest of the block's parameters.
-        odd: (N, O, D, H, W), or None.
+        residual: (O, C), with or without trailing axes of size 1, or None.
         skip: (N, O, 2D, 2H, 2W).
         eps: added to the variance.
     """
-    if x.ndim != 5 or autocasting(x) or torch.is_grad_enabled():
+    if torch.is_grad_enabled() or x.ndim != 5 or autocasting(x):
         return None
-    if not (_usable(x, weights, skip) and native.usable(kernel, kernel_bias, odd)) or min(x.shape[2:]) < 2:
+    if not (_usable(x, weights, skip) and native.usable(kernel, kernel_bias, residual)):
         return None
+    odd = None if residual is None else _rows(pointwise(x, residual, None))
     h, moments = depthwise.swept(native.channels_last(x), kernel, kernel_bias, native.TRANSPOSED, eps)
-    placed = None if odd is None else _rows(odd)
     saved = _saved(moments, weights)
-    y = _forward(h.flatten(1, 3), saved, weights.contract_bias, _rows(skip), odd=placed, size=h.shape[1:4])
+    y = _forward(h.flatten(1, 3), saved, weights.contract_bias, _rows(skip), odd=odd, size=h.shape[1:4])
     return _volume(y, skip.shape[2:])
 
 

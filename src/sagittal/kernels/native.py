@@ -39,6 +39,7 @@ _SIGNATURES: Final = {
     ),
     "sagittal_forward_space": (None, [_LONGS, _LONGS]),
     "sagittal_forward": (None, [ctypes.POINTER(_POINTER)] + [_POINTER] * 3 + [_LONGS, _INT]),
+    "sagittal_stem": (None, [ctypes.POINTER(_POINTER), _POINTER, _LONGS, _INT]),
     "sagittal_tail_space": (None, [_LONGS, _LONGS]),
     "sagittal_tail_forward": (None, [ctypes.POINTER(_POINTER), _POINTER, _POINTER, _LONGS, _INT]),
     "sagittal_tail_backward": (None, [ctypes.POINTER(_POINTER)] + [_POINTER] * 4 + [_LONGS, _INT]),
@@ -263,6 +264,15 @@ def sweep(
         threads,
     )
     return h, mean, scale
+
+
+def stem(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """Return x (N, C, D, H, W), channels first, times weight (O, C) plus bias as (N, D, H, W, O)."""
+    shape = _longs((x.shape[0], x[0, 0].numel(), x.shape[1], weight.shape[0]))
+    y = x.new_empty((x.shape[0], *x.shape[2:], weight.shape[0]))
+    inputs = [x.contiguous(), weight.t().contiguous(), None if bias is None else bias.contiguous()]
+    _call().sagittal_stem(_pointers(inputs), _pointer(y), shape, torch.get_num_threads())
+    return y
 
 
 def forward(inputs: Sequence[Tensor | None], size: tuple[int, int, int] | None = None) -> Tensor:

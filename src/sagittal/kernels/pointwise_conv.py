@@ -6,7 +6,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from sagittal.kernels import native
 from sagittal.kernels.bf16 import autocasting, outside_autocast
+
+_FEW = 8
+"""Channels of an image: as many may lie apart in the memory while they are read."""
 
 
 def prefers_channels_last(x: Tensor) -> bool:
@@ -26,7 +30,13 @@ def pointwise(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         # With one channel or a few classes on a side the memory sets the time, and bfloat16 would add two conversions.
         with outside_autocast():
             return pointwise(x.float(), weight, bias)
+    if _is_stem(x, weight) and not torch.is_grad_enabled() and native.usable(x, weight, bias):
+        return native.stem(x, weight.flatten(1), bias).permute(0, 4, 1, 2, 3)
     if prefers_channels_last(x):
         return F.linear(x.movedim(1, -1), weight.flatten(1), bias).movedim(-1, 1)
     convolve = F.conv3d if x.ndim == 5 else F.conv2d
     return convolve(x, weight.reshape(*weight.shape[:2], *(1,) * (x.ndim - 2)), bias)
+
+
+def _is_stem(x: Tensor, weight: Tensor) -> bool:
+    return x.ndim == 5 and x.shape[1] <= _FEW and weight.shape[0] % native.LANES == 0

@@ -276,11 +276,11 @@ class MedNeXtUpBlock(_Block):
 
     def _fused(self, x: Tensor, skip: Tensor) -> Tensor | None:
         """Return skip + the block in one pass of the compiled kernels, where no gradient is wanted, else None."""
-        if torch.is_grad_enabled() or not self._fusible() or set(self.strides) != {2} or len(set(self.kernel_size)) > 1:
+        if not self._fusible() or set(self.strides) != {2} or len(set(self.kernel_size)) > 1:
             return None
-        odd = pointwise(x, self.res_conv.weight.transpose(0, 1), None) if self.residual else None
+        residual = self.res_conv.weight.transpose(0, 1) if self.residual else None
         weights = self._tail_weights(self.res_conv.bias if self.residual else None)
-        return mednext_up_block(x, self.conv1.weight, self.conv1.bias, weights, odd, skip, eps=self.norm.eps)
+        return mednext_up_block(x, self.conv1.weight, self.conv1.bias, weights, residual, skip, eps=self.norm.eps)
 
     def _compute(self, x: Tensor) -> Tensor:
         h = depthwise_transpose(x, self.conv1.weight, self.conv1.bias, self.strides)
