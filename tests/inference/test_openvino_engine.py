@@ -92,7 +92,7 @@ def test_bf16_is_refused_where_the_processor_lacks_it(bundle: Bundle, monkeypatc
         def get_property(self, *_: str) -> list[str]:
             return ["FP32", "INT8"]
 
-    monkeypatch.setattr(openvino_engine.openvino, "Core", Old)
+    monkeypatch.setattr(openvino_engine, "core", Old)
     with pytest.raises(ResourceError, match="no bfloat16"):
         load(bundle, precision="bf16")
     load(bundle)

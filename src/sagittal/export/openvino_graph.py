@@ -13,6 +13,7 @@ from sagittal.bundle import Bundle
 from sagittal.errors import PlanError
 from sagittal.export.description import INPUT, OUTPUT
 from sagittal.export.torch_graph import Run
+from sagittal.inference.engines.openvino_core import core
 from sagittal.inference.engines.openvino_engine import BUILDERS
 
 
@@ -60,9 +61,8 @@ def write_openvino(model: openvino.Model, path: Path) -> None:
 
 def openvino_runner(path: Path) -> Run:
     """Return a function that runs the file on the CPU in float32."""
-    core = openvino.Core()
     # Where the processor has bfloat16, OpenVINO would take it by itself.
-    compiled = core.compile_model(path, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    compiled = core().compile_model(path, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
 
     def run(images: Any) -> Any:
         return compiled(images)[0]

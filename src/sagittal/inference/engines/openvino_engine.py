@@ -22,6 +22,7 @@ from sagittal.bundle import Bundle
 from sagittal.errors import BundleError, DataError, ResourceError
 from sagittal.inference.engines import openvino_mednext, openvino_mednext_rows, openvino_segformer3d
 from sagittal.inference.engines.engine import LinearHead, NetworkMemory, Precision
+from sagittal.inference.engines.openvino_core import core
 from sagittal.inference.engines.openvino_layers import Array, sum_by_planes
 from sagittal.inference.engines.openvino_memory import activation_bytes
 from sagittal.plan import Plan
@@ -119,8 +120,7 @@ class OpenVINOEngine:
         self.precision = precision
         self._plan = plan
         self._folds = list(folds)
-        self._core = openvino.Core()
-        self._settings = _settings(self._core, precision, cache_folder, threads)
+        self._settings = _settings(precision, cache_folder, threads)
         self._compiled: OrderedDict[tuple[Triple, bool, bool], openvino.InferRequest] = OrderedDict()
         self._memory: dict[Triple, NetworkMemory] = {}
         self.head = _joint_head(plan, self._folds)
@@ -234,7 +234,7 @@ class OpenVINOEngine:
             while len(self._compiled) >= _KEPT:
                 self._compiled.popitem(last=False)
             try:
-                compiled = self._core.compile_model(self._joint_model(*key), "CPU", self._settings)
+                compiled = core().compile_model(self._joint_model(*key), "CPU", self._settings)
                 self._compiled[key] = compiled.create_infer_request()
             except RuntimeError as error:
                 raise _explained(error) from None
@@ -295,12 +295,10 @@ def _name_operators(model: openvino.Model) -> None:
                 value.get_tensor().set_names({f"end_{end}"})
 
 
-def _settings(
-    core: openvino.Core, precision: Precision, cache_folder: str | os.PathLike[str] | None, threads: int | None
-) -> dict[str, Any]:
+def _settings(precision: Precision, cache_folder: str | os.PathLike[str] | None, threads: int | None) -> dict[str, Any]:
     if precision not in _HINTS:
         raise ResourceError(f"OpenVINO was asked for {precision}. Expected {' or '.join(_HINTS)}.", code="precision")
-    if precision == "bf16" and "BF16" not in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+    if precision == "bf16" and "BF16" not in core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
         raise ResourceError(
             "this processor has no bfloat16 (AVX512-BF16 or AMX). Use --precision fp32.", code="precision"
         )

@@ -32,6 +32,7 @@ from sagittal.data.preprocessing import prepare
 from sagittal.errors import BundleError, DataError, ResourceError
 from sagittal.evaluation.overlap import dice
 from sagittal.inference.engines.engine import Precision
+from sagittal.inference.engines.openvino_core import core
 from sagittal.inference.engines.openvino_engine import BUILDERS, OpenVINOEngine, supports
 from sagittal.inference.engines.openvino_layers import Array
 from sagittal.inference.predictor import Predictor
@@ -100,7 +101,7 @@ class Int8Engine(OpenVINOEngine):
     def _model(self, fold: Mapping[str, Array], window: Triple, *, with_head: bool) -> openvino.Model:
         assert with_head, "8-bit networks have their heads in them"
         text, numbers = self._files[id(fold)]
-        model = self._core.read_model(text, numbers)
+        model = core().read_model(text, numbers)
         model.reshape([1, len(self._plan.dataset.channel_names), *window])
         return model
 
