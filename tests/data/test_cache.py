@@ -12,10 +12,10 @@ from small_scans import ball_case, write_dataset
 import sagittal.data.cache as cache_module
 from sagittal.data.cache import Cache, Entry, build_cache, entry_of, foreground_locations, need_bytes, safe_name
 from sagittal.data.dataset import digest_of, files_of, read_dataset
-from sagittal.volumes.work_memory import MIB
 from sagittal.errors import DataError, ResourceError
 from sagittal.plan import Plan
 from sagittal.plan.plan import NoNormalization, ZScore
+from sagittal.volumes.work_memory import MIB
 
 SHAPE = (10, 12, 14)
 

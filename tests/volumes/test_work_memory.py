@@ -6,8 +6,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from sagittal.volumes.work_memory import Room, available_bytes, run_in
 from sagittal.errors import DataError, ResourceError
+from sagittal.volumes.work_memory import Room, available_bytes, run_in
 
 
 def most_at_once(room: Room, need: int, jobs: int = 6) -> int:
