@@ -19,7 +19,7 @@ from sagittal.evaluation.columns import rules_of
 from sagittal.plan.base import write_atomically
 from sagittal.report.colours import PREDICTION_COLOUR
 from sagittal.report.curves import Record, training_panels
-from sagittal.report.findings import calibration_panels, lesion_rows
+from sagittal.report.findings import calibration_panels, detection_panels, lesion_rows
 from sagittal.report.main_columns import class_colours, distance_metric, headline_metric, in_words, main_metrics
 from sagittal.report.pictures import CaseView
 from sagittal.report.strips import make_strips
@@ -146,6 +146,7 @@ def render_report(
         colours=class_colours(evaluation),
         prediction_colour=PREDICTION_COLOUR,
         lesions=lesion_rows(evaluation),
+        detection=detection_panels(evaluation),
         calibration=calibration_panels(evaluation),
         panels=training_panels(page.curve),
         rows=shown_rows,
