@@ -242,6 +242,7 @@ def test_any_set_of_metrics_makes_a_page_with_all_their_definitions(settings: Ev
     assert len(ids) == len(set(ids))
 
 
+@pytest.mark.slow
 def test_a_thousand_cases_of_ten_classes_make_a_page_that_opens() -> None:
     classes = ClassSet.of_mapping({f"class {number}": number for number in range(1, 11)})
     rng = np.random.default_rng(0)
