@@ -100,25 +100,30 @@ def _print(comparison: Comparison) -> None:
 
 
 def _print_tables(comparison: Comparison, metric: Metric, contest: Contest) -> None:
-    from rich.console import Console
-    from rich.markup import escape
-    from rich.table import Table
-
+    from sagittal.cli.wide_table import print_wide
     from sagittal.report.comparison_tables import methods_table, needed_text, pair_texts
 
     made = methods_table(comparison, comparison.primary, metric)
-    table = Table(*map(escape, made.header), title=escape(made.caption), caption=escape(" ".join(made.notes)))
-    for row in made.rows:
-        table.add_row(*(f"[bold]{escape(cell.text)}[/bold]" if cell.bold else escape(cell.text) for cell in row))
-    margin = f"patients to show {comparison.statistics.margin:g} (80, 90 %)"
-    pairs = Table("pair", "difference", "p Wilcoxon", "p permutation", margin, caption="p after Holm's correction")
+    bold = {(line, place) for line, row in enumerate(made.rows) for place, cell in enumerate(row) if cell.bold}
+    rows = [[_broken(cell.text) for cell in row] for row in made.rows]
+    print_wide(made.header, rows, title=made.caption, caption=" ".join(made.notes), bold=frozenset(bold))
+    header = (
+        "pair",
+        "difference",
+        "p Wilcoxon",
+        "p permutation",
+        f"patients to show {comparison.statistics.margin:g} (80, 90 %)",
+    )
+    pairs = []
     for pair in contest.pairs:
         difference, *tests = pair_texts(pair, metric)[:3]
-        needed = ", ".join(needed_text(item) for item in pair.power.to_show) if pair.power else "–"
-        names = " – ".join(
-            f"[bold]{escape(n)}[/bold]" if n == pair.better else escape(n) for n in (pair.first, pair.second)
-        )
-        pairs.add_row(names, escape(difference), *tests, needed)
-    console = Console()
-    console.print(table)
-    console.print(pairs)
+        needed = ",\n".join(needed_text(item) for item in pair.power.to_show) if pair.power else "–"
+        pairs.append((f"{pair.first} – {pair.second}", _broken(difference), *tests, needed))
+    better = frozenset((line, 1) for line, pair in enumerate(contest.pairs) if pair.better is not None)
+    caption = "First minus second; p after Holm's correction; bold: one is better"
+    print_wide(header, pairs, title="Pairs of methods", caption=caption, bold=better)
+
+
+def _broken(text: str) -> str:
+    """Put the interval of a value below it."""
+    return text.replace(" [", "\n[")

@@ -88,17 +88,17 @@ def evaluate(
 
 
 def _print(result: Evaluation) -> None:
-    from rich.console import Console
-    from rich.markup import escape
-    from rich.table import Table
+    from sagittal.cli.wide_table import print_wide
+    from sagittal.report.tables import titled
 
     shown = list(result.metrics.items())
-    headers = [f"mean {metric.title}{f' ({metric.unit})' if metric.unit else ''}" for _, metric in shown]
-    table = Table("class", *headers, "missed", title=f"{result.summary.cases} cases")
-    for name, summary in result.summary.classes.items():
-        values = [_number(summary.metrics[key].mean, metric.digits) for key, metric in shown]
-        table.add_row(escape(name), *values, str(summary.missed))
-    Console().print(table)
+    rows = [
+        (name, *(_number(found.metrics[key].mean, metric.digits) for key, metric in shown), str(found.missed))
+        for name, found in result.summary.classes.items()
+    ]
+    number = result.summary.cases
+    title = f"Mean over {number} case{'s' if number != 1 else ''}"
+    print_wide(("class", *(titled(metric) for _, metric in shown), "missed"), rows, title=title)
     for warning in result.warnings:
         print(f"warning: {warning}")
     for failure in result.failures:
