@@ -111,12 +111,26 @@ def test_compiled_networks_are_found_on_disk(network: str, tmp_path: Path) -> No
     folder = tmp_path / "cache"
     images = windows(1)
     first = load(bundle, cache_folder=folder, threads=1).logits(images)
-    kept = {path.name: path.stat().st_mtime_ns for path in folder.glob("*.blob")}
+    kept = {path.name: path.stat().st_mtime_ns for path in folder.rglob("*.blob")}
     assert len(kept) == 1
     engine = load(bundle, cache_folder=folder, threads=1)
     assert np.array_equal(engine.logits(images), first)
-    assert {path.name: path.stat().st_mtime_ns for path in folder.glob("*.blob")} == kept
+    assert {path.name: path.stat().st_mtime_ns for path in folder.rglob("*.blob")} == kept
     assert all(request.get_compiled_model().get_property("LOADED_FROM_CACHE") for request in _requests(engine))
+
+
+@pytest.mark.parametrize("order", [("fp32", "bf16"), ("bf16", "fp32")])
+def test_no_precision_runs_what_was_compiled_for_another(order: tuple[Any, Any], tmp_path: Path) -> None:
+    if "BF16" not in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+        pytest.skip("this processor has no bfloat16")
+    settings = {"network.embed_dims": [32, 64, 160, 256]}
+    plan = untrained_plan("segformer3d", untrained_spec(3, 2), patch_size=(32, 40, 36), settings=settings)
+    bundle = read_bundle(write_random_bundle(tmp_path / "bundle", plan))
+    images = np.random.default_rng(0).normal(1, 2, (1, 2, 32, 40, 36)).astype(np.float32)
+    for precision in order:
+        # A process of its own finds it on disk; in one process OpenVINO may keep it.
+        found = load(bundle, precision=precision, cache_folder=tmp_path / "cache", threads=1).logits(images)
+        assert np.array_equal(found, load(bundle, precision=precision, threads=1).logits(images)), precision
 
 
 def test_without_a_folder_nothing_is_written(bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

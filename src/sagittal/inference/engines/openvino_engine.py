@@ -311,7 +311,9 @@ def _settings(precision: Precision, cache_folder: str | os.PathLike[str] | None,
     if threads is not None:
         settings["INFERENCE_NUM_THREADS"] = threads
     if cache_folder is not None:
-        settings["CACHE_DIR"] = str(Path(cache_folder))
+        # OpenVINO's own key leaves out the precision (2026.4): a graph made for float32 would be run in bfloat16, and
+        # SegFormer3D's then computes nonsense.
+        settings["CACHE_DIR"] = str(Path(cache_folder) / f"{precision}-{threads or 'all'}")
     return settings
 
 
