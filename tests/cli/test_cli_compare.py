@@ -45,7 +45,7 @@ def test_a_comparison_is_printed_and_written(
     options = ["--out", str(out), "--names", "ours,theirs", "--tolerance-mm", "1", "--margin", "0.01"]
     assert run(["compare", *folders, *options]) == 0
     shown = capsys.readouterr().out
-    assert "ours has the better mean than theirs" in shown and "0.01" in shown
+    assert "ours has a better mean than theirs" in shown and "0.01" in shown
     assert "With 3 patients" in shown and f"report: {out / 'comparison.html'}" in shown
     found = Comparison.read(out / "comparison.json")
     assert found.methods == ("ours", "theirs")
@@ -98,6 +98,7 @@ def test_missing_cases_are_an_error_unless_they_count_as_worst(
     ("changed", "told"),
     [
         (["--margin", "0"], "--margin 0"),
+        (["--margin", "inf"], "--margin inf"),
         (["--names", "one"], "1 names for 2 folders"),
         (["--names", "one,one"], "two methods are called one"),
         (["--protocol", "nnunett"], "Did you mean 'nnunet'"),

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from sagittal.cli import run
+from sagittal.cli import USAGE_CODES, run
 from sagittal.cli.evaluation_options import declared_classes, evaluation_settings, listed_patients
 from sagittal.errors import DataError, PlanError
 from sagittal.evaluation import EvaluationSettings
@@ -49,13 +49,39 @@ def test_options_become_settings() -> None:
         ("sagittal", {"tolerances": ["-1"]}, "positive"),
         ("sagittal", {"lesion_rules": ["minimum_iou=2"]}, "minimum_iou"),
         ("sagittal", {"lesion_rules": ["overlap=1"]}, "overlap"),
+        ("sagittal", {"lesion_rules": ["minimum_ml"]}, "--lesion-rule minimum_ml: expected"),
+        ("sagittal", {"metrics": [""]}, "--metrics: no name"),
+        ("sagittal", {"tolerances": ["=3"]}, "--tolerance-mm =3: expected a class"),
+        ("nnunet", {"metrics": ["dice"]}, "metrics of its own"),
+        ("nnunet", {"tolerances": ["3"]}, "nnunet has no tolerances"),
+        ("monai", {"tolerances": ["liver=3"]}, "one tolerance for all classes"),
     ],
 )
 def test_options_that_make_no_sense_are_slips_of_usage(protocol: str, options: dict[str, list[str]], told: str) -> None:
     tolerances = options.pop("tolerances", None)
     with pytest.raises(PlanError, match=told) as caught:
         evaluation_settings(protocol, tolerances, **options)
-    assert caught.value.code == "usage"
+    assert caught.value.code in USAGE_CODES
+
+
+def test_tolerances_that_a_protocol_looks_at_are_taken() -> None:
+    assert evaluation_settings("monai", ["3"]).tolerances_mm == (3.0,)
+    assert evaluation_settings("msd", ["liver=7"]).class_tolerances_mm == (("liver", 7.0),)
+
+
+def test_errors_of_settings_are_told_without_their_machinery() -> None:
+    with pytest.raises(PlanError) as caught:
+        evaluation_settings("sagittal", None, metrics=["dise"])
+    assert caught.value.message == "metric 'dise' is unknown. Did you mean 'dice'?"
+
+
+@pytest.mark.parametrize("option", ["--tolerance-mm", "--workers"])
+def test_slips_are_told_once_and_exit_with_2(
+    folders: list[str], capsys: pytest.CaptureFixture[str], option: str
+) -> None:
+    assert run(["evaluate", *folders, option, {"--tolerance-mm": "2=3", "--workers": "0"}[option]]) == 2
+    told = capsys.readouterr()
+    assert "failed" not in told.out and ("'2'" in told.err or "--workers" in told.err)
 
 
 def test_all_metrics_can_be_asked_for() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -59,7 +60,7 @@ def compare(
     from sagittal.evaluation.comparison import ComparisonSettings
     from sagittal.report.comparison import COMPARISON_HTML, compare_folders, name_methods
 
-    if not margin > 0:
+    if not 0 < margin < math.inf:
         raise PlanError(f"--margin {margin:g}: expected a number above 0, for example 0.005.", code="usage")
     named = None if names is None else names.split(",")
     comparison = compare_folders(

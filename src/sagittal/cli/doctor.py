@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
+from sagittal.cli.options import Workers
 from sagittal.errors import DataError
 
 if TYPE_CHECKING:
@@ -25,7 +26,7 @@ def doctor(
     report: Path | None = None,
     fix: Path | None = None,
     label: Annotated[list[str] | None, Parameter(negative="")] = None,
-    workers: int | None = None,
+    workers: Workers = None,
 ) -> int:
     """Check every scan and label of a data set; exit 1 where training would be refused.
 

@@ -15,6 +15,7 @@ from sagittal.cli.evaluation_options import (
     evaluation_settings,
     listed_patients,
 )
+from sagittal.cli.options import Workers
 from sagittal.errors import DataError
 
 if TYPE_CHECKING:
@@ -37,7 +38,7 @@ def evaluate(
     tolerance_mm: Tolerances = None,
     lesions: Switch = False,
     lesion_rule: LesionRules = None,
-    workers: int | None = None,
+    workers: Workers = None,
     log: Path | None = None,
     json: Switch = False,
 ) -> int:

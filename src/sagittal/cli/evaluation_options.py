@@ -59,6 +59,8 @@ def evaluation_settings(
 
     given: dict[str, Any] = {"protocol": protocol, **_tolerances(_words(tolerances))}
     names = _words(metrics)
+    if metrics and not names:
+        raise PlanError("--metrics: no name is given. Expected names as in docs/metrics.md, or 'all'.", code="usage")
     if names:
         given["metrics"] = tuple(ALL_METRICS) if names == ["all"] else tuple(names)
     if lesions or lesion_rules:
@@ -66,12 +68,37 @@ def evaluation_settings(
     try:
         settings = EvaluationSettings(**given)
     except ValidationError as error:
-        raise PlanError(describe_validation_error(error, "options"), code="usage") from None
+        told = [item["msg"].removeprefix("Value error, ") for item in error.errors() if not item["loc"]]
+        raise PlanError("; ".join(told) or describe_validation_error(error, "options"), code="usage") from None
     try:
         metrics_of(settings)
     except DataError as error:
         raise PlanError(f"--{error.message}", code="usage") from None
+    _refuse_unused(given)
     return settings
+
+
+def _refuse_unused(given: Mapping[str, Any]) -> None:
+    """Refuse options that the protocol would not look at: who gives them believes that they count."""
+    from sagittal.evaluation.protocols import PROTOCOLS
+    from sagittal.evaluation.settings import SAGITTAL
+
+    protocol = given["protocol"]
+    if protocol == SAGITTAL:
+        return
+    taken = PROTOCOLS[protocol].tolerances
+    shared, own = "tolerances_mm" in given, "class_tolerances_mm" in given
+    if "metrics" in given:
+        raise PlanError(
+            f"--metrics: --protocol {protocol} has metrics of its own. Leave one of the two options out.", code="usage"
+        )
+    if (shared or own) and taken == "none":
+        raise PlanError(f"--tolerance-mm: --protocol {protocol} has no tolerances. Leave the option out.", code="usage")
+    if own and taken == "shared":
+        raise PlanError(
+            f"--tolerance-mm: --protocol {protocol} has one tolerance for all classes. Give it without a class.",
+            code="usage",
+        )
 
 
 def declared_classes(path: Path | None) -> ClassSet | None:
@@ -111,9 +138,16 @@ def _words(texts: Sequence[str] | None) -> list[str]:
 
 def _tolerances(words: Sequence[str]) -> dict[str, Any]:
     shared = [_number(word, "--tolerance-mm") for word in words if "=" not in word]
-    own = [(name, _number(value, "--tolerance-mm")) for name, _, value in (w.rpartition("=") for w in words) if name]
+    named = [word.rpartition("=") for word in words if "=" in word]
+    own = [(_class_name(name, value), _number(value, "--tolerance-mm")) for name, _, value in named]
     found: dict[str, Any] = {"tolerances_mm": tuple(shared)} if shared else {}
     return {**found, "class_tolerances_mm": tuple(own)} if own else found
+
+
+def _class_name(name: str, value: str) -> str:
+    if not name.strip():
+        raise PlanError(f"--tolerance-mm ={value}: expected a class before the sign, as in liver=3.", code="usage")
+    return name.strip()
 
 
 def _number(text: str, option: str) -> float:
@@ -131,6 +165,6 @@ def _lesion_rule(words: Sequence[str]) -> Any:
     from sagittal.plan.overrides import parse_settings
 
     try:
-        return LesionRule(**parse_settings(list(words)))
+        return LesionRule(**parse_settings(list(words), option="--lesion-rule", example="minimum_iou=0.1"))
     except ValidationError as error:
         raise PlanError(describe_validation_error(error, "--lesion-rule"), code="usage") from None

@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 from typing import Annotated, Any
 
-from cyclopts import Parameter
+from cyclopts import Parameter, validators
 
 from sagittal.errors import PlanError, did_you_mean
 
@@ -19,6 +19,9 @@ Settings = Annotated[
         help="A value of the plan, FIELD=VALUE, for example patch.size=96,96,96; may be repeated.",
     ),
 ]
+
+Workers = Annotated[int | None, Parameter(validator=validators.Number(gte=1))]
+"""How many files are worked on at a time."""
 
 _NUMBER = r"\d+(?:\.\d+)?"
 _DURATION = re.compile(

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
+from sagittal.cli.options import Workers
+
 if TYPE_CHECKING:
     from sagittal.report.qc import QualityCheck
 
@@ -19,7 +21,7 @@ def qc(
     bundle: Path | None = None,
     images: Path | None = None,
     out: Path | None = None,
-    workers: int | None = None,
+    workers: Workers = None,
     json: Annotated[bool, Parameter(negative="")] = False,
 ) -> int:
     """Look for predictions that are probably wrong, where there are no references; write qc.html, qc.csv and qc.json.

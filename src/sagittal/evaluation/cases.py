@@ -61,7 +61,7 @@ def evaluate_case(
     metrics = metrics_of(settings)
     wanted = classes if isinstance(classes, ClassSet) else ClassSet.of_mapping(classes)
     where = f"{case}: " if case else ""
-    _check_tolerances(settings, wanted)
+    check_tolerances(settings, wanted)
     _check_labels(reference, prediction, where)
     spacing = check_spacing(spacing_mm)
     shape: Triple = (reference.shape[0], reference.shape[1], reference.shape[2])
@@ -92,7 +92,12 @@ def _lesions(pair: MaskPair, rule: LesionRule, start: Triple) -> LesionScore:
     return match_lesions(pair.reference, pair.prediction, pair.spacing_mm, rule).shifted(start)
 
 
-def _check_tolerances(settings: EvaluationSettings, classes: ClassSet) -> None:
+def check_tolerances(settings: EvaluationSettings, classes: ClassSet) -> None:
+    """Refuse a tolerance of a class that is not scored: it would count for nothing.
+
+    Raises:
+        DataError: names it, and the class that it may mean.
+    """
     for name, _ in settings.class_tolerances_mm:
         if name not in classes.names:
             raise DataError(

@@ -14,11 +14,13 @@ from sagittal.plan.networks import NetworkConfig
 from sagittal.plan.plan import Plan
 
 
-def parse_settings(texts: Sequence[str]) -> dict[str, Any]:
+def parse_settings(
+    texts: Sequence[str], *, option: str = "--set", example: str = "patch.size=96,96,96"
+) -> dict[str, Any]:
     """Parse `FIELD=VALUE` texts into dotted names and values.
 
     A value is JSON where it parses as JSON (`5`, `1e-3`, `true`, `[1, 2]`), a list where it holds commas (`96,96,96`),
-    else text.
+    else text. `option` and `example` are for the message where it is none of these.
 
     Raises:
         PlanError: a text without `=` or with an empty side, or a field set twice.
@@ -28,9 +30,9 @@ def parse_settings(texts: Sequence[str]) -> dict[str, Any]:
         name, separator, value = text.partition("=")
         name = name.strip()
         if not separator or not name or not value.strip():
-            raise PlanError(f"--set {text}: expected FIELD=VALUE, for example patch.size=96,96,96.", code="bad_setting")
+            raise PlanError(f"{option} {text}: expected FIELD=VALUE, for example {example}.", code="bad_setting")
         if name in settings:
-            raise PlanError(f"--set {name}: given twice. Give each field once.", code="bad_setting")
+            raise PlanError(f"{option} {name}: given twice. Give each field once.", code="bad_setting")
         settings[name] = _parse_value(value.strip())
     return settings
 

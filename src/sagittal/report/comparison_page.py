@@ -111,7 +111,7 @@ def _first_sentence(pair: PairScore, best: str, second: str, contest: Contest, m
     if pair.better == best:
         return f"{best} is better than {second}: {metric.title} {means}, a difference of {difference} ({test})."
     return (
-        f"{best} has the better mean than {second} ({metric.title} {means}, a difference of {difference}), "
+        f"{best} has a better mean than {second} ({metric.title} {means}, a difference of {difference}), "
         f"but the difference is not significant ({test})."
     )
 

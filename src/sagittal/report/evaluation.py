@@ -17,6 +17,7 @@ from jaxtyping import Integer
 
 from sagittal.errors import DataError
 from sagittal.evaluation import ClassSet, Evaluation
+from sagittal.evaluation.cases import check_tolerances
 from sagittal.evaluation.classes import present_values
 from sagittal.evaluation.protocols import PROTOCOLS
 from sagittal.evaluation.settings import SAGITTAL, EvaluationSettings
@@ -92,7 +93,7 @@ def evaluate(
 
     Raises:
         DataError: no references, references without a prediction (each is named), labels that make no sense or that
-            the protocol can't use, a patient or probabilities missing.
+            the protocol can't use, a tolerance of no class, a patient or probabilities missing.
         ResourceError: the results can't be written, or a metric needs a package that is not installed.
     """
     predictions, references = Path(predictions), Path(references)
@@ -101,6 +102,7 @@ def evaluate(
     declaration = find_declaration(references, predictions)
     classes, remarks = _classes(labels, declaration, matched)
     classes, settings = _by_protocol(classes, settings or EvaluationSettings())
+    check_tolerances(settings, classes)  # Here, or every case fails with it.
     strict = labels is None and declaration is not None and settings.protocol == SAGITTAL
     outcomes = score_all(_jobs(matched, classes, settings, beside, strict=strict), workers)
     evaluation = Evaluation.of_cases(

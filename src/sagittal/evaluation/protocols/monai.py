@@ -93,6 +93,7 @@ MONAI = Protocol(
     name="monai",
     title="MONAI",
     columns=_columns,
+    tolerances="shared",
     headline=("dice", "hd95_mm"),
     averaging=cases_of_defined_classes,
     mean_rule='Each case over its classes that are not NaN, then over cases that have one (reduction "mean"); a class '

@@ -72,6 +72,7 @@ MSD = Protocol(
     name="msd",
     title="Medical Segmentation Decathlon",
     columns=_columns,
+    tolerances="by_class",
     headline=("dice", "nsd"),
     averaging=defined_classes_of_defined_cases,
     mean_rule="Each class over the cases in which it is defined; the overall mean over the classes that are.",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 from jaxtyping import Float64
@@ -60,6 +60,8 @@ class Protocol:
     """Classes of a data set -> what is scored; raises DataError where they do not fit."""
     settle: Callable[[EvaluationSettings, ClassSet], EvaluationSettings] = unchanged
     """Fills in what depends on the data set, such as tolerances; what is scored is given."""
+    tolerances: Literal["none", "shared", "by_class"] = "none"
+    """Which of the settings' tolerances it looks at: none, those of all classes, or those of single classes too."""
     infinite: frozenset[str] = frozenset()
     """Keys of metrics that are infinite, not NaN, where exactly one mask is empty."""
 
