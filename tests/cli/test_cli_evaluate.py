@@ -84,6 +84,30 @@ def test_slips_are_told_once_and_exit_with_2(
     assert "failed" not in told.out and ("'2'" in told.err or "--workers" in told.err)
 
 
+def test_cases_can_be_named(folders: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (Path(folders[0]) / "b.nii.gz").unlink()
+    assert run(["evaluate", *folders]) == 1
+    assert "(--cases)" in capsys.readouterr().err
+    names = tmp_path / "names.txt"
+    names.write_text("a\n\n")
+    for given in ("a", str(names)):
+        assert run(["evaluate", *folders, "--cases", given, "--json", "--out", str(tmp_path / "out")]) == 0
+        assert [case["case"] for case in json.loads(capsys.readouterr().out)["cases"]] == ["a"]
+    assert "the 1 that were named" in (tmp_path / "out" / "report.html").read_text()
+    assert run(["evaluate", *folders, "--cases", " , "]) == 2
+    assert run(["evaluate", *folders, "--cases", "c"]) == 1
+    assert "no reference for c" in capsys.readouterr().err
+
+
+def test_a_folder_that_takes_no_result_is_refused_before_the_work(
+    folders: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sagittal.report.evaluation.score_all", lambda *_: pytest.fail("it was scored"))
+    (tmp_path / "file").write_text("")
+    assert run(["evaluate", *folders, "--out", str(tmp_path / "file")]) == 1
+    assert "can't be written" in capsys.readouterr().err
+
+
 def test_all_metrics_can_be_asked_for() -> None:
     assert evaluation_settings("sagittal", None, metrics=["all"]).metrics == ALL_METRICS
 

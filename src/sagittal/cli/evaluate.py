@@ -8,12 +8,14 @@ from typing import TYPE_CHECKING, Annotated
 from cyclopts import Parameter
 
 from sagittal.cli.evaluation_options import (
+    Cases,
     LesionRules,
     Metrics,
     Tolerances,
     declared_classes,
     evaluation_settings,
     listed_patients,
+    named_cases,
 )
 from sagittal.cli.options import Workers
 from sagittal.errors import DataError
@@ -33,6 +35,7 @@ def evaluate(
     images: Path | None = None,
     probabilities: Path | None = None,
     patients: Path | None = None,
+    cases: Cases = None,
     protocol: str = "sagittal",
     metrics: Metrics = None,
     tolerance_mm: Tolerances = None,
@@ -69,15 +72,19 @@ def evaluate(
     if log is not None and not log.is_file():
         raise DataError(f"{log}: no such file. Expected a training's log, BUNDLE.run/fold_0/log.jsonl for example.")
     settings = evaluation_settings(protocol, tolerance_mm, metrics=metrics, lesion_rules=lesion_rule, lesions=lesions)
+    wanted = named_cases(cases)
     result = evaluate_folders(
         predictions,
         references,
         out,
         labels=declared_classes(labels),
         settings=settings,
-        beside=Beside(images=images, probabilities=probabilities, patients=listed_patients(patients)),
+        beside=Beside(images=images, probabilities=probabilities, patients=listed_patients(patients), cases=wanted),
         workers=workers,
-        page=Page(curve=read_log(log) if log is not None else ()),
+        page=Page(
+            curve=read_log(log) if log is not None else (),
+            facts={} if wanted is None else {"Compared": {"Cases": f"the {len(wanted)} that were named"}},
+        ),
     )
     if json:
         print(result.to_json(), end="")

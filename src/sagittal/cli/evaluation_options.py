@@ -28,6 +28,14 @@ Metrics = Annotated[
         help="Metrics to compute, with commas or repeated, by the names in docs/metrics.md; 'all' for every one.",
     ),
 ]
+Cases = Annotated[
+    list[str] | None,
+    Parameter(
+        negative="",
+        help="Names of the cases to score, with commas or repeated, or a text file with one per line; by default all "
+        "references.",
+    ),
+]
 LesionRules = Annotated[
     list[str] | None,
     Parameter(
@@ -130,6 +138,28 @@ def listed_patients(path: Path | None) -> Mapping[str, str] | None:
     if not patients:
         raise DataError(f"{path}: no rows. Expected one for each case.", code="bad_patients")
     return patients
+
+
+def named_cases(texts: Sequence[str] | None) -> tuple[str, ...] | None:
+    """Return the names in the option --cases, those in a file where one is given; None for None.
+
+    Raises:
+        PlanError: there is no name; its code is `usage`.
+        DataError: a file can't be read.
+    """
+    if texts is None:
+        return None
+    if len(texts) == 1 and Path(texts[0]).is_file():
+        try:
+            lines = Path(texts[0]).read_text(encoding="utf-8-sig").splitlines()
+        except (OSError, ValueError) as error:
+            raise DataError(f"--cases {texts[0]}: can't be read ({error}). Expected a name per line.") from None
+        names = tuple(line.strip() for line in lines if line.strip())
+    else:
+        names = tuple(_words(texts))
+    if not names:
+        raise PlanError("--cases: no name is given. Expected names of references, CASE for CASE.nii.gz.", code="usage")
+    return tuple(dict.fromkeys(names))
 
 
 def _words(texts: Sequence[str] | None) -> list[str]:

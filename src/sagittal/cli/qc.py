@@ -51,7 +51,9 @@ def qc(
 
 
 def _print(result: QualityCheck) -> None:
-    print(f"{len(result.cases)} cases, {len(result.flagged)} flagged; compared with {result.compared_with}")
+    from sagittal.report.summary import count
+
+    print(f"{count(len(result.cases), 'case')}, {len(result.flagged)} flagged; compared with {result.compared_with}")
     for check in result.flagged[:SHOWN]:
         print(f"look at {check.case} (suspicion {check.suspicion:.1f})")
         for flag in check.flags[:3]:

@@ -125,6 +125,20 @@ def write_atomically(path: str | os.PathLike[str], content: bytes) -> Path:
     return path
 
 
+def require_writable(folder: Path) -> None:
+    """Make a folder for results, and refuse one that can't take any before the work that they take.
+
+    Raises:
+        ResourceError: it can't be made, or no file can be put into it.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise cannot_write(folder, error) from None
+
+
 def _keep_name(folder: Path) -> None:
     """Have the disk keep a name that was just given in a folder; what can't do that (Windows) is left as it is."""
     with suppress(OSError):

@@ -17,7 +17,7 @@ from sagittal.evaluation import ClassSet, Evaluation, EvaluationSettings
 from sagittal.evaluation.comparison import Comparison, ComparisonSettings, compare_evaluations
 from sagittal.evaluation.joining import join_evaluations
 from sagittal.evaluation.settings import SAGITTAL
-from sagittal.plan.base import write_atomically
+from sagittal.plan.base import require_writable, write_atomically
 from sagittal.report.comparison_page import render_comparison
 from sagittal.report.comparison_tables import comparison_tables
 from sagittal.report.evaluation import METRICS_JSON, Beside, evaluate
@@ -88,6 +88,8 @@ def compare_folders(
     cases, warnings = _cases(methods, known, statistics)
     wanted = None if labels is None else labels if isinstance(labels, ClassSet) else ClassSet.of_mapping(labels)
     _require_patients(cases, patients)
+    if out is not None:
+        require_writable(Path(out))
     evaluations, notes = {}, []
     declared = settings.protocol != SAGITTAL or find_declaration(references, references) is not None
     for method in methods:

@@ -20,6 +20,7 @@ from sagittal.report.comparison_tables import (
     is_worse,
     method_text,
     needed_text,
+    p_equation,
     p_text,
     pair_texts,
 )
@@ -106,7 +107,7 @@ def _first_sentence(pair: PairScore, best: str, second: str, contest: Contest, m
     if pair.first != best and mean is not None:
         mean, low, high = -mean, None if high is None else -high, None if low is None else -low
     difference = spread_text(mean, None, low, high, digits)
-    test = f"Wilcoxon, Holm: p {_p(pair.wilcoxon_holm)}"
+    test = f"Wilcoxon, Holm: {p_equation(pair.wilcoxon_holm)}"
     means = " against ".join(f"{contest.methods[name].mean:.{metric.digits}f}" for name in (best, second))
     if pair.better == best:
         return f"{best} is better than {second}: {metric.title} {means}, a difference of {difference} ({test})."
@@ -121,7 +122,7 @@ def _margin_sentences(pair: PairScore) -> list[str]:
         return []
     margin = pair.equivalence.margin
     equal = "equal" if pair.equivalence.equivalent else "not shown to be equal"
-    told = [f"These two are {equal} within {margin:g} (p {_p(pair.equivalence.p)})."]
+    told = [f"These two are {equal} within {margin:g} ({p_equation(pair.equivalence.p)})."]
     if pair.power is not None:
         eighty, ninety = (needed_text(item) for item in pair.power.to_show)
         told.append(
@@ -190,8 +191,3 @@ def _facts(comparison: Comparison, references: str) -> dict[str, dict[str, objec
 
 def _listed(names: Sequence[str]) -> str:
     return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
-
-
-def _p(p: float) -> str:
-    told = p_text(p)
-    return told if told.startswith("<") else f"= {told}"

@@ -14,7 +14,7 @@ from sagittal.evaluation.comparison import Comparison, Contest, MetricComparison
 from sagittal.evaluation.ranking import RULES, RuleRanking
 from sagittal.report.axes import Axis, linear_axis
 from sagittal.report.colours import class_colour
-from sagittal.report.comparison_tables import columns_of, compared_title, p_text
+from sagittal.report.comparison_tables import columns_of, compared_title, p_equation
 from sagittal.report.tables import MEAN_ROW, spread_text
 
 HEIGHT_PX = 230.0
@@ -220,7 +220,8 @@ def _forest(pairs: Sequence[tuple[str, PairScore]], metric: Metric) -> Forest:
             x=axis.percent(pair.mean),
             low_x=None if pair.low is None else axis.percent(pair.low),
             high_x=None if pair.high is None else axis.percent(pair.high),
-            text=f"{spread_text(pair.mean, None, pair.low, pair.high, metric.digits + 1)}, p {_p(pair.wilcoxon_holm)}",
+            text=f"{spread_text(pair.mean, None, pair.low, pair.high, metric.digits + 1)}, "
+            f"{p_equation(pair.wilcoxon_holm)}",
             better=pair.better,
             is_mean=name == MEAN_ROW,
         )
@@ -289,8 +290,3 @@ def _shares(row: RankRow) -> str:
 def _mean(values: Sequence[float | None]) -> float | None:
     known = [value for value in values if value is not None]
     return sum(known) / len(known) if known else None
-
-
-def _p(p: float) -> str:
-    told = p_text(p)
-    return told if told.startswith("<") else f"= {told}"

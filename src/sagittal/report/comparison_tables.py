@@ -114,6 +114,12 @@ def p_text(p: float) -> str:
     return "<0.001" if p < 0.001 else f"{p:.3f}"
 
 
+def p_equation(p: float) -> str:
+    """Return `p = 0.012` or `p < 0.001`."""
+    told = p_text(p)
+    return f"p < {told[1:]}" if told.startswith("<") else f"p = {told}"
+
+
 def counted(comparison: Comparison) -> str:
     """Return the numbers of cases and patients in words."""
     cases, patients = len(comparison.cases), len(set(comparison.patients))

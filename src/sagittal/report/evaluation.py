@@ -21,7 +21,7 @@ from sagittal.evaluation.cases import check_tolerances
 from sagittal.evaluation.classes import present_values
 from sagittal.evaluation.protocols import PROTOCOLS
 from sagittal.evaluation.settings import SAGITTAL, EvaluationSettings
-from sagittal.plan.base import write_atomically
+from sagittal.plan.base import require_writable, write_atomically
 from sagittal.report.layout import (
     CaseFiles,
     Declaration,
@@ -104,6 +104,8 @@ def evaluate(
     classes, settings = _by_protocol(classes, settings or EvaluationSettings())
     check_tolerances(settings, classes)  # Here, or every case fails with it.
     strict = labels is None and declaration is not None and settings.protocol == SAGITTAL
+    if out is not None:
+        require_writable(Path(out))
     outcomes = score_all(_jobs(matched, classes, settings, beside, strict=strict), workers)
     evaluation = Evaluation.of_cases(
         classes,
@@ -163,7 +165,7 @@ def _require_all(what: str, names: Sequence[str], there: Collection[str]) -> Non
     if missing:
         raise DataError(
             f"{what} {len(missing)} of {len(names)} cases ({', '.join(missing[:5])}{' ...' if missing[5:] else ''}). "
-            "Give all of them, or name the cases to score.",
+            "Give all of them, or name the cases to score (--cases).",
             code="missing_input",
         )
 

@@ -73,7 +73,7 @@ def match_cases(predictions: Path, references: Path, wanted: Collection[str] | N
         raise DataError(
             f"{predictions}: {len(missing)} of {len(given)} references have no prediction: {named(missing)}. "
             "Every reference needs one, or the mean would leave out what is missing. Predict them, or name the cases "
-            "to score.",
+            "to score (--cases).",
             code="missing_prediction",
         )
     extra = sorted(set(found) - set(given)) if wanted is None else []

@@ -20,7 +20,7 @@ from sagittal.bundle import Bundle
 from sagittal.errors import DataError, SagittalError
 from sagittal.evaluation import ClassSet, Failure
 from sagittal.evaluation.classes import present_values
-from sagittal.plan.base import Frozen, write_atomically
+from sagittal.plan.base import Frozen, require_writable, write_atomically
 from sagittal.plan.volume_range import VolumeRange
 from sagittal.report.layout import DECLARATION, find_declaration
 from sagittal.report.qc_case import CaseMeasure, measure_case
@@ -159,6 +159,8 @@ def check_predictions(
         raise DataError(f"{scans}: not a folder. Expected the folder of the scans, with files like CASE_0000.nii.gz.")
     folder = _folder(predictions)
     meaning = _meaning(predictions, folder.files, bundle)
+    if out is not None:
+        require_writable(Path(out))
     with ThreadPoolExecutor(workers or min(MAX_WORKERS, os.cpu_count() or 1)) as pool:
         outcomes = list(pool.map(lambda item: _measured(item[0], item[1], meaning.classes), folder.files.items()))
     measured = {case: found for case, found in outcomes if isinstance(found, CaseMeasure)}

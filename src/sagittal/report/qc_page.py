@@ -19,6 +19,7 @@ from sagittal.plan.volume_range import VolumeRange
 from sagittal.report.colours import class_colour
 from sagittal.report.qc_pictures import Shown
 from sagittal.report.qc_rules import rules_in_words
+from sagittal.report.summary import millilitres
 
 if TYPE_CHECKING:
     from sagittal.report.qc import CaseCheck, QualityCheck
@@ -159,14 +160,8 @@ def _environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters["ml"] = _millilitres
+    environment.filters["ml"] = millilitres
     return environment
-
-
-def _millilitres(value: float) -> str:
-    if value == 0:
-        return "0"
-    return f"{value:.0f}" if value >= 100 else f"{value:.3g}"
 
 
 def _verdict(result: QualityCheck) -> str:
@@ -271,7 +266,7 @@ def _bars(check: CaseCheck, result: QualityCheck) -> tuple[Bar, ...]:
                 name=name,
                 colour=class_colour(numbers[name]),
                 volume_ml=volume,
-                usual="–" if quantiles is None else f"{_millilitres(quantiles[1])} to {_millilitres(quantiles[3])}",
+                usual="–" if quantiles is None else f"{millilitres(quantiles[1])} to {millilitres(quantiles[3])}",
                 band=None if quantiles is None else (scale.percent(quantiles[1]), scale.percent(quantiles[3])),
                 place=scale.percent(volume),
                 flagged=name in about,
