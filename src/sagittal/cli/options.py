@@ -41,6 +41,11 @@ def networks_folder() -> Path:
     return known_folder().with_name("networks")
 
 
+def kernels_file() -> Path:
+    """Return where it is kept which GPU kernels are faster than plain PyTorch on this machine."""
+    return known_folder().with_name("kernels.json")
+
+
 def threads_given() -> int | None:
     """Return the number in OMP_NUM_THREADS, which clusters set; None where it says none: one per core."""
     given = os.environ.get("OMP_NUM_THREADS", "")

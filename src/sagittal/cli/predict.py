@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import Parameter
 
-from sagittal.cli.options import networks_folder, parse_devices, threads_given
+from sagittal.cli.options import kernels_file, networks_folder, parse_devices, threads_given
 from sagittal.cli.predict_options import HowToPredict, Writing
 from sagittal.cli.progress import ProgressLines
 
@@ -74,6 +74,7 @@ def predict(
     from sagittal.inference.folder import model_of, run_folder
     from sagittal.inference.pipeline import Job
     from sagittal.inference.subset import chosen_spec
+    from sagittal.kernels.choice import use_kernels
 
     require_sensible(engine, precision)
     print(RESEARCH_USE, file=sys.stderr)
@@ -99,12 +100,12 @@ def predict(
             tell(case)
 
         if len(devices) > 1 and len(cases) > 1:
-            _on_several(devices, [read, *others], engine, job, cases, told, lines)
+            _on_several(devices, [read, *others], engine, job, cases, told, lines, how.kernels)
         elif cases:
             # Where there is one case, several devices share its windows.
             _on_one(",".join(devices), [read, *others], engine, job, cases, told, lines)
 
-    with _stoppable():
+    with _stoppable(), use_kernels(how.kernels, kernels_file()):
         result = run_folder(model, job, input, compute, overwrite=overwrite, on_case=_teller(json))
     return _told(result, out, json)
 
@@ -153,11 +154,12 @@ def _on_several(
     cases: Sequence[Case],
     tell: Tell,
     lines: ProgressLines,
+    kernels: Literal["auto", "on", "off"],
 ) -> None:
     from sagittal.inference.processes import Loading, places_on, predict_on
 
     first, *others = (bundle.path for bundle in bundles)
-    loading = Loading(first, engine, networks_folder(), tuple(others))
+    loading = Loading(first, engine, networks_folder(), tuple(others), kernels, kernels_file())
     predict_on(places_on(devices, threads_given()), loading, job, cases, tell, lines.window)
 
 

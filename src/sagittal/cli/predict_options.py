@@ -30,6 +30,7 @@ class HowToPredict:
         fast: the bundle's second model where it has one (train --config 3d,3d-low), else no mirroring and step 0.75
         postprocessing: apply the rules of the plan to label maps (--no-postprocessing leaves them out)
         missing: names of channels that the scans lack, with commas: t1ce; for models trained with channel dropout
+        kernels: with the engine torch, Sagittal's kernels or plain PyTorch; auto takes them where they are faster
         others: a further bundle, of the same channels and labels, to average the probabilities with; may be repeated
     """
 
@@ -38,6 +39,7 @@ class HowToPredict:
     fast: _Flag = False
     postprocessing: bool = True
     missing: str | None = None
+    kernels: Literal["auto", "on", "off"] = "auto"
     others: Annotated[tuple[Path, ...], Parameter(name="--with", negative="")] = ()
 
 

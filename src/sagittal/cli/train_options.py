@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Parameter, validators
 
-from sagittal.cli.options import known_folder, parse_devices, parse_duration_s
+from sagittal.cli.options import kernels_file, known_folder, parse_devices, parse_duration_s
 
 if TYPE_CHECKING:
     from sagittal.training.stages import RunOptions
@@ -33,6 +33,7 @@ class HowToRun:
         keep_checkpoints: how many of them are kept, the last ones
         workers: threads that make training batches; by itself what the device needs
         compile: whether the network is compiled; auto where that pays
+        kernels: Sagittal's kernels or plain PyTorch; auto takes them where they run and are faster
         log: what else receives the log, in the run's own folder: tensorboard, mlflow or both, with a comma
     """
 
@@ -46,6 +47,7 @@ class HowToRun:
     keep_checkpoints: _AtLeastOne = 2
     workers: _AtLeastZero = None
     compile: Literal["auto", "on", "off"] = "auto"
+    kernels: Literal["auto", "on", "off"] = "auto"
     log: str | None = None
 
     def options(self, **more: Any) -> RunOptions:
@@ -67,6 +69,7 @@ class HowToRun:
             devices=_listed(self.devices),
             cache=self.cache,
             known=known_folder(),
+            known_kernels=kernels_file(),
             resume=self.resume,
             memory_gib=self.memory_gib,
             splits=self.splits,
@@ -74,6 +77,7 @@ class HowToRun:
             keep_checkpoints=self.keep_checkpoints,
             loader_workers=self.workers,
             compile=self.compile,
+            kernels=self.kernels,
             trackers=_listed(self.log),
             **more,
         )

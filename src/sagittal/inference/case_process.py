@@ -25,6 +25,7 @@ from sagittal.inference.ensemble import computed_by, predictor_of
 from sagittal.inference.fast import fast_settings_of
 from sagittal.inference.pipeline import CasePipeline, Job
 from sagittal.inference.run_report import CasePrediction, Choices
+from sagittal.kernels.choice import use_kernels
 
 TELL_EVERY_S = 2.0
 """How often it says how far the scan in progress is."""
@@ -59,6 +60,12 @@ def _work(lines: IO[str], send: Any) -> int:
     if not first:
         return 1
     task = json.loads(first)
+    known = None if task["known_kernels"] is None else Path(task["known_kernels"])
+    with use_kernels(task["kernels"], known):
+        return _predict(task, lines, send)
+
+
+def _predict(task: dict[str, Any], lines: IO[str], send: Any) -> int:
     if task["debug"]:
         logging.basicConfig(stream=sys.stderr)
         logging.getLogger("sagittal").setLevel(logging.DEBUG)

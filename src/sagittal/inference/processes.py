@@ -26,6 +26,7 @@ from sagittal.inference.engines.sharing import threads_each
 from sagittal.inference.memory import GIB, budget_bytes
 from sagittal.inference.pipeline import Job
 from sagittal.inference.run_report import CasePrediction
+from sagittal.kernels.choice import Mode
 
 
 @dataclass(frozen=True)
@@ -49,12 +50,17 @@ def places_on(devices: Sequence[str], threads: int | None = None) -> tuple[Place
 
 @dataclass(frozen=True)
 class Loading:
-    """How each process loads the model; `others` are the bundles that it is averaged with."""
+    """How each process loads the model; `others` are the bundles that it is averaged with.
+
+    `kernels` is the position of the kernels' switch there, and `known_kernels` the file that keeps what was timed.
+    """
 
     bundle: Path
     engine: str
     cache_folder: Path | None = None
     others: tuple[Path, ...] = ()
+    kernels: Mode = "auto"
+    known_kernels: Path | None = None
 
 
 def predict_on(
@@ -141,6 +147,8 @@ def _task(place: Place, loading: Loading, job: Job, processes: int) -> dict[str,
         "threads": place.threads,
         "debug": logging.getLogger("sagittal").isEnabledFor(logging.DEBUG),
         "engine": loading.engine,
+        "kernels": loading.kernels,
+        "known_kernels": None if loading.known_kernels is None else str(loading.known_kernels),
         "cache_folder": None if loading.cache_folder is None else str(loading.cache_folder),
         "folder": str(job.folder),
         "choices": job.choices.model_dump(mode="json"),

@@ -20,7 +20,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from sagittal.errors import DataError
-from sagittal.kernels import depthwise, native
+from sagittal.kernels import choice, depthwise, gpu_block, native
 from sagittal.kernels.bf16 import autocasting, outside_autocast, products_in_bf16
 from sagittal.kernels.channel_norm import normalise_channels
 from sagittal.kernels.pointwise_conv import pointwise
@@ -63,12 +63,101 @@ def expand_contract(h: Tensor, weights: TailWeights, *, residual: Tensor | None 
 
 def _expand_contract(h: Tensor, weights: TailWeights, residual: Tensor | None, eps: float, *, bf16: bool) -> Tensor:
     if _usable(h, weights, residual):
-        y: Tensor = _Tail.apply(h, residual, eps, bf16, *weights)  # type: ignore[no-untyped-call]
-        return y
+        return _fused_tail(h, residual, weights, eps, bf16)
     if _fit(weights) and depthwise.usable_in_graph(h, residual, *weights):
-        y, _, _ = _tail(h, residual, eps, bf16, weights)
-        return y
-    return _plain_tail(h, weights, residual, eps)
+        return _tail_operator(h, residual, weights, eps, bf16)
+    way = tail_on_gpu(h, weights, residual)
+    if way is None:
+        return _plain_tail(h, weights, residual, eps)
+    h, residual = choice.as_autocast(h), None if residual is None else choice.as_autocast(residual)
+    if way == "graph":
+        return _tail_operator(h, residual, weights, eps, False)
+    return _fused_tail(h, residual, weights, eps, False)
+
+
+def _tail_operator(h: Tensor, residual: Tensor | None, weights: TailWeights, eps: float, bf16: bool) -> Tensor:
+    y, _, _ = _tail(h, residual, eps, bf16, weights)
+    return y
+
+
+def _fused_tail(h: Tensor, residual: Tensor | None, weights: TailWeights, eps: float, bf16: bool) -> Tensor:
+    y: Tensor = _Tail.apply(h, residual, eps, bf16, *weights)  # type: ignore[no-untyped-call]
+    return y
+
+
+def _fused_block(
+    x: Tensor, kernel: Tensor, kernel_bias: Tensor | None, weights: TailWeights, residual: bool, eps: float, bf16: bool
+) -> Tensor:
+    y: Tensor = _Block.apply(x, kernel, kernel_bias, residual, eps, bf16, *weights)  # type: ignore[no-untyped-call]
+    return y
+
+
+def tail_on_gpu(h: Tensor, weights: TailWeights, residual: Tensor | None = None) -> choice.Way:
+    """Return how the Triton kernels are to do what `expand_contract` does, None where they are not."""
+    h = choice.as_autocast(h)
+    way = choice.way(h, residual, *weights)
+    if way is None:
+        return None
+    details = (*weights.contract.shape[:2], h.shape[1], residual is not None)
+    return way if choice.decide(choice.job_of("tail", h, details, (residual, *weights)), _tail_rivals) else None
+
+
+def _block_on_gpu(
+    x: Tensor, kernel: Tensor, kernel_bias: Tensor | None, weights: TailWeights, *, residual: bool
+) -> bool:
+    x = choice.as_autocast(x)
+    if x.ndim != 5 or choice.way(x, kernel, kernel_bias, *weights) != "eager":
+        return False
+    details = (*weights.contract.shape[:2], x.shape[1], kernel.shape[-1], residual)
+    return choice.decide(choice.job_of("block", x, details, (kernel, kernel_bias, *weights)), _block_rivals)
+
+
+def _tail_rivals(job: choice.Job, size: tuple[int, int, int]) -> choice.Rivals:
+    """Return both forms of `expand_contract` for a trial."""
+    outputs, wide, channels, is_added = job.details
+
+    def arguments(h: Tensor, *tensors: Tensor) -> tuple[Tensor, TailWeights, Tensor | None]:
+        return h, TailWeights(*tensors[:6]), tensors[6] if is_added else None
+
+    def kernels(*tensors: Tensor) -> Tensor:
+        h, weights, residual = arguments(*tensors)
+        return _fused_tail(h, residual, weights, 1e-5, False)
+
+    tensors = [_drawn(channels, size, job, seed=0), *_drawn_weights(channels, wide, outputs, job)]
+    if is_added:
+        tensors.append(_drawn(outputs, size, job, seed=9))
+    return choice.Rivals(kernels, lambda *given: _plain_tail(*arguments(*given), 1e-5), tensors)
+
+
+def _block_rivals(job: choice.Job, size: tuple[int, int, int]) -> choice.Rivals:
+    """Return both forms of a whole block for a trial."""
+    outputs, wide, channels, kernel, is_added = job.details
+
+    def kernels(x: Tensor, weight: Tensor, bias: Tensor, *rest: Tensor) -> Tensor:
+        return _fused_block(x, weight, bias, TailWeights(*rest), bool(is_added), 1e-5, False)
+
+    def plain(x: Tensor, weight: Tensor, bias: Tensor, *rest: Tensor) -> Tensor:
+        h = depthwise.plain_conv(x, weight, bias, (1, 1, 1))
+        return _plain_tail(h, TailWeights(*rest), x if is_added else None, 1e-5)
+
+    weight = choice.draw((channels, 1, kernel, kernel, kernel), job, seed=7)
+    # No gradient is asked for the convolution's bias: the norm takes it away again, so that is rounding alone.
+    tensors = [_drawn(channels, size, job, seed=0), weight, choice.draw((channels,), job, seed=8).detach()]
+    return choice.Rivals(kernels, plain, [*tensors, *_drawn_weights(channels, wide, outputs, job)])
+
+
+def _drawn(channels: int, size: tuple[int, int, int], job: choice.Job, *, seed: int) -> Tensor:
+    x = choice.draw((1, *size, channels), job, seed=seed).detach()
+    return x.movedim(-1, 1).requires_grad_(job.training)
+
+
+def _drawn_weights(channels: int, wide: int, outputs: int, job: choice.Job) -> list[Tensor]:
+    shapes = ((channels,), (channels,), (wide, channels), (wide,), (outputs, wide), (outputs,))
+    drawn = (choice.draw(shape, job, seed=1 + index) for index, shape in enumerate(shapes))
+    return [
+        (each.detach() / each.shape[1] ** 0.5 if each.ndim > 1 else each.detach()).requires_grad_(job.training)
+        for each in drawn
+    ]
 
 
 def mednext_block(
@@ -113,8 +202,10 @@ def _block(
 ) -> Tensor:
     if x.ndim == 5 and kernel.ndim == 5 and _usable(x, weights) and native.usable(kernel, kernel_bias):
         depthwise.check(x, kernel, kernel_bias, 1)
-        y: Tensor = _Block.apply(x, kernel, kernel_bias, residual, eps, bf16, *weights)  # type: ignore[no-untyped-call]
-        return y
+        return _fused_block(x, kernel, kernel_bias, weights, residual, eps, bf16)
+    if _block_on_gpu(x, kernel, kernel_bias, weights, residual=residual):
+        depthwise.check(x, kernel, kernel_bias, 1)
+        return _fused_block(choice.as_autocast(x), kernel, kernel_bias, weights, residual, eps, False)
     h = depthwise.depthwise_conv(x, kernel, kernel_bias)
     return _expand_contract(h, weights, x if residual else None, eps, bf16=bf16)
 
@@ -178,11 +269,18 @@ def _saved(moments: tuple[Tensor, Tensor], weights: TailWeights) -> _Saved:
     return _Saved(*moments, weights.norm_weight, weights.norm_bias, expand, weights.expand_bias, contract)
 
 
+def _moments(h: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """Return mean and 1 / deviation, (N, C) each, of dense h (N, L, C)."""
+    return gpu_block.moments(h, eps) if choice.for_gpu_kernels(h) else native.moments(h, eps)
+
+
 def _tail_forward(
     h: Tensor, moments: tuple[Tensor, Tensor], residual: Tensor | None, weights: TailWeights, bf16: bool
 ) -> tuple[Tensor, _Saved]:
     """h (N, L, C) and residual (N, L, O) dense; returns y (N, L, O)."""
     saved = _saved(moments, weights)
+    if choice.for_gpu_kernels(h):
+        return gpu_block.forward(h, residual, gpu_block.Tail(moments, weights)), saved
     if not bf16:
         return _forward(h, saved, weights.contract_bias, residual), saved
     (expand_t, expand_bias), contract_t = _folded(saved), saved.contract.t().contiguous()
@@ -219,6 +317,11 @@ def _tail_backward(h: Tensor, grad_y: Tensor, saved: _Saved, bf16: bool) -> tupl
     if autocasting(h):
         with outside_autocast():
             return _tail_backward(h, grad_y, saved, bf16)
+    if choice.for_gpu_kernels(h):
+        # The last bias, which comes behind everything, has no part in the backward pass.
+        tail = gpu_block.Tail(saved[:2], (*saved[2:], saved.contract[:, 0]))
+        grad_h, grads = gpu_block.backward(h, grad_y, tail)
+        return grad_h, TailWeights(*grads)
     (expand_t, expand_bias), expand, contract = _folded(saved), saved.expand, saved.contract
     if bf16:
         expand_t, expand, contract = native.pairs(expand_t), native.pairs(expand), native.pairs(contract)
@@ -246,7 +349,7 @@ def _tail_backward(h: Tensor, grad_y: Tensor, saved: _Saved, bf16: bool) -> tupl
 
 
 def _shaped(grads: TailWeights, ctx: Any) -> tuple[Tensor, ...]:
-    return tuple(grad.reshape(shape) for grad, shape in zip(grads, ctx.weight_shapes, strict=True))
+    return tuple(grad.reshape(shape).to(dtype) for grad, (shape, dtype) in zip(grads, ctx.weight_shapes, strict=True))
 
 
 def _rows(x: Tensor) -> Tensor:
@@ -263,10 +366,10 @@ class _Tail(torch.autograd.Function):
     def forward(ctx: Any, h: Tensor, residual: Tensor | None, eps: float, bf16: bool, *weights: Tensor) -> Tensor:
         rows = _rows(h)
         given = None if residual is None else _rows(residual)
-        y, saved = _tail_forward(rows, native.moments(rows, eps), given, TailWeights(*weights), bf16)
+        y, saved = _tail_forward(rows, _moments(rows, eps), given, TailWeights(*weights), bf16)
         ctx.bf16 = bf16
         ctx.size = h.shape[2:]
-        ctx.weight_shapes = [weight.shape for weight in weights]
+        ctx.weight_shapes = [(weight.shape, weight.dtype) for weight in weights]
         ctx.save_for_backward(rows, *saved)
         return _volume(y, ctx.size)
 
@@ -295,7 +398,7 @@ class _Block(torch.autograd.Function):
         h = volume.flatten(1, 3)
         y, saved = _tail_forward(h, moments, dense.flatten(1, 3) if residual else None, TailWeights(*weights), bf16)
         ctx.residual, ctx.bf16 = residual, bf16
-        ctx.weight_shapes = [weight.shape for weight in weights]
+        ctx.weight_shapes = [(weight.shape, weight.dtype) for weight in weights]
         ctx.save_for_backward(dense, kernel, h, *saved)
         return _volume(y, x.shape[2:])
 
@@ -318,17 +421,17 @@ class _Block(torch.autograd.Function):
         return grad_x, grad_kernel, grad_bias, None, None, None, *_shaped(grads, ctx)
 
 
-@torch.library.custom_op("sagittal::expand_contract", mutates_args=(), device_types="cpu")
+@torch.library.custom_op("sagittal::expand_contract", mutates_args=(), device_types=("cpu", "cuda"))
 def _tail(
     h: Tensor, residual: Tensor | None, eps: float, bf16: bool, weights: Sequence[Tensor]
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return y, and each case's and channel's mean and 1 / deviation."""
     rows, given = _rows(h), None if residual is None else _rows(residual)
-    y, saved = _tail_forward(rows, native.moments(rows, eps), given, TailWeights(*weights), bf16)
+    y, saved = _tail_forward(rows, _moments(rows, eps), given, TailWeights(*weights), bf16)
     return _volume(y, h.shape[2:]), saved.mean, saved.scale
 
 
-@torch.library.custom_op("sagittal::expand_contract_backward", mutates_args=(), device_types="cpu")
+@torch.library.custom_op("sagittal::expand_contract_backward", mutates_args=(), device_types=("cpu", "cuda"))
 def _tail_grad(
     h: Tensor, grad: Tensor, mean: Tensor, scale: Tensor, bf16: bool, weights: Sequence[Tensor]
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
@@ -338,7 +441,7 @@ def _tail_grad(
     grad_h, grads = _tail_backward(_rows(h), _rows(grad), _Saved(mean, scale, norm_weight, norm_bias, *matrices), bf16)
     # An operator's results may not share memory, and lie in memory as the fake form below says.
     a, b, c, d, e, f = (
-        part.reshape(weight.shape).clone(memory_format=torch.contiguous_format)
+        part.reshape(weight.shape).to(weight.dtype, copy=True, memory_format=torch.contiguous_format)
         for part, weight in zip(grads, weights, strict=True)
     )
     return _volume(grad_h, h.shape[2:]), a, b, c, d, e, f
@@ -349,7 +452,8 @@ def _(
     h: Tensor, residual: Tensor | None, eps: float, bf16: bool, weights: Sequence[Tensor]
 ) -> tuple[Tensor, Tensor, Tensor]:
     y = h.new_empty((h.shape[0], *h.shape[2:], weights[4].shape[0])).movedim(-1, 1)
-    return y, h.new_empty(h.shape[:2]), h.new_empty(h.shape[:2])
+    moments = [h.new_empty(h.shape[:2], dtype=torch.float32) for _ in range(2)]
+    return y, moments[0], moments[1]
 
 
 @_tail_grad.register_fake

@@ -1,11 +1,12 @@
-"""Depthwise convolution of volumes on the CPU: the compiled kernel and its plain PyTorch twin.
+"""Depthwise convolution of volumes: the kernels and their plain PyTorch twin.
 
 PyTorch's depthwise 3D convolution is far from what a CPU can do, its backward most of all: the data gradient is
 itself a depthwise convolution (with the flipped kernel, or transposed where the forward pass was strided), and the
-weight gradient fits in registers. The twin runs wherever the kernels cannot: on other devices and dtypes, while
-exporting, with channels that are not a multiple of 16, without the library. Both give the same numbers up to
-rounding. torch.compile cannot look into the kernels; its graphs call them as operators (`sagittal::depthwise...`),
-which eager code does not, because each such call costs tens of microseconds.
+weight gradient fits in registers. On a GPU Triton kernels do the same (`gpu_depthwise`), where they are the faster form
+(`choice`). The twin runs wherever the kernels cannot: on other devices and dtypes, while exporting, on a CPU with
+channels that are not a multiple of 16, without the library. Both give the same numbers up to rounding. torch.compile
+cannot look into the kernels; its graphs call them as operators (`sagittal::depthwise...`), which eager code does not,
+because each such call costs tens of microseconds.
 
 Letters: N batch, C channels, D H W space, k the kernel; in 2D there is no D.
 """
@@ -20,7 +21,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from sagittal.errors import DataError
-from sagittal.kernels import native
+from sagittal.kernels import choice, gpu_depthwise, native
 from sagittal.kernels.bf16 import autocasting, outside_autocast
 
 
@@ -67,6 +68,8 @@ def plain_conv(x: Tensor, weight: Tensor, bias: Tensor | None, strides: Sequence
         with outside_autocast():
             return plain_conv(x.float(), weight, bias, strides)
     convolve = F.conv3d if x.ndim == 5 else F.conv2d
+    if x.is_cuda:
+        x = x.contiguous()  # a GPU convolves channels-last channel by channel, which takes many times longer
     padding = [size // 2 for size in weight.shape[2:]]
     return convolve(x, weight, bias, stride=strides, padding=padding, groups=x.shape[1])
 
@@ -82,6 +85,8 @@ def plain_transpose(x: Tensor, weight: Tensor, bias: Tensor | None, strides: Seq
         padding=[size // 2 for size in weight.shape[2:]],
         groups=x.shape[1],
     )
+    if x.is_cuda:
+        x = x.contiguous()
     if not x.is_cuda or not (torch.is_autocast_enabled("cuda") or x.dtype in (torch.float16, torch.bfloat16)):
         return convolve(x, weight, bias)
     # In half precision cuDNN computes this channel by channel, several times slower than in float32.
@@ -104,16 +109,54 @@ def _compiled(x: Tensor, weight: Tensor, bias: Tensor | None, mode: int) -> Tens
     """Convolve with the compiled kernel, or return None where it cannot run."""
     y: Tensor
     if usable(x, weight, bias):
-        y = _Depthwise.apply(_as_3d(x), _as_3d(weight), bias, mode)  # type: ignore[no-untyped-call]
+        y = _fused(_as_3d(x), _as_3d(weight), bias, mode)
     elif usable_in_graph(x, weight, bias):
         y = _depthwise(_as_3d(x), _as_3d(weight), bias, mode)
+    elif (way := _on_gpu(x, weight, bias, mode)) is not None:
+        x = choice.as_autocast(x)
+        y = (_fused if way == "eager" else _depthwise)(_as_3d(x), _as_3d(weight), bias, mode)
     else:
         return None
     return y if x.ndim == 5 else y.squeeze(2)
 
 
+def _fused(x: Tensor, weight: Tensor, bias: Tensor | None, mode: int) -> Tensor:
+    y: Tensor = _Depthwise.apply(x, weight, bias, mode)  # type: ignore[no-untyped-call]
+    return y
+
+
+def _on_gpu(x: Tensor, weight: Tensor, bias: Tensor | None, mode: int) -> choice.Way:
+    """Return how the Triton kernels are to do this, None where they are not."""
+    x = choice.as_autocast(x)
+    way = choice.way(x, weight, bias)
+    if way is None:
+        return None
+    job = choice.job_of("depthwise", x, (x.shape[1], weight.shape[-1], x.ndim - 2, mode), (weight, bias))
+    return way if choice.decide(job, _rivals) else None
+
+
+def _rivals(job: choice.Job, size: tuple[int, int, int]) -> choice.Rivals:
+    """Return both forms of a depthwise convolution for a trial; in 2D the depth counts as cases."""
+    channels, kernel, axes, mode = job.details
+    samples, space = (1, size) if axes == 3 else (size[0], size[1:])
+    x = choice.draw((samples, *space, channels), job, seed=0).detach().movedim(-1, 1).requires_grad_(job.training)
+    weight = choice.draw((channels, 1, *(kernel,) * axes), job, seed=1)
+    plain = plain_transpose if mode == native.TRANSPOSED else plain_conv
+    strides = (2 if mode == native.TRANSPOSED else mode,) * axes
+
+    def kernels(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        y = _fused(_as_3d(x), _as_3d(weight), bias, mode)
+        return y if axes == 3 else y.squeeze(2)
+
+    tensors = [x, weight, choice.draw((channels,), job, seed=2)]
+    return choice.Rivals(kernels, lambda x, weight, bias: plain(x, weight, bias, strides), tensors)
+
+
 def forward(x: Tensor, weight: Tensor, bias: Tensor | None, mode: int) -> Tensor:
     """Convolve dense x (N, D, H, W, C) with weight (C, 1, kd, k, k); mode: the stride, or `native.TRANSPOSED`."""
+    if choice.for_gpu_kernels(x):
+        out = _out(x.shape[1:4], mode)
+        return gpu_depthwise.convolve(x, _taps(weight).float(), bias, weight.shape[2:], mode, out)
     return native.depthwise(x, _taps(weight), bias, _kernel(weight), mode, _out(x.shape[1:4], mode))
 
 
@@ -122,8 +165,14 @@ def swept(
 ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
     """Return `forward`, and its result's mean and reciprocal standard deviation, (N, C) each, taken on the way.
 
-    Another stride than 1 or `native.TRANSPOSED`, or another kernel than `native.SWEPT`, takes a second pass for them.
+    On a CPU, another stride than 1 or `native.TRANSPOSED`, or another kernel than `native.SWEPT`, takes a second pass
+    for them.
     """
+    if choice.for_gpu_kernels(x):
+        out = _out(x.shape[1:4], mode)
+        taps = _taps(weight).float()
+        h, mean, variance = gpu_depthwise.convolve_with_moments(x, taps, bias, weight.shape[2:], mode, out)
+        return h, (mean, torch.rsqrt(variance + eps))
     if mode != 2 and weight.shape[3] in native.SWEPT:
         h, *moments = native.sweep(x, _taps(weight), bias, _kernel(weight), mode, _out(x.shape[1:4], mode), eps)
         return h, (moments[0], moments[1])
@@ -140,6 +189,10 @@ def _out(size: Sequence[int], mode: int) -> tuple[int, int, int]:
 
 def data_grad(grad: Tensor, weight: Tensor, mode: int, size: tuple[int, int, int], add: Tensor | None = None) -> Tensor:
     """Return the gradient at the input of `forward`, (N, *size, C), plus `add`; grad is the dense one at its output."""
+    if choice.for_gpu_kernels(grad):
+        back, flipped = gpu_depthwise.data_mode(mode)
+        taps = _taps(weight.flip([2 + axis for axis in flipped])).float()
+        return gpu_depthwise.convolve(grad, taps, None, weight.shape[2:], back, size, add=add)
     if mode == 1:
         return native.depthwise(grad, _taps(weight.flip(2, 3, 4)), None, _kernel(weight), 1, size, add)
     other = 2 if mode == native.TRANSPOSED else native.TRANSPOSED
@@ -148,6 +201,9 @@ def data_grad(grad: Tensor, weight: Tensor, mode: int, size: tuple[int, int, int
 
 def weight_grad(x: Tensor, grad: Tensor, weight: Tensor, mode: int) -> tuple[Tensor, Tensor]:
     """Return the gradients of weight (C, 1, kd, k, k) and bias (C,), given input and output gradient, both dense."""
+    if choice.for_gpu_kernels(x):
+        taps, bias = gpu_depthwise.weight_grad(x, grad, weight.shape[2:], mode)
+        return taps.t().reshape(weight.shape).to(weight.dtype), bias.to(weight.dtype)
     if mode == native.TRANSPOSED:
         # grad[2i + j - p] meets x[i]: the strided case with the two exchanged
         taps, _ = native.depthwise_weight_grad(grad, x, _kernel(weight), 2)
@@ -178,18 +234,18 @@ class _Depthwise(torch.autograd.Function):
         return grad_x, grad_weight, grad_bias if ctx.needs_input_grad[2] else None, None
 
 
-@torch.library.custom_op("sagittal::depthwise", mutates_args=(), device_types="cpu")
+@torch.library.custom_op("sagittal::depthwise", mutates_args=(), device_types=("cpu", "cuda"))
 def _depthwise(x: Tensor, weight: Tensor, bias: Tensor | None, mode: int) -> Tensor:
     return forward(native.channels_last(x), weight, bias, mode).permute(0, 4, 1, 2, 3)
 
 
-@torch.library.custom_op("sagittal::depthwise_data_grad", mutates_args=(), device_types="cpu")
+@torch.library.custom_op("sagittal::depthwise_data_grad", mutates_args=(), device_types=("cpu", "cuda"))
 def _depthwise_data_grad(grad: Tensor, weight: Tensor, mode: int, size: Sequence[int]) -> Tensor:
     depth, height, width = size
     return data_grad(native.channels_last(grad), weight, mode, (depth, height, width)).permute(0, 4, 1, 2, 3)
 
 
-@torch.library.custom_op("sagittal::depthwise_weight_grad", mutates_args=(), device_types="cpu")
+@torch.library.custom_op("sagittal::depthwise_weight_grad", mutates_args=(), device_types=("cpu", "cuda"))
 def _depthwise_weight_grad(x: Tensor, grad: Tensor, weight: Tensor, mode: int) -> tuple[Tensor, Tensor]:
     taps, bias = weight_grad(native.channels_last(x), native.channels_last(grad), weight, mode)
     return taps.contiguous(), bias.clone()  # an operator's results may not share memory

@@ -17,6 +17,8 @@ from typing import Final
 import torch
 from torch import Tensor
 
+from sagittal.kernels import choice
+
 LANES: Final = 16
 SWEPT: Final = (3, 5, 7)  # the kernel sizes of `sweep`
 TRANSPOSED: Final = 3  # the mode of `depthwise` beside the strides 1 and 2
@@ -106,7 +108,7 @@ def has_tiles() -> bool:
 
 def usable(*tensors: Tensor | None) -> bool:
     """Return whether the kernels can take these now: the library is there, and `eager`."""
-    return _library is not None and eager(*tensors)
+    return _library is not None and choice.takes_cpu_kernels() and eager(*tensors)
 
 
 def eager(*tensors: Tensor | None) -> bool:
@@ -125,7 +127,9 @@ def usable_in_graph(*tensors: Tensor | None) -> bool:
 
     An exported graph cannot: it must hold operators that any runtime has. Nor can a transform inside the graph.
     """
-    if _library is None or not torch.compiler.is_compiling() or torch.compiler.is_exporting():
+    if _library is None or not choice.takes_cpu_kernels():
+        return False
+    if not torch.compiler.is_compiling() or torch.compiler.is_exporting():
         return False
     return not torch._C._are_functorch_transforms_active() and _fit(tensors)
 

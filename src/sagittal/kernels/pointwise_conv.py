@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from sagittal.kernels import native
+from sagittal.kernels import choice, native
 from sagittal.kernels.bf16 import autocasting, outside_autocast
 
 _FEW = 8
@@ -14,8 +14,11 @@ _FEW = 8
 
 
 def prefers_channels_last(x: Tensor) -> bool:
-    """Tell whether channels_last suits `x`: on the CPU, but not in an exported graph, whose runtime lays out itself."""
-    return x.device.type in ("cpu", "meta") and not torch.compiler.is_exporting()
+    """Tell whether channels_last suits `x`: on the CPU, and where Triton kernels compute on a GPU.
+
+    Not in an exported graph, whose runtime lays out itself.
+    """
+    return not torch.compiler.is_exporting() and (x.device.type in ("cpu", "meta") or choice.takes_kernels(x))
 
 
 def pointwise(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:

@@ -19,6 +19,7 @@ from torch.utils.checkpoint import checkpoint
 from sagittal.errors import PlanError
 from sagittal.kernels import TailWeights, expand_contract, mednext_block, mednext_up_block, pointwise
 from sagittal.kernels.bf16 import unconverted
+from sagittal.kernels.block import tail_on_gpu
 from sagittal.kernels.depthwise import usable, usable_in_graph
 from sagittal.kernels.native import LANES
 from sagittal.networks.depthwise_axes import PerAxis, depthwise, depthwise_transpose, pad_front, per_axis, strided
@@ -130,9 +131,13 @@ class _Block(nn.Module, ABC):
         """Tell whether the expansion of `x` is to be computed twice: not where the fused kernels do so themselves."""
         if self.checkpointing != "expansion" or not self.training:
             return False
-        if not self._fusible() or self.conv2.out_channels % LANES or self.out_channels % LANES:
+        if not self._fusible():
             return True
         weights = self._tail_weights()
+        if tail_on_gpu(x, weights) is not None:
+            return False
+        if self.conv2.out_channels % LANES or self.out_channels % LANES:
+            return True
         # Under autocast the kernels run all the same, and leave it for that.
         with unconverted(x):
             return not (usable(x, *weights) or usable_in_graph(x, *weights))

@@ -14,6 +14,7 @@ import torch
 
 from sagittal.errors import SagittalError
 from sagittal.kernels import keep_freed_memory
+from sagittal.kernels.choice import use_kernels
 from sagittal.training.cross_validation import FoldTask, run_task
 from sagittal.training.side_by_side import LENGTH_BYTES, OUTPUT_LOG
 from sagittal.training.signals import StopFlag, graceful_stop
@@ -40,7 +41,8 @@ def _do(task: FoldTask, stop: StopFlag, channel: TextIO) -> int:
         channel.flush()
 
     try:
-        ended = run_task(task, stop, lambda line: tell(say=line))
+        with use_kernels(task.run.options.kernels, task.run.options.known_kernels):
+            ended = run_task(task, stop, lambda line: tell(say=line))
     except SagittalError as error:
         tell(error={"message": error.message, "code": error.code, "type": type(error).__name__})
         return 1

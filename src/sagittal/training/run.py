@@ -20,7 +20,8 @@ from sagittal.data.known import known_digests
 from sagittal.data.split_files import SPLITS_NAME, write_splits
 from sagittal.data.splits import Fold
 from sagittal.errors import PlanError, TrainingError
-from sagittal.kernels import keep_freed_memory
+from sagittal.kernels import cpu_available, keep_freed_memory
+from sagittal.kernels.choice import require_kernels, use_kernels
 from sagittal.plan.plan import Configuration, Plan
 from sagittal.training.checkpoint import newest_checkpoint
 from sagittal.training.choice import PlanChoice
@@ -118,7 +119,8 @@ def train(
     budget = None if budget_s is None else Budget(budget_s, time.monotonic() + budget_s - FINISH_S)
     if budget is not None and budget.total_s < COMPILING_PAYS_S and options.compile == "auto":
         options = replace(options, compile="off")
-    return _train(Path(dataset), _bundle_folder(Path(out)), fold, choice, budget, options)
+    with use_kernels(options.kernels, options.known_kernels):
+        return _train(Path(dataset), _bundle_folder(Path(out)), fold, choice, budget, options)
 
 
 def _train(
@@ -129,6 +131,8 @@ def _train(
     folder = out.with_name(out.name + ".run")
     devices = _devices(fold, options)
     require_known(options.trackers)
+    for device in devices:
+        require_kernels(device, on_cpu=cpu_available())
     keep_freed_memory()
     if not options.world.main:
         options = replace(options, say=lambda line: None)

@@ -19,6 +19,7 @@ from sagittal.data.dataset import Dataset, Digest
 from sagittal.data.doctor import diagnose
 from sagittal.data.known import known_fingerprint
 from sagittal.errors import DataError, PlanError
+from sagittal.kernels.choice import Mode
 from sagittal.plan.base import canonical_json
 from sagittal.plan.overrides import override
 from sagittal.plan.plan import Plan
@@ -53,6 +54,8 @@ class RunOptions:
         keep_checkpoints: how many of them are kept, the last ones.
         loader_workers: threads that make training batches; None for what the device needs.
         compile: whether the network is compiled; `auto` where that pays.
+        known_kernels: file that keeps which GPU kernels are faster on this machine; None keeps nothing.
+        kernels: whether Sagittal's kernels compute; `auto` where they run and are faster (docs/kernels.md).
         trackers: what else receives the log: `tensorboard`, `mlflow`.
         world: the processes that train together, of which this is one; `python -m torch.distributed.run` starts them.
         devices: where folds are trained side by side, one at a time on each; empty for one after the other on `device`.
@@ -71,6 +74,8 @@ class RunOptions:
     keep_checkpoints: int = 2
     loader_workers: int | None = None
     compile: Literal["auto", "on", "off"] = "auto"
+    kernels: Mode = "auto"
+    known_kernels: Path | None = None
     trackers: tuple[str, ...] = ()
     world: World = ALONE
     devices: tuple[str, ...] = ()

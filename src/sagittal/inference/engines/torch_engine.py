@@ -17,6 +17,8 @@ from sagittal.bundle import Bundle
 from sagittal.errors import BundleError
 from sagittal.inference.device import resolve_device
 from sagittal.inference.engines.engine import LinearHead, NetworkMemory, Precision
+from sagittal.kernels import cpu_available
+from sagittal.kernels.choice import require_kernels
 from sagittal.networks.build import build_network
 from sagittal.networks.cost import step_memory_bytes
 from sagittal.networks.mednext import MedNeXt
@@ -198,9 +200,10 @@ def load(bundle: Bundle, device: torch.device | str = "cpu", *, threads: int | N
 
     Raises:
         BundleError: its weights do not fit its plan.
-        ResourceError: no such device.
+        ResourceError: no such device, or one that has no kernels where they are switched `on`.
     """
     target = resolve_device(device)
+    require_kernels(target, on_cpu=cpu_available())
     if threads is not None:
         torch.set_num_threads(threads)
     return TorchEngine(bundle.plan, [network_of(bundle, name, target) for name in bundle.weight_names], target)
