@@ -44,3 +44,9 @@ def test_a_window_too_narrow_for_a_column_still_shows_all_of_it() -> None:
     lines = printed(["class", "Dice"], [["liver", "0.123456789012345678"]], 24)
     assert max(map(len, lines)) <= 24
     assert "0.123456789012345678" in "".join(line.split("│")[2].strip() for line in lines if line.startswith("│"))
+
+
+def test_title_and_caption_are_as_wide_as_the_window_not_as_the_table() -> None:
+    caption = "a caption that is much longer than the table"
+    lines = printed(["class", "Dice"], [["liver", "0.9"]], 60, caption=caption)
+    assert lines[0] == "Means" and lines[-1] == caption

@@ -243,3 +243,13 @@ def test_a_label_map_that_makes_no_sense_is_told(folders: tuple[Path, Path], wro
     declaration.write_text(json.dumps({**json.loads(declaration.read_text()), "label_map": wrong}))
     with pytest.raises(DataError, match="label_map"):
         evaluate(*folders)
+
+
+def test_a_failure_names_its_case_once(tmp_path: Path) -> None:
+    for folder, lowest in (("references", 0), ("predictions", -1)):
+        labels = np.full((1, 4, 5, 6), lowest, np.int16)
+        labels[0, 1:3, 1:3, 1:3] = 1
+        (tmp_path / folder).mkdir()
+        Volume(labels, np.eye(4)).write(tmp_path / folder / "a.nii.gz")
+    (failure,) = evaluate(tmp_path / "predictions", tmp_path / "references").failures
+    assert failure.case == "a" and failure.message.startswith("prediction has values from -1")

@@ -42,10 +42,10 @@ def print_wide(
     widths[0] = min(max([widths[0], *(cell_len(row[0]) for row in rows)]), _MAX_NAME)
     room = console.width - widths[0] - _FRAME - 1
     parts = _parts(widths[1:], room)
+    console.print(escape(title), style="italic", highlight=False)
     for part in parts:
         # Given as they are: where Rich has to shrink columns it goes below what it was told is the least.
-        table = Table(title=escape(title) if part is parts[0] else None)
-        table.caption = escape(caption) if caption and part is parts[-1] else None
+        table = Table()
         table.add_column(escape(header[0]), width=widths[0], overflow="fold")
         spare = room - sum(widths[place] + _FRAME for place in part)
         for place in part:
@@ -58,6 +58,8 @@ def print_wide(
             cells = ((place, escape(row[place])) for place in (0, *part))
             table.add_row(*(f"[bold]{cell}[/bold]" if (line, place) in bold else cell for place, cell in cells))
         console.print(table)
+    if caption:
+        console.print(escape(caption), style="dim italic", highlight=False)
 
 
 def _width(name: str, cells: Sequence[str]) -> int:

@@ -78,7 +78,8 @@ def score_files(job: Job) -> Outcome:
     except ResourceError:
         raise
     except SagittalError as error:
-        return Outcome(failure=Failure(case=job.case, code=error.code, message=error.message))
+        message = error.message.removeprefix(f"{job.case}: ")  # Whoever shows it names the case.
+        return Outcome(failure=Failure(case=job.case, code=error.code, message=message))
     in_prediction = [value for value in present_values(prediction) if value not in classes.declared_values]
     sides = (("reference", unknown), ("prediction", in_prediction))
     told = tuple(f"{job.case}: the {side} has the values {values}" for side, values in sides if values)
