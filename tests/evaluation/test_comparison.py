@@ -186,6 +186,8 @@ def test_a_false_alarm_counts_against_the_method_that_kept_quiet() -> None:
     assert found.metrics["dice"].values["b"] == {"quiet": (1.0, 0.7), "alarms": (0.0, 0.9)}
     assert found.metrics["hd95_mm"].values["b"]["quiet"][0] == 0.0
     assert found.perfect == 3
+    assert "3 values were set to perfect" in found.notes[0] and "its means are others" in found.notes[0]
+    assert compare_evaluations({"quiet": quiet, "again": quiet}, statistics=FEW).notes == ()
 
 
 def test_scans_of_a_patient_are_one_piece_of_evidence() -> None:

@@ -228,6 +228,17 @@ def compare_evaluations(
         perfect=paired.perfect,
         failures={name: item.failures for name, item in evaluations.items() if item.failures},
         warnings=tuple(_warnings(evaluations, owners)),
+        notes=_notes(paired.perfect),
+    )
+
+
+def _notes(perfect: int) -> tuple[str, ...]:
+    if not perfect:
+        return ()
+    return (
+        f"{perfect} value{'s were' if perfect > 1 else ' was'} set to perfect, of classes that the reference lacks and "
+        "only other methods find: left out, a false alarm would cost nothing. An evaluation of one method has no value "
+        "there, so its means are others.",
     )
 
 

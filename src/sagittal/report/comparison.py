@@ -103,7 +103,7 @@ def compare_folders(
             wanted = wanted or evaluations[method.name].classes
     comparison = compare_evaluations(evaluations, statistics=statistics, patients=patients)
     told = tuple(dict.fromkeys([*warnings, *comparison.warnings]))
-    comparison = comparison.replace(warnings=told, notes=tuple(notes))
+    comparison = comparison.replace(warnings=told, notes=(*comparison.notes, *notes))
     if out is not None:
         write_comparison(Path(out), comparison, references=references.resolve().name)
     return comparison
