@@ -19,14 +19,20 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable, Sequence
-from functools import cache
+from functools import cache, partial
 from types import ModuleType
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, Literal, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
 
+from sagittal.kernels import gpu_block_wide
+
+Kind = Literal["whole", "data", "weights"]
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+WIDEST = 128
+"""Channels up to which the fused kernels compute; wider blocks are `gpu_block_wide`'s."""
 
 _PROGRAMS = 528
 """Slabs that sums over voxels are made in, four for each multiprocessor of an H100: fixed, so that every device adds
@@ -45,9 +51,9 @@ class Tiles(NamedTuple):
     warps: int = 4
     stages: int = 2
 
-    def smaller(self) -> Tiles:
-        """Return the next size to try where this one doesn't fit into a multiprocessor."""
-        if self.rows >= self.hidden:
+    def smaller(self, *, fixed: bool) -> Tiles:
+        """Return the next size to try where this one doesn't fit into a multiprocessor; `fixed`: all hidden stay."""
+        if fixed or self.rows >= self.hidden:
             return self._replace(rows=self.rows // 2)
         return self._replace(hidden=self.hidden // 2)
 
@@ -130,6 +136,9 @@ def forward(h: Tensor, residual: Tensor | None, tail: Tail, *, tiles: Tiles | No
     sizes, parameters = _sizes(h, tail), _parameters(h, tail)
     dtype = h.dtype if residual is None else torch.promote_types(h.dtype, residual.dtype)
     y = h.new_empty((*h.shape[:2], sizes.outputs), dtype=dtype)
+    if max(sizes.widths) > WIDEST:
+        gpu_block_wide.forward(h, residual, tail, y)
+        return y
     bias, gain, offset = tail.weights[5].contiguous(), *_respond(h, tail)
 
     def run(cut: Tiles) -> Tensor:
@@ -155,17 +164,12 @@ def backward(
         tiles: how to cut; by default what suits an H100.
     """
     sizes = _sizes(h, tail)
-    inputs = (h, *_parameters(h, tail), *_respond(h, tail), h if pull is None else pull, grad_y)
-
-    def run(cut: Tiles) -> list[Tensor]:
-        kinds = ("whole",) if cut.hidden >= sizes.hidden else ("data", "weights")
-        return [part for kind in kinds for part in _sweep(kind, inputs, tail, sizes, cut)]
-
-    wide = max(sizes.widths)
-    key = ("backward", h.dtype, *sizes.widths, _power(sizes.hidden))
-    along, channels, outputs, by_expand, by_contract, hidden = _fitted(
-        key, tiles or backward_tiles(h.dtype, wide, sizes.hidden), run
-    )
+    if max(sizes.widths) > WIDEST:
+        parts = gpu_block_wide.gradients(h, grad_y, tail, pull)
+    else:
+        inputs = (h, *_parameters(h, tail), *_respond(h, tail), h if pull is None else pull, grad_y)
+        parts = _swept(inputs, tail, sizes, tiles)
+    along, channels, outputs, by_expand, by_contract, hidden = parts
     straight, inner = channels[:, 0], channels[:, 1]
     if tail.moments is not None:
         _finish(along, h, tail.moments, tail.weights[0], straight, inner)
@@ -185,6 +189,8 @@ def hidden_sums(h: Tensor, grad_y: Tensor | None, tail: Tail, *, tiles: Tiles | 
         tiles: how to cut; by default what suits an H100.
     """
     sizes, parameters = _sizes(h, tail), _parameters(h, tail)
+    if max(sizes.widths) > WIDEST:
+        return gpu_block_wide.hidden_sums(h, grad_y, tail)
 
     def run(cut: Tiles) -> Tensor:
         chunks = _ceil(sizes.hidden, cut.hidden)
@@ -198,7 +204,7 @@ def hidden_sums(h: Tensor, grad_y: Tensor | None, tail: Tail, *, tiles: Tiles | 
         return sums.sum(1)
 
     key = ("sums", grad_y is None, h.dtype, *sizes.widths)
-    return _fitted(key, tiles or backward_tiles(h.dtype, max(sizes.widths), sizes.hidden), run)
+    return _fitted(key, tiles or backward_tiles("weights", h.dtype, max(sizes.widths), sizes.hidden), run)
 
 
 def folded_weights(tail: Tail) -> tuple[Tensor, Tensor]:
@@ -217,26 +223,40 @@ def folded_weights(tail: Tail) -> tuple[Tensor, Tensor]:
 
 
 def forward_tiles(dtype: torch.dtype, width: int) -> Tiles:
-    """Return how the forward kernel is cut for activations of `width` channels, a power of two.
-
-    The tile's sum (rows x width, float32) shares 256 KiB of registers with a chunk of the hidden activation.
-    """
+    """Return how the forward kernel is cut for activations of `width` channels, a power of two."""
     if dtype == torch.float32:
-        return Tiles(max(_LEAST, min(64, 4096 // width)), 32, 8 if width > 32 else 4, 1)
-    if width <= 32:
-        return Tiles(128, 64, 4, 2)
-    return Tiles(128 if width <= 128 else 64, 64 if width <= 256 else 32, 8, 2 if width <= 128 else 1)
+        return Tiles(max(32, min(64, 4096 // width)), 32, 8 if width > 32 else 4, 1)
+    return Tiles(128, 64, 4 if width <= 32 else 8, 2)
 
 
-def backward_tiles(dtype: torch.dtype, width: int, hidden: int) -> Tiles:
-    """Return how the backward kernels are cut: with all `hidden` channels in one chunk where registers allow."""
-    room = 8192 if dtype == torch.float32 else 16384
-    chunk = max(_LEAST, min(128, room // (2 * width), _power(hidden)))
-    rows = max(_LEAST, min(64, (8192 if dtype == torch.float32 else 16384) // width))
-    return Tiles(min(rows, 32) if dtype == torch.float32 else rows, chunk, 4 if width * chunk <= 2048 else 8, 1)
+def backward_tiles(kind: Kind, dtype: torch.dtype, width: int, hidden: int) -> Tiles:
+    """Return how a backward kernel is cut; found by compiling for an H100 and counting what registers don't hold."""
+    if dtype == torch.float32:
+        return Tiles(32, _power(hidden) if kind == "whole" else 32, 4 if width <= 32 else 8, 1)
+    if kind == "whole":
+        if width > 32:
+            return Tiles(32, _power(hidden), 8, 1)
+        return Tiles(64, _power(hidden), 8 if hidden > 64 else 4, 2)
+    if kind == "data":
+        return Tiles(64, 64 if width == 64 else 32, 4 if width <= 32 else 8, 1)
+    return Tiles(32, 64 if width == 64 else 32, 4 if width <= 32 else 8, 1)
 
 
-def _sweep(kind: str, inputs: Sequence[Tensor], tail: Tail, sizes: _Sizes, cut: Tiles) -> list[Tensor]:
+def _swept(inputs: Sequence[Tensor], tail: Tail, sizes: _Sizes, tiles: Tiles | None) -> list[Tensor]:
+    """Run the backward kernels: one where all hidden channels make one chunk and registers hold the sums, else two."""
+    dtype, wide = inputs[0].dtype, max(sizes.widths)
+    room = (tiles or backward_tiles("whole", dtype, wide, sizes.hidden)).hidden
+    alone = room >= sizes.hidden and room * wide <= (2048 if dtype == torch.float32 else 8192)
+    kinds: tuple[Kind, ...] = ("whole",) if alone else ("data", "weights")
+    found: list[Tensor] = []
+    for kind in kinds:
+        key = (kind, dtype, *sizes.widths, room if alone else 0)
+        cut = tiles or backward_tiles(kind, dtype, wide, sizes.hidden)
+        found += _fitted(key, cut, partial(_sweep, kind, inputs, tail, sizes), fixed=alone)
+    return found
+
+
+def _sweep(kind: Kind, inputs: Sequence[Tensor], tail: Tail, sizes: _Sizes, cut: Tiles) -> list[Tensor]:
     """Run the kernel `backward_<kind>`; sums over voxels come as one for each case."""
     h = inputs[0]
     chunks = _ceil(sizes.hidden, cut.hidden) if kind == "weights" else 1
@@ -277,7 +297,8 @@ def _finish(
 
 
 def _sizes(h: Tensor, tail: Tail) -> _Sizes:
-    return _Sizes(*h.shape, tail.weights[2].shape[0], tail.weights[4].shape[0])
+    cases, voxels, channels = h.shape
+    return _Sizes(cases, voxels, channels, tail.weights[2].shape[0], tail.weights[4].shape[0])
 
 
 def _parameters(h: Tensor, tail: Tail) -> tuple[Tensor, ...]:
@@ -309,7 +330,7 @@ def _options(h: Tensor, sizes: _Sizes, tail: Tail, cut: Tiles) -> dict[str, Any]
     }
 
 
-def _fitted(key: tuple[object, ...], tiles: Tiles, run: Callable[[Tiles], _Result]) -> _Result:
+def _fitted(key: tuple[object, ...], tiles: Tiles, run: Callable[[Tiles], _Result], *, fixed: bool = False) -> _Result:
     """Return run(tiles), with smaller ones where these don't fit into a multiprocessor; what fitted is remembered."""
     key = (*key, tiles)
     tiles = _fitting.get(key, tiles)
@@ -317,9 +338,9 @@ def _fitted(key: tuple[object, ...], tiles: Tiles, run: Callable[[Tiles], _Resul
         try:
             result = run(tiles)
         except _out_of_resources():
-            if max(tiles.rows, tiles.hidden) <= _LEAST:
+            if (tiles.rows if fixed else max(tiles.rows, tiles.hidden)) <= _LEAST:
                 raise
-            tiles = tiles.smaller()
+            tiles = tiles.smaller(fixed=fixed)
         else:
             _fitting[key] = tiles
             return result
