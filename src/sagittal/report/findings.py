@@ -11,7 +11,7 @@ from functools import reduce
 
 from sagittal.evaluation import Evaluation
 from sagittal.evaluation.free_response import LUNA16_RATES, FreeResponse, FreeResponsePoint, add_free_responses
-from sagittal.evaluation.lesions import LesionScore
+from sagittal.evaluation.lesions import LesionScore, pool_lesions
 
 _LEAST_RATE, _GREATEST_RATE = LUNA16_RATES[0], LUNA16_RATES[-1]
 """Ends of the axis of a free-response curve, false alarms per case."""
@@ -153,11 +153,7 @@ def lesion_rows(evaluation: Evaluation) -> tuple[LesionRow, ...]:
     for name in evaluation.classes.names:
         scores = [lesions for case in evaluation.cases if (lesions := case.classes[name].lesions) is not None]
         if scores:
-            pooled = LesionScore(
-                rule=scores[0].rule,
-                reference=tuple(lesion for score in scores for lesion in score.reference),
-                predicted=tuple(lesion for score in scores for lesion in score.predicted),
-            )
+            pooled = pool_lesions(scores)
             missed, false = pooled.false_negatives_ml, pooled.false_positives_ml
             rows.append(LesionRow(name, pooled, len(scores), _median(missed), _median(false)))
     return tuple(rows)
