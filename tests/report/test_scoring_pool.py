@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import subprocess
 import sys
 from pathlib import Path
 
@@ -52,6 +53,29 @@ def test_processes_find_what_one_finds(jobs: list[Job], monkeypatch: pytest.Monk
 def test_small_work_starts_no_process(jobs: list[Job], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ScoringProcess, "score", lambda self, job: pytest.fail("a process was started"))
     assert all(outcome.score for outcome in score_all(jobs, 2))
+
+
+def test_giving_up_ends_the_processes_and_starts_no_other(jobs: list[Job], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scoring_pool, "APART_VOX", 1)
+    started: list[subprocess.Popen[str]] = []
+    start = subprocess.Popen
+
+    def record(*arguments: object, **options: object) -> subprocess.Popen[str]:
+        started.append(start(*arguments, **options))
+        return started[-1]
+
+    def interrupt(_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("sagittal.report.scoring_pool.subprocess.Popen", record)
+    with pytest.raises(KeyboardInterrupt):
+        score_all(jobs, 2, interrupt)
+    assert 1 <= len(started) <= 2 and all(process.poll() is not None for process in started)
+    given_up = ScoringProcess()
+    given_up.abandon()
+    with pytest.raises(ResourceError, match="given up"):
+        given_up.score(jobs[0])
+    assert len(started) <= 2
 
 
 def test_a_case_that_kills_its_process_is_told_and_the_others_are_scored(

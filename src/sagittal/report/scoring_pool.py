@@ -53,7 +53,8 @@ def score_all(
     free = available_bytes()
     room = Room(None if free is None else int(SHARE * free))
     apart = number > 1 and _voxels(jobs[0]) * len(jobs) >= APART_VOX
-    with _scorers(number, apart=apart) as scorers, ThreadPoolExecutor(number, "evaluate") as pool:
+    processes = [ScoringProcess() for _ in range(number)] if apart else []
+    with _scorers(number, processes) as scorers, ThreadPoolExecutor(number, "evaluate") as pool:
 
         def work(job: Job) -> Outcome:
             scorer = scorers.get()
@@ -69,7 +70,13 @@ def score_all(
                 on_case(outcome)
             return outcome
 
-        return list(pool.map(work, jobs))
+        try:
+            return list(pool.map(work, jobs))
+        except BaseException:
+            # Ctrl-C, or what no case can be scored without: leaving the pool waits for the cases at work.
+            for process in processes:
+                process.abandon()
+            raise
 
 
 def need_bytes(job: Job) -> int:
@@ -85,9 +92,8 @@ def _voxels(job: Job) -> int:
 
 
 @contextmanager
-def _scorers(number: int, *, apart: bool) -> Iterator[SimpleQueue[Scorer]]:
-    """Yield a queue of as many scorers, in this process or each in one of its own that ends with the block."""
-    processes = [ScoringProcess() for _ in range(number)] if apart else []
+def _scorers(number: int, processes: Sequence[ScoringProcess]) -> Iterator[SimpleQueue[Scorer]]:
+    """Yield a queue of as many scorers, in this process or each in one of `processes`, which end with the block."""
     scorers: SimpleQueue[Scorer] = SimpleQueue()
     for scorer in [process.score for process in processes] or [score_files] * number:
         scorers.put(scorer)
@@ -103,19 +109,23 @@ class ScoringProcess:
 
     def __init__(self) -> None:
         self._process: subprocess.Popen[str] | None = None
+        self._abandoned = False
 
     def score(self, job: Job) -> Outcome:
         """Return the outcome of a job.
 
         Raises:
-            ResourceError: the process died over it, or lacks what the job needs.
+            ResourceError: the process died over it, lacks what the job needs, or was abandoned.
         """
+        if self._abandoned:
+            raise ResourceError("the evaluation was given up.", code="abandoned")
         if self._process is None:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "sagittal.report.scoring_process"],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 encoding="utf-8",
+                process_group=0,  # Out of reach of Ctrl-C, which this process hears and ends the other one.
             )
         assert self._process.stdin is not None and self._process.stdout is not None
         try:
@@ -133,6 +143,13 @@ class ScoringProcess:
         assert answer.bug is None, f"scoring {job.case} failed:\n{answer.bug}"
         assert answer.outcome is not None
         return answer.outcome
+
+    def abandon(self) -> None:
+        """End the process from another thread than the one that waits for it; no job starts another."""
+        self._abandoned = True
+        process = self._process
+        if process is not None:
+            process.kill()
 
     def close(self) -> None:
         """End the process; the next job would start another."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 import sys
 import traceback
 
@@ -13,8 +12,6 @@ from sagittal.report.scoring import Answer, Job, score_files
 
 def main() -> None:
     """Answer every job until the input ends."""
-    # Ctrl-C reaches the whole group of processes; the parent ends this one.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
     for line in sys.stdin:
         sys.stdout.write(answer(Job.from_json(line, source="standard input")).model_dump_json() + "\n")
         sys.stdout.flush()
