@@ -170,7 +170,8 @@ def test_train_predict_evaluate_and_info_follow_each_other(
     assert _call([*score, "--log", log]) == 0
     assert "Training loss" in (tmp_path / "scores" / "report.html").read_text()
     assert capsys.readouterr().out.strip().splitlines()[-1].startswith("report: ")
-    assert {path.name for path in (tmp_path / "scores").iterdir()} == {"metrics.json", "metrics.csv", "report.html"}
+    written = {"metrics.json", "metrics.csv", "report.html", "summary.csv", "tables.md", "tables.tex"}
+    assert {path.name for path in (tmp_path / "scores").iterdir()} == written
     for path, told in (
         (bundle, "verified"),
         (tiny_dataset, "bright: 1"),
