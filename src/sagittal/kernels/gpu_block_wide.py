@@ -72,6 +72,8 @@ def gradients(h: Tensor, grad_y: Tensor, tail: Tail, pull: Tensor | None) -> lis
                 straight * tail.weights[0].float(), part.standard, h[part.case, part.voxels], tail.eps
             )
         along[part.case, part.voxels] = straight
+    # From the hidden channels' sums instead of by_normed, which is rounded once more.
+    sums[0][:, 0] = sums[4] @ expand.float()
     return [along, *sums]
 
 
