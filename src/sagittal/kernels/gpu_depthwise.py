@@ -145,7 +145,10 @@ def _convolve(
     is_slide = modes == (1, 1, 1)
     halves = [each == TRANSPOSED for each in modes]
     positions = [(size + 1) // 2 if half else size for size, half in zip(out, halves, strict=True)]
-    tile = _tile(channels, kernel, held=is_slide)
+    # Two positions of two channels are a thread's: for kernel 3, 124 registers, of which 54 are taps and 12 sums, and
+    # 270 instructions per plane for 108 multiply-adds (ptxas for sm_90). Taps that do not stay are shared by four.
+    hold = kernel[0] * kernel[1] * kernel[2] <= 27
+    tile = _tile(channels, rows=8 if hold or not is_slide else 16)
     tiles_h, tiles_w, tiles_c = (
         _parts(positions[1], tile.height),
         _parts(positions[2], tile.width),
@@ -166,7 +169,6 @@ def _convolve(
     grid = (tiles_h * tiles_w * tiles_c, classes * runs, samples)
     with _on(x):
         if is_slide:
-            hold = taps.shape[0] <= 27
             _programs().slide[grid](
                 *tensors, depth, height, width, channels, run, tiles_h, tiles_w, tiles_c, HOLD=hold,
                 **taps_of, **flags, **blocks, **options,
@@ -195,7 +197,7 @@ def _merged(parts: Tensor) -> Tensor:
 def _weight_grad(x: Tensor, grad: Tensor, kernel: Sequence[int], strides: Sequence[int]) -> tuple[Tensor, Tensor]:
     samples, depth, height, width, channels = x.shape
     out = grad.shape[1:4]
-    tile = _tile(channels, (3, 3, 3), held=True)
+    tile = _tile(channels, rows=4)  # one position of two channels: 54 sums, 108 registers
     tiles_h, tiles_w = _parts(out[1], tile.height), _parts(out[2], tile.width)
     tiles_c = _parts(channels, tile.channels)
     run = _run(out[0], tiles_h * tiles_w * tiles_c * samples)
@@ -216,9 +218,9 @@ def _weight_grad(x: Tensor, grad: Tensor, kernel: Sequence[int], strides: Sequen
     return total[:-1], total[-1]
 
 
-def _tile(channels: int, kernel: Sequence[int], *, held: bool) -> _Tile:
-    block = 32 if channels > 16 else 16
-    return _Tile(4, 4 if block == 32 else 8, block, 8)
+def _tile(channels: int, *, rows: int) -> _Tile:
+    """Return the tile with so many rows of four positions; where channels are few, positions make up for them."""
+    return _Tile(rows, 4, 32, 8) if channels > 16 else _Tile(rows, 8, 16, 8)
 
 
 def _run(planes: int, programs: int) -> int:

@@ -59,7 +59,7 @@ def _summary(count, pivot, s1, s2, out, part, C, c, c_ok):
     Sums about a value that occurred keep their digits where the mean is large against the deviation.
     """
     some = tl.maximum(count, 1.0)
-    mean = pivot + s1 / some
+    mean = tl.where(count > 0, pivot + s1 / some, 0.0)  # a position outside has sums, but counts for nothing
     squares = tl.maximum(s2 - s1 * s1 / some, 0.0)
     total = tl.sum(count, axis=0)  # (1,)
     whole = tl.sum(count * mean, axis=0) / tl.maximum(total, 1.0)
@@ -69,6 +69,76 @@ def _summary(count, pivot, s1, s2, out, part, C, c, c_ok):
     tl.store(base, total + tl.zeros_like(whole), mask=c_ok)
     tl.store(base + C, whole, mask=c_ok)
     tl.store(base + 2 * C, squares, mask=c_ok)
+
+
+@triton.jit
+def _row(
+    plane,
+    offset,
+    h,
+    w,
+    c,
+    jh,
+    sums,
+    held,
+    taps,
+    H,
+    W,
+    C: tl.constexpr,
+    KD: tl.constexpr,
+    KH: tl.constexpr,
+    KW: tl.constexpr,
+    HOLD: tl.constexpr,
+    MASKED: tl.constexpr,
+):
+    """Return the KD sums with the part of one row of taps added."""
+    row = plane + (jh - KH // 2) * W * C + offset
+    for jw in tl.static_range(KW):
+        if MASKED:
+            hs, ws = h + (jh - KH // 2), w + (jw - KW // 2)
+            near = ((hs >= 0) & (hs < H) & (ws >= 0) & (ws < W))[:, None] & (c < C)[None, :]
+            value = tl.load(row + (jw - KW // 2) * C, mask=near, other=0.0).to(tl.float32)
+        else:
+            value = tl.load(row + (jw - KW // 2) * C).to(tl.float32)
+        added = ()
+        for t in tl.static_range(KD):
+            if HOLD:
+                tap = held[((KD - 1 - t) * KH + jh) * KW + jw]
+            else:
+                at = taps + (((KD - 1 - t) * KH + jh) * KW + jw) * C
+                tap = tl.load(at + c, mask=c < C, other=0.0)[None, :]
+            added = added + (tl.fma(value, tap, sums[t]),)
+        sums = added
+    return sums
+
+
+@triton.jit
+def _plane(
+    plane,
+    offset,
+    h,
+    w,
+    c,
+    sums,
+    held,
+    taps,
+    H,
+    W,
+    C: tl.constexpr,
+    KD: tl.constexpr,
+    KH: tl.constexpr,
+    KW: tl.constexpr,
+    HOLD: tl.constexpr,
+    MASKED: tl.constexpr,
+):
+    """Return the KD sums with an input plane's part added; plane d meets the output d - p + t by tap KD - 1 - t."""
+    if HOLD:
+        for jh in tl.static_range(KH):
+            sums = _row(plane, offset, h, w, c, jh, sums, held, taps, H, W, C, KD, KH, KW, HOLD, MASKED)
+    else:  # unrolled, 343 taps would compile for minutes
+        for jh in range(KH):
+            sums = _row(plane, offset, h, w, c, jh, sums, held, taps, H, W, C, KD, KH, KW, HOLD, MASKED)
+    return sums
 
 
 @triton.jit
@@ -82,7 +152,7 @@ def slide(
     D,
     H,
     W,
-    C,
+    C: tl.constexpr,
     run,
     tiles_h,
     tiles_w,
@@ -112,6 +182,7 @@ def slide(
     w = (tile % tiles_w) * BLOCK_W + position % BLOCK_W
     c = c_tile * BLOCK_C + tl.max_contiguous(tl.arange(0, BLOCK_C), VECTOR)
     c_ok = c < C
+    ok = ((h < H) & (w < W))[:, None] & c_ok[None, :]
     offset = ((h * W + w) * C)[:, None] + c[None, :]
     zero = tl.zeros([BLOCK_H * BLOCK_W, BLOCK_C], tl.float32)
     start = zero
@@ -121,11 +192,10 @@ def slide(
     if HOLD:
         for j in tl.static_range(KD * KH * KW):
             held = held + (tl.load(taps + j * C + c, mask=c_ok, other=0.0)[None, :],)
-    near = ()  # whether a tap reads inside its plane: the same for all planes
-    for jh in tl.static_range(KH):
-        for jw in tl.static_range(KW):
-            hs, ws = h + (jh - KH // 2), w + (jw - KW // 2)
-            near = near + (((hs >= 0) & (hs < H) & (ws >= 0) & (ws < W))[:, None] & c_ok[None, :],)
+    # Most tiles reach no border: their loads need neither a mask nor a zero instead.
+    top, left = (tile // tiles_w) * BLOCK_H, (tile % tiles_w) * BLOCK_W
+    inner = (top >= KH // 2) & (top + BLOCK_H + KH // 2 <= H) & (left >= KW // 2) & (left + BLOCK_W + KW // 2 <= W)
+    inner = inner & (C % BLOCK_C == 0)
     sums = ()
     for _ in tl.static_range(KD):
         sums = sums + (start,)
@@ -135,34 +205,23 @@ def slide(
         d = first + step - KD // 2
         plane = x + (n * D + d).to(tl.int64) * H * W * C
         if (d >= 0) & (d < D):
-            for jh in tl.static_range(KH):
-                for jw in tl.static_range(KW):
-                    at = plane + ((jh - KH // 2) * W + (jw - KW // 2)) * C
-                    value = tl.load(at + offset, mask=near[jh * KW + jw], other=0.0).to(tl.float32)
-                    added = ()
-                    for t in tl.static_range(KD):
-                        # plane d meets the output d - p + t by tap KD - 1 - t
-                        if HOLD:
-                            tap = held[((KD - 1 - t) * KH + jh) * KW + jw]
-                        else:
-                            row = taps + (((KD - 1 - t) * KH + jh) * KW + jw) * C
-                            tap = tl.load(row + c, mask=c_ok, other=0.0)[None, :]
-                        added = added + (tl.fma(value, tap, sums[t]),)
-                    sums = added
+            if inner:
+                sums = _plane(plane, offset, h, w, c, sums, held, taps, H, W, C, KD, KH, KW, HOLD, False)
+            else:
+                sums = _plane(plane, offset, h, w, c, sums, held, taps, H, W, C, KD, KH, KW, HOLD, True)
         o = d - KD // 2
-        live = ((h < tl.where(o >= first, H, 0)) & (w < W))[:, None] & c_ok[None, :]
-        row = (n * D + o).to(tl.int64) * H * W * C
-        result = sums[0]
-        if HAS_ADD:
-            result += tl.load(add + row + offset, mask=live, other=0.0).to(tl.float32)
-        stored = _rounded(result, y.dtype.element_ty, CUTS)
-        tl.store(y + row + offset, stored, mask=live)
-        if MOMENTS:
-            kept = stored.to(tl.float32)
-            pivot = tl.where(o == first, kept, pivot)
-            off = tl.where(live, kept - pivot, 0.0)
-            s1 += off
-            s2 += off * off
+        if o >= first:
+            row = (n * D + o).to(tl.int64) * H * W * C
+            result = sums[0]
+            if HAS_ADD:
+                result += tl.load(add + row + offset, mask=ok, other=0.0).to(tl.float32)
+            stored = _rounded(result, y.dtype.element_ty, CUTS)
+            tl.store(y + row + offset, stored, mask=ok)
+            if MOMENTS:
+                kept = stored.to(tl.float32)
+                pivot = tl.where(o == first, kept, pivot)
+                s1 += kept - pivot
+                s2 += (kept - pivot) * (kept - pivot)
         moved = ()
         for t in tl.static_range(1, KD):
             moved = moved + (sums[t],)
@@ -265,9 +324,8 @@ def gather(
         if MOMENTS:
             kept = stored.to(tl.float32)
             pivot = tl.where(m == first, kept, pivot)
-            off = tl.where(ok, kept - pivot, 0.0)
-            s1 += off
-            s2 += off * off
+            s1 += kept - pivot
+            s2 += (kept - pivot) * (kept - pivot)
     if MOMENTS:
         count = tl.where(placed, tl.maximum(last - first, 0), 0).to(tl.float32)[:, None]
         part = (n * tl.num_programs(1) + tl.program_id(1)) * (tiles_h * tiles_w) + tile
@@ -315,7 +373,7 @@ def weight_parts(
     D,
     H,
     W,
-    C,
+    C: tl.constexpr,
     OD,
     OH,
     OW,
@@ -382,10 +440,10 @@ def weight_parts(
             for jw in tl.static_range(KW):
                 hs, ws = h * STRIDE_H + row + jr - KH // 2, w * STRIDE_W + jw - KW // 2
                 near = ((hs >= 0) & (hs < H) & (ws >= 0) & (ws < W))[:, None] & ok
-                shift = at + ((row + jr - KH // 2) * W + jw - KW // 2) * C
+                shift = at + (row + jr - KH // 2) * W * C
                 if STRIDE_D == 1:
-                    value = tl.load(x + (n * D + d).to(tl.int64) * H * W * C + shift, mask=near, other=0.0)
-                    value = value.to(tl.float32)
+                    source = x + (n * D + d).to(tl.int64) * H * W * C + shift
+                    value = tl.load(source + (jw - KW // 2) * C, mask=near, other=0.0).to(tl.float32)
                 for jd in tl.static_range(KD):
                     if STRIDE_D == 1:
                         other = grads[KD - 1 - jd]
@@ -394,7 +452,7 @@ def weight_parts(
                         plane = x + (n * D + ds).to(tl.int64) * H * W * C
                         rows = tl.where((ds >= 0) & (ds < D), OH, 0)
                         there = near & (h < rows)[:, None]
-                        value = tl.load(plane + shift, mask=there, other=0.0).to(tl.float32)
+                        value = tl.load(plane + shift + (jw - KW // 2) * C, mask=there, other=0.0).to(tl.float32)
                         other = loaded
                     added = added + (tl.fma(value, other, sums[(jr * KW + jw) * KD + jd]),)
         sums = added
