@@ -36,8 +36,14 @@ def metadata(project: Path = PROJECT) -> str:
     lines = ["Metadata-Version: 2.4", "Name: sagittal", f"Version: {declared['version']}"]
     lines += [f"Requires-Dist: {line}" for line in declared["dependencies"]]
     for extra, requirements in declared["optional-dependencies"].items():
-        lines += [f"Provides-Extra: {extra}", *(f'Requires-Dist: {line}; extra == "{extra}"' for line in requirements)]
+        lines += [f"Provides-Extra: {extra}", *(f"Requires-Dist: {_for(extra, line)}" for line in requirements)]
     return "\n".join(lines) + "\n"
+
+
+def _for(extra: str, requirement: str) -> str:
+    """Return a requirement that counts with an extra only; it may have a condition of its own."""
+    joined = " and" if ";" in requirement else ";"
+    return f'{requirement}{joined} extra == "{extra}"'
 
 
 def install(folder: Path, text: str) -> PathDistribution:
