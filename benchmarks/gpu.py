@@ -31,7 +31,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from gpu_measure import OutOfTimeError, Report, copy_rate, peak_mib, release, steady_ms, table
+from gpu_measure import Report, copy_rate, peak_mib, release, steady_ms, table
 from gpu_networks import FORMS, NETWORKS, Runs, Scale, floor_bytes, losses
 from gpu_operations import Case, checked_cases, conv, errors, tail, whole
 from torch import Tensor
@@ -76,13 +76,11 @@ def correctness(report: Report, scale: Scale) -> None:
     worst: dict[tuple[str, str], list[float]] = {}
     bad = 0
     for case in checked_cases(scale.tiny):
-        for dtype in (torch.float32, torch.bfloat16, torch.float16):
+        for dtype in (torch.float32, torch.bfloat16, torch.float16)[: 2 if scale.tiny else 3]:
             name = str(dtype).removeprefix("torch.")
             where = f"{case.name} {case.shapes[0]} {name}"
             try:
                 ours, plain, good = errors(case, dtype, scale.device)
-            except OutOfTimeError:
-                raise
             except Exception as error:
                 bad += 1
                 report.say(f"correct: {where}: FAILED, {type(error).__name__}: {str(error).strip()[:400]}")

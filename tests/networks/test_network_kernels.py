@@ -1,0 +1,66 @@
+"""A network trained with the GPU kernels, here in Triton's interpreter, learns what it learns without them."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+pytest.importorskip("triton")
+
+# The interpreter is chosen where a kernel is defined, so it has a process of its own; the program prints JSON.
+PROGRAM = """
+import json, sys
+import torch
+from torch import nn
+from sagittal.kernels.choice import interpreted_on_cpu, use_kernels
+from sagittal.networks import MedNeXtBlock, MedNeXtDownBlock, MedNeXtUpBlock
+
+torch.set_num_threads(1)
+STEPS = 10
+
+
+def losses(dtype, mode):
+    torch.manual_seed(0)
+    # Small in everything, because the interpreter takes milliseconds for each tile: a stem, the three blocks, a head.
+    network = nn.Sequential(
+        nn.Conv3d(1, 4, 1), MedNeXtBlock(4, 4), MedNeXtDownBlock(4, 8), MedNeXtUpBlock(8, 4), nn.Conv3d(4, 2, 1)
+    )
+    image, labels = torch.randn(1, 1, 4, 6, 2), torch.randint(0, 2, (1, 4, 6, 2))
+    optimizer = torch.optim.SGD(network.parameters(), lr=0.05, momentum=0.9)
+    network, image = network.to(dtype), image.to(dtype)
+    found = []
+    with use_kernels(mode):
+        for _ in range(STEPS):
+            optimizer.zero_grad()
+            loss = torch.nn.functional.cross_entropy(network(image).float(), labels)
+            loss.backward()
+            optimizer.step()
+            found.append(loss.item())
+    return found
+
+
+dtype = getattr(torch, sys.argv[1])
+with interpreted_on_cpu():
+    ours, plain = losses(dtype, "on"), losses(dtype, "off")
+print(json.dumps([ours, plain]))
+"""
+
+
+@pytest.mark.parametrize(("dtype", "bound"), [("float32", 1e-5), ("bfloat16", 1e-3)])
+def test_ten_steps_with_and_without_kernels_have_the_same_losses(dtype: str, bound: float) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM, dtype],
+        env={**os.environ, "TRITON_INTERPRET": "1"},
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+    assert done.returncode == 0, done.stderr
+    ours, plain = json.loads(done.stdout)
+    assert plain[-1] < 0.97 * plain[0]
+    assert ours != plain
+    assert max(abs(a - b) / abs(b) for a, b in zip(ours, plain, strict=True)) < bound
