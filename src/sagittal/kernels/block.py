@@ -76,7 +76,7 @@ def _expand_contract(h: Tensor, weights: TailWeights, residual: Tensor | None, e
 
 
 def _tail_operator(h: Tensor, residual: Tensor | None, weights: TailWeights, eps: float, bf16: bool) -> Tensor:
-    y, _, _ = _tail(h, residual, eps, bf16, weights)
+    y: Tensor = _tail(h, residual, eps, bf16, weights)[0]
     return y
 
 
