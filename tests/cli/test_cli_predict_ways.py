@@ -86,3 +86,14 @@ def test_fast_takes_the_second_model(scans: Path, tmp_path: Path, capsys: pytest
         assert run([*again, "--device", "cpu,cpu", "--overwrite"]) == 0
         for case in cases:
             np.testing.assert_array_equal(read_labels(tmp_path / "several" / f"{case}.nii.gz")[0], wanted)
+
+
+def test_kernels_are_only_asked_for_where_pytorch_computes(
+    scans: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("openvino")
+    bundle = write_random_bundle(tmp_path / "b", _plan())
+    told = ["predict", str(bundle), str(scans), "--out", str(tmp_path / "out"), "--kernels", "off"]
+    assert run([*told, "--engine", "openvino"]) == 2
+    assert "--engine torch" in capsys.readouterr().err
+    assert run([*told, "--engine", "torch"]) == 0

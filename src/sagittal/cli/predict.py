@@ -20,6 +20,7 @@ from sagittal.cli.progress import ProgressLines
 if TYPE_CHECKING:
     from sagittal.bundle import Bundle
     from sagittal.data.dataset import Case
+    from sagittal.inference.engines.engine import KernelMode
     from sagittal.inference.folder import Tell
     from sagittal.inference.pipeline import Job
     from sagittal.inference.run_report import CasePrediction, Choices, FolderResult
@@ -68,13 +69,12 @@ def predict(
     """
     devices = parse_devices(device)
     from sagittal.bundle import read_bundle
-    from sagittal.inference.engines.choice import require_sensible
+    from sagittal.inference.engines.choice import kernels_switched, require_sensible
     from sagittal.inference.ensemble import engines_named, require_distinct
     from sagittal.inference.fast import fast_settings_of
     from sagittal.inference.folder import model_of, run_folder
     from sagittal.inference.pipeline import Job
     from sagittal.inference.subset import chosen_spec
-    from sagittal.kernels.choice import use_kernels
 
     require_sensible(engine, precision)
     print(RESEARCH_USE, file=sys.stderr)
@@ -89,6 +89,7 @@ def predict(
     choices = choices.replace(subset=subset if choices.subset else ())
     _require_comparable(choices, [read, *others])
     computes = engines_named([read, *others], devices, engine, precision)
+    kernels = _switch(how.kernels, computes)
     model = model_of(read, read.plan, computes, devices, others)
     job = Job(out, choices, model.sha256, ",".join(devices), memory_gib, model.threshold)
 
@@ -100,14 +101,29 @@ def predict(
             tell(case)
 
         if len(devices) > 1 and len(cases) > 1:
-            _on_several(devices, [read, *others], engine, job, cases, told, lines, how.kernels)
+            _on_several(devices, [read, *others], engine, job, cases, told, lines, kernels)
         elif cases:
             # Where there is one case, several devices share its windows.
             _on_one(",".join(devices), [read, *others], engine, job, cases, told, lines)
 
-    with _stoppable(), use_kernels(how.kernels, kernels_file()):
+    with _stoppable(), kernels_switched(kernels, kernels_file()):
         result = run_folder(model, job, input, compute, overwrite=overwrite, on_case=_teller(json))
     return _told(result, out, json)
+
+
+def _switch(asked: KernelMode, computes: str) -> KernelMode | None:
+    """Return the position of the kernels' switch, None where PyTorch computes nothing."""
+    from sagittal.errors import PlanError
+
+    if "torch" in computes:
+        return asked
+    if asked != "auto":
+        raise PlanError(
+            f"--kernels {asked}: these kernels are PyTorch's, and {computes} computes. Leave it out, or ask for "
+            "--engine torch.",
+            code="usage",
+        )
+    return None
 
 
 def _require_comparable(choices: Choices, bundles: Sequence[Bundle]) -> None:
@@ -154,7 +170,7 @@ def _on_several(
     cases: Sequence[Case],
     tell: Tell,
     lines: ProgressLines,
-    kernels: Literal["auto", "on", "off"],
+    kernels: KernelMode | None,
 ) -> None:
     from sagittal.inference.processes import Loading, places_on, predict_on
 

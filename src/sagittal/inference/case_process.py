@@ -21,11 +21,11 @@ from typing import IO, Any
 from sagittal.bundle import read_bundle
 from sagittal.data.dataset import Case
 from sagittal.errors import SagittalError
+from sagittal.inference.engines.choice import kernels_switched
 from sagittal.inference.ensemble import computed_by, predictor_of
 from sagittal.inference.fast import fast_settings_of
 from sagittal.inference.pipeline import CasePipeline, Job
 from sagittal.inference.run_report import CasePrediction, Choices
-from sagittal.kernels.choice import use_kernels
 
 TELL_EVERY_S = 2.0
 """How often it says how far the scan in progress is."""
@@ -61,7 +61,7 @@ def _work(lines: IO[str], send: Any) -> int:
         return 1
     task = json.loads(first)
     known = None if task["known_kernels"] is None else Path(task["known_kernels"])
-    with use_kernels(task["kernels"], known):
+    with kernels_switched(task["kernels"], known):
         return _predict(task, lines, send)
 
 

@@ -22,11 +22,11 @@ from typing import Any
 
 from sagittal.data.dataset import Case
 from sagittal.errors import ResourceError, SagittalError
+from sagittal.inference.engines.engine import KernelMode
 from sagittal.inference.engines.sharing import threads_each
 from sagittal.inference.memory import GIB, budget_bytes
 from sagittal.inference.pipeline import Job
 from sagittal.inference.run_report import CasePrediction
-from sagittal.kernels.choice import Mode
 
 
 @dataclass(frozen=True)
@@ -52,14 +52,15 @@ def places_on(devices: Sequence[str], threads: int | None = None) -> tuple[Place
 class Loading:
     """How each process loads the model; `others` are the bundles that it is averaged with.
 
-    `kernels` is the position of the kernels' switch there, and `known_kernels` the file that keeps what was timed.
+    `kernels` is the position of the kernels' switch there, None without PyTorch, and `known_kernels` the file that
+    keeps what was timed.
     """
 
     bundle: Path
     engine: str
     cache_folder: Path | None = None
     others: tuple[Path, ...] = ()
-    kernels: Mode = "auto"
+    kernels: KernelMode | None = None
     known_kernels: Path | None = None
 
 

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib import metadata
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Literal
 
 from sagittal.bundle import Bundle
 from sagittal.errors import PlanError, ResourceError, did_you_mean
-from sagittal.inference.engines.engine import Engine, Precision
+from sagittal.inference.engines.engine import Engine, KernelMode, Precision
 from sagittal.inference.engines.sharing import SharedEngine, threads_each
 
 EngineName = Literal["auto", "torch", "openvino"]
@@ -146,3 +149,20 @@ def _is_installed(package: str) -> bool:
 
 def _precision(name: str) -> Precision:
     return next(known for known in PRECISIONS if known == name)
+
+
+@contextmanager
+def kernels_switched(mode: KernelMode | None, known: Path | None) -> Iterator[None]:
+    """Set the kernels' switch while the block runs; None where PyTorch computes nothing, and is not loaded for it.
+
+    Args:
+        mode: the position, or None.
+        known: file that keeps what was timed on this machine, or None.
+    """
+    if mode is None:
+        yield
+        return
+    from sagittal.kernels.choice import use_kernels
+
+    with use_kernels(mode, known):
+        yield

@@ -10,6 +10,9 @@ from jaxtyping import Float32
 
 from sagittal.plan.base import Triple
 
+KernelMode = Literal["auto", "on", "off"]
+"""Whether PyTorch takes this project's kernels: see `sagittal.kernels.choice`, which can't be read without PyTorch."""
+
 Precision = Literal["fp32", "bf16", "int8"]
 
 
