@@ -145,7 +145,12 @@ def median_ms(run: Callable[[], object], device: torch.device, *, warm: int = 3,
 
 
 def steady_ms(run: Callable[[], object], device: torch.device, *, seconds: float, warm: int = 3) -> float:
-    """Return `median_ms` of as many runs as fit into some seconds, three at the least and thirty at the most."""
+    """Return `median_ms` of as many runs as fit into some seconds, three at the least and thirty at the most.
+
+    No seconds at all mean a single run, where only the script is tried.
+    """
+    if seconds == 0:
+        return median_ms(run, device, warm=0, runs=1)
     for _ in range(warm):
         run()
     synchronize(device)

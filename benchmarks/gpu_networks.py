@@ -64,8 +64,10 @@ class Network:
 def _mednext(size: str, kernel: int) -> Network:
     def make(tiny: bool) -> nn.Module:
         if tiny:
-            ones = (1,) * 9
-            return MedNeXt(1, CLASSES, channels=8, kernel_size=kernel, block_counts=ones, expansion_ratio=2)
+            strides = ((2, 2, 2), (1, 1, 1), (1, 1, 1), (1, 1, 1))
+            return MedNeXt(
+                1, CLASSES, channels=2, kernel_size=kernel, block_counts=(1,) * 9, expansion_ratio=2, strides=strides
+            )
         return create_mednext(size, in_channels=1, num_classes=CLASSES, kernel_size=kernel, checkpointing=False)
 
     return Network(make, size, kernel)

@@ -104,7 +104,7 @@ def _tail_shapes(channels: int, ratio: int) -> tuple[tuple[int, ...], ...]:
 
 def checked_cases(tiny: bool) -> Iterator[Case]:
     """Yield what correctness is checked on: edges, sizes that are no multiple of anything, all kernels and strides."""
-    sizes: Sequence[Size] = ((3, 4, 5),) if tiny else ((1, 2, 3), (9, 6, 7), (17, 33, 20), (64, 48, 40))
+    sizes: Sequence[Size] = ((2, 3, 4),) if tiny else ((1, 2, 3), (9, 6, 7), (17, 33, 20), (64, 48, 40))
     for size in sizes:
         for kernel in (3,) if tiny else (3, 5, 7):
             for stride in (1, 2, 3):
