@@ -394,8 +394,13 @@ class _Block(torch.autograd.Function):
         *weights: Tensor,
     ) -> Tensor:
         dense = native.channels_last(x)
-        volume, moments = depthwise.swept(dense, kernel, kernel_bias, 1, eps)
-        h = volume.flatten(1, 3)
+        if any(ctx.needs_input_grad) and not choice.for_gpu_kernels(dense):
+            # A step takes the moments by themselves, as the operators of a compiled step do: it gets their bits.
+            h = depthwise.forward(dense, kernel, kernel_bias, 1).flatten(1, 3)
+            moments = _moments(h, eps)
+        else:
+            volume, moments = depthwise.swept(dense, kernel, kernel_bias, 1, eps)
+            h = volume.flatten(1, 3)
         y, saved = _tail_forward(h, moments, dense.flatten(1, 3) if residual else None, TailWeights(*weights), bf16)
         ctx.residual, ctx.bf16 = residual, bf16
         ctx.weight_shapes = [(weight.shape, weight.dtype) for weight in weights]
