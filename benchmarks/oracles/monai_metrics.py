@@ -1,6 +1,6 @@
 """What MONAI makes of the masks of metric_masks.py: Dice, IoU, HD, HD95, ASSD and the NSD of voxels.
 
-    python benchmarks/oracles/monai_metrics.py > tests/golden/monai_metrics.json
+    python benchmarks/oracles/monai_metrics.py > tests/golden/metrics/monai_metrics.json
 
 Runs where MONAI 1.6 is installed, which computes in float32. Printed is JSON; NaN and infinity are strings: what MONAI
 says where a mask is empty is not what Sagittal says.

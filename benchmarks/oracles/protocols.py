@@ -6,11 +6,11 @@
     python protocols.py surface_distance   DeepMind's surface-distance 0.1 (numpy 1.23): the Decathlon
     python protocols.py brats2023          surface-distance 0.1, connected-components-3d: BraTS 2023, by lesion
 
-Printed is JSON: for each protocol the value of every metric by case and class, and the means where the tool takes any;
-NaN and infinity as strings. tests/golden/protocols_TOOL.json holds what was printed. None is a dependency of this
-project. What the challenges' scripts do around the libraries, which is mostly what they do about empty masks, is told
-here in a few lines, after CBICA/CaPTk (GetBraTSLabelStatistics), 282857341/nnFormer (inference_synapse.py), the
-challenge's metrics_acdc.py and rachitsaluja/BraTS-2023-Metrics.
+Printed is JSON: for each protocol the value of every metric by case and class, and the means where the tool takes
+any; NaN and infinity as strings. tests/golden/metrics/protocols_TOOL.json holds what was printed. None is a
+dependency of this project. What the challenges' scripts do around the libraries, which is mostly what they do about
+empty masks, is told here in a few lines, after CBICA/CaPTk (GetBraTSLabelStatistics), 282857341/nnFormer
+(inference_synapse.py), the challenge's metrics_acdc.py and rachitsaluja/BraTS-2023-Metrics.
 """
 
 import json

@@ -1,6 +1,6 @@
 """What DeepMind's surface-distance makes of the masks of metric_masks.py: elements, their distances, what follows.
 
-    python benchmarks/oracles/surface_elements.py > tests/golden/surface_elements.json
+    python benchmarks/oracles/surface_elements.py > tests/golden/metrics/surface_elements.json
 
 Runs in an environment of its own with surface-distance-based-measures 0.1, which needs numpy below 1.24 and scipy below
 1.12. Printed is JSON; of the smallest masks every element with its distance and its area is in it, so that each of the

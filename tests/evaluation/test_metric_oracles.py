@@ -15,7 +15,7 @@ from sagittal.evaluation import METRICS, EvaluationSettings, MaskPair, metrics_o
 from sagittal.evaluation.surfels import corner_codes, surfel_distances_mm
 
 ORACLES = Path(__file__).parents[2] / "benchmarks" / "oracles"
-GOLDEN = Path(__file__).parents[1] / "golden"
+GOLDEN = Path(__file__).parents[1] / "golden" / "metrics"
 DEEPMIND: dict[str, Any] = json.loads((GOLDEN / "surface_elements.json").read_text())["pairs"]
 MONAI: dict[str, Any] = json.loads((GOLDEN / "monai_metrics.json").read_text())["pairs"]
 EMPTY = ("missed", "false_alarm")

@@ -16,7 +16,7 @@ from sagittal.evaluation import CaseScore, ClassSet, EvaluationSettings, evaluat
 from sagittal.evaluation.protocols import PROTOCOLS
 
 ROOT = Path(__file__).parents[2]
-GOLDEN = Path(__file__).parents[1] / "golden"
+GOLDEN = Path(__file__).parents[1] / "golden" / "metrics"
 VALUES = (1, 2, 3)
 DISTANCES = ("hd_mm", "hd95_mm", "hd95_vox", "asd_mm", "lesion_hd95_mm")
 NNUNET_KEYS = {"dice": "Dice", "iou": "IoU", "tp": "TP", "fp": "FP", "fn": "FN", "tn": "TN"}
