@@ -79,7 +79,7 @@ class Report:
         except OutOfTimeError:
             self.say(f"{name}: stopped after {seconds:.0f} s")
             self.failures.append(f"{name}: stopped after {seconds:.0f} s")
-        except Exception as error:
+        except Exception as error:  # a GPU is rare: one part that fails must not cost the rest its time
             traceback.print_exc()
             first = str(error).strip().splitlines()[:1] or [""]
             self.say(f"{name}: FAILED, {type(error).__name__}: {first[0][:300]}")
