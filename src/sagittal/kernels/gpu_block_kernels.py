@@ -11,7 +11,7 @@ of the polynomial) and `WIDEN` (operands to float32 before a product: Triton's i
 Parameters are many because Triton passes pointers and sizes one by one.
 """
 
-# L counts voxels, as everywhere; Triton's language has no Python types.
+# O counts output channels, as in the docstring above; Triton's language has no Python types.
 # ruff: noqa: E741
 # mypy: disable-error-code="no-untyped-def, untyped-decorator, no-untyped-call"
 from __future__ import annotations
