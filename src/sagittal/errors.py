@@ -82,6 +82,13 @@ _EXTRAS = {
     "onnx": ("ONNX", "onnx"),
     "onnxscript": ("ONNX Script", "onnx"),
     "onnxruntime": ("ONNX Runtime", "onnx"),
+    "fastapi": ("FastAPI", "serve"),
+    "starlette": ("FastAPI", "serve"),
+    "uvicorn": ("uvicorn", "serve"),
+    "python_multipart": ("python-multipart", "serve"),
+    "prometheus_client": ("prometheus-client", "serve"),
+    "ray": ("Ray", "ray"),
+    "submitit": ("submitit", "slurm"),
 }
 """By the name of a module: what people call it, and the extra that installs it."""
 
@@ -104,7 +111,8 @@ def lacking_package(error: ImportError, who: str) -> ResourceError | None:
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """Return ` Did you mean 'x'?` where a known name is close to `name`, else the list of known names."""
+    """Return ` Did you mean 'x'?` where a known name is close to `name` in any case, else the list of known names."""
     names = sorted(known)
-    close = get_close_matches(name, names, n=1, cutoff=0.6)
-    return f" Did you mean '{close[0]}'?" if close else f" Known: {', '.join(names)}."
+    spelt = {each.casefold(): each for each in names}
+    close = get_close_matches(name.casefold(), spelt, n=1, cutoff=0.6)
+    return f" Did you mean '{spelt[close[0]]}'?" if close else f" Known: {', '.join(names)}."

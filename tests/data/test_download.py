@@ -3,6 +3,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import socket
 from pathlib import Path
 
 import numpy as np
@@ -140,10 +141,10 @@ def test_a_refusal_is_told_at_once_and_a_server_fault_is_tried_again(tmp_path):
 
 
 def test_a_server_that_is_not_there_is_told(tmp_path):
-    with serving(Served(CONTENT)) as server:
-        pass
-    with pytest.raises(ResourceError, match="Check the network"):
-        download(server.url, tmp_path / "file.tar", pause_s=0.0)
+    with socket.socket() as closed:  # it keeps the port from others, and answers nobody
+        closed.bind(("127.0.0.1", 0))
+        with pytest.raises(ResourceError, match="Check the network"):
+            download(f"http://127.0.0.1:{closed.getsockname()[1]}/file.tar", tmp_path / "file.tar", pause_s=0.0)
 
 
 @pytest.mark.parametrize("url", ["file:///etc/hostname", "ftp://127.0.0.1/x", "data:,x", "hostname"])

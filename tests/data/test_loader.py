@@ -220,7 +220,7 @@ def test_batches_are_made_ahead_but_not_without_bound(cache: Cache, monkeypatch:
     monkeypatch.setattr(loader, "make_batch", counted)
     with TrainingBatches(cache, [0], make_plan(PATCH, steps=100), workers=1) as batches:
         next(batches)
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + 200
         while len(made) < 1 + loader.AHEAD and time.monotonic() < deadline:
             time.sleep(0.01)
         time.sleep(0.05)

@@ -6,21 +6,19 @@ import zipfile
 import numpy as np
 import pytest
 import SimpleITK
-from dicom_scans import LPS, SECRET, SERIES, one_slice, save, write_series
+from dicom_scans import LPS, SECRET, SERIES, along_z, one_slice, save, write_series
 from hypothesis import given
 from other_libraries import itk_read
 from pydicom.uid import (
     DeflatedExplicitVRLittleEndian,
     ExplicitVRBigEndian,
     ImplicitVRLittleEndian,
-    JPEGLosslessSV1,
-    RLELossless,
 )
 from reader_contract import ReaderContract, a_scan, quick
 
 from sagittal.errors import DataError
 from sagittal.testing.strategies import volumes
-from sagittal.volumes import Volume, read_channels, read_header, read_volume
+from sagittal.volumes import read_channels, read_header, read_volume
 from sagittal.volumes.dicom import dicom_modality
 from sagittal.volumes.io import read_stored, scan_files
 
@@ -120,17 +118,6 @@ def test_every_uncompressed_transfer_syntax_is_read(tmp_path, syntax):
     assert np.array_equal(read_volume(write_series(tmp_path, a_scan(), syntax=syntax)).array, a_scan().array)
 
 
-@pytest.mark.parametrize("syntax", [JPEGLosslessSV1, RLELossless])
-def test_compressed_slices_are_refused_by_name(tmp_path, syntax):
-    def encapsulated(data, index):
-        data.file_meta.TransferSyntaxUID = syntax
-        data.PixelData = b"\xfe\xff\x00\xe0\0\0\0\0" + b"\xfe\xff\xdd\xe0\0\0\0\0"
-        data["PixelData"].is_undefined_length = True
-
-    message = refuse(write_series(tmp_path, a_scan(), change=encapsulated), "compressed voxels", "compressed")
-    assert syntax.name in message
-
-
 def test_thickness_is_never_the_distance_of_slices(tmp_path):
     volume = read_volume(write_series(tmp_path, a_scan()))
     assert volume.spacing_mm[0] == pytest.approx(a_scan().spacing_mm[0])
@@ -180,19 +167,6 @@ def test_bits_that_do_not_count_are_left_out_and_the_sign_is_spread(tmp_path):
         data.PixelData = ((values[0, index].ravel().astype(np.uint16) & 0x0FFF) | noise).tobytes()
 
     assert np.array_equal(read_volume(write_series(tmp_path, a_scan().with_array(values), change=packed)).array, values)
-
-
-def along_z(count: int, heights: list[float] | None = None, tilt: float = 0.0):
-    """Return a 2 mm x 2 mm scan of `count` slices at `heights`, each moved to the front by `tilt` per mm."""
-    scan = Volume(a_scan(np.int16, (count, 6, 7)).array, np.diag([3.0, 2.0, 2.0, 1.0])[:, [2, 1, 0, 3]])
-
-    def place(data, index):
-        height = 3.0 * index if heights is None else heights[index]
-        data.ImageOrientationPatient = [1, 0, 0, 0, 1, 0]
-        data.PixelSpacing = [2.0, 2.0]
-        data.ImagePositionPatient = [5.0, -7.0 + tilt * height, height]
-
-    return scan, place
 
 
 def test_a_missing_slice_is_refused_with_the_numbers(tmp_path):

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import gzip
 import io
 import zlib
 
@@ -7,6 +8,7 @@ import numpy as np
 import pytest
 
 from sagittal.errors import DataError
+from sagittal.volumes import streams
 from sagittal.volumes.streams import (
     MAX_RATIO,
     ZlibReader,
@@ -55,6 +57,27 @@ def test_a_promise_that_the_file_can_t_hold_is_refused_before_memory_is_taken(tm
         require_room(path, 101, packed=False, kind="MetaImage")
     with pytest.raises(DataError, match="it is truncated"), path.open("rb") as file:
         read_voxels(file, (30000, 30000, 30000), np.dtype("<i8"), path, packed=True, kind="MetaImage")
+
+
+def test_a_packed_stream_that_goes_on_after_its_voxels_is_left_alone(tmp_path, monkeypatch):
+    path = tmp_path / "scan.nii.gz"
+    monkeypatch.setattr(streams, "MOST_BEHIND", 100)
+    path.write_bytes(gzip.compress(bytes(8 + 100), 9))
+    with streams.opened(path) as file:
+        assert not read_voxels(file, (2, 2, 2), np.dtype("u1"), path, packed=True, kind="NIfTI").any()
+    path.write_bytes(gzip.compress(bytes(8 + 101), 9))
+    with pytest.raises(DataError, match="more than 100 bytes follow the 8"), streams.opened(path) as file:
+        read_voxels(file, (2, 2, 2), np.dtype("u1"), path, packed=True, kind="NIfTI")
+
+
+def test_voxels_behind_the_file_s_end_are_not_looked_for(tmp_path):
+    path = tmp_path / "scan.nii"
+    path.write_bytes(b"x" * 100)
+    streams.require_start(path, 100, packed=False, kind="NIfTI")
+    streams.require_start(path, 100 * MAX_RATIO, packed=True, kind="NIfTI")
+    for offset, packed in ((101, False), (2**61, True)):
+        with pytest.raises(DataError, match=f"begin at byte {offset}, the file has 100 bytes"):
+            streams.require_start(path, offset, packed=packed, kind="NIfTI")
 
 
 def test_voxels_come_in_the_machine_s_byte_order(tmp_path):

@@ -147,6 +147,7 @@ def parse_spec(content: Mapping[str, Any], source: str, default_name: str) -> Da
             ignore_value=None if ignore is None else ignore[0],
             regions_class_order=tuple(order) if isinstance(order, list) else order,
             label_map=_label_map(content.get("label_map", {}), source),
+            codes=_codes(content.get("codes", {}), source),
             file_ending=ending,
         )
     except ValidationError as error:
@@ -242,6 +243,12 @@ def _label_map(given: Any, source: str) -> tuple[tuple[int, int], ...]:
     if not all(key.isascii() and key.isdigit() and type(original) is int for key, original in pairs):
         raise _wrong(source, f"label_map is {_shown(given)}", 'write {"VALUE": original value}, or leave it out')
     return tuple(sorted((int(key), original) for key, original in pairs))
+
+
+def _codes(given: Any, source: str) -> tuple[tuple[str, str], ...]:
+    if not isinstance(given, dict) or not all(isinstance(code, str) for code in given.values()):
+        raise _wrong(source, f"codes is {_shown(given)}", 'write {"liver": "SCT:10200004:Liver"}, or leave it out')
+    return tuple(sorted(given.items()))
 
 
 def _wrong(source: str | Path, what: str, remedy: str) -> DataError:

@@ -1,4 +1,4 @@
-"""Which file formats are read and written, by suffix; DICOM by folder or zip archive.
+"""Which file formats are read and written, by suffix; DICOM by folder, zip archive or content.
 
 A new format is a module with a reader (and a writer, if the format is worth writing) and one entry in `FORMATS`.
 """
@@ -15,7 +15,14 @@ from numpy.typing import NDArray
 
 from sagittal.errors import DataError, did_you_mean
 from sagittal.volumes.dicom import dicom_files, read_dicom, read_dicom_header
-from sagittal.volumes.dicom_files import ARCHIVE_SUFFIX, holds_dicom, is_archive
+from sagittal.volumes.dicom_files import (
+    ARCHIVE_SUFFIX,
+    SLICE_SUFFIXES,
+    holds_dicom,
+    is_archive,
+    is_dicom_file,
+    split_series,
+)
 from sagittal.volumes.geometry import Geometry
 from sagittal.volumes.metaimage import metaimage_files, read_metaimage, read_metaimage_header, write_metaimage
 from sagittal.volumes.mgh import read_mgh, read_mgh_header, write_mgh
@@ -71,21 +78,25 @@ def known_suffix(path: str | os.PathLike[str]) -> str | None:
 
 
 def is_scan(path: str | os.PathLike[str]) -> bool:
-    """Whether a file's name, or a folder's DICOM files, promise one scan."""
-    path = Path(path)
-    return holds_dicom(path) if path.is_dir() else known_suffix(path) is not None or is_archive(path)
+    """Whether a file's name, or a folder's DICOM files, promise one scan; STUDY#UID is one of a study's."""
+    path, _ = split_series(Path(path))
+    if path.is_dir():
+        return holds_dicom(path)
+    return known_suffix(path) is not None or is_archive(path) or is_dicom_file(path)
 
 
 def is_dicom(path: str | os.PathLike[str]) -> bool:
-    """Whether a scan is read as a DICOM series: a folder or a zip archive."""
-    path = Path(path)
-    return path.is_dir() or is_archive(path)
+    """Whether a scan is read as a DICOM series: a folder, a zip archive, a DICOMDIR or a file by its content."""
+    path, _ = split_series(Path(path))
+    return path.is_dir() or is_archive(path) or (known_suffix(path) is None and is_dicom_file(path))
 
 
 def scan_name(path: str | os.PathLike[str]) -> str:
     """Return the name of the file or folder without the suffix of its format."""
-    path = Path(path)
+    path, _ = split_series(Path(path))
     suffix = "" if path.is_dir() else ARCHIVE_SUFFIX if is_archive(path) else known_suffix(path) or ""
+    if not suffix and path.name.lower().endswith(SLICE_SUFFIXES) and not path.is_dir():
+        suffix = path.suffix
     return path.name[: len(path.name) - len(suffix)]
 
 
@@ -165,6 +176,7 @@ def _explained(path: Path) -> Iterator[None]:
 
 
 def _format_of(path: Path) -> Format:
+    path, series = split_series(path)
     if path.is_dir():
         if holds_dicom(path):
             return DICOM
@@ -175,7 +187,13 @@ def _format_of(path: Path) -> Format:
         )
     if not path.exists():
         raise DataError(f"{path}: no such file. Expected an image. Check the path.", code="unreadable")
-    return DICOM if is_archive(path) else FORMATS[_suffix(path, "read")]
+    if is_dicom(path):
+        return DICOM
+    if series is not None:
+        raise DataError(
+            f"{path}: no DICOM, so that there is no series {series} in it. Leave that out.", code="unreadable"
+        )
+    return FORMATS[_suffix(path, "read")]
 
 
 def _suffix(path: Path, purpose: str) -> str:

@@ -25,7 +25,16 @@ from sagittal.volumes.geometry import Affine, Geometry, is_usable, reverse_axes,
 from sagittal.volumes.header import NiftiHeader
 from sagittal.volumes.refusals import no_scalar, not_3d, unusable_affine
 from sagittal.volumes.stored import FileHeader, Stored
-from sagittal.volumes.streams import damaged, explained, in_native_order, is_packed, opened, packed_gzip, read_voxels
+from sagittal.volumes.streams import (
+    damaged,
+    explained,
+    in_native_order,
+    is_packed,
+    opened,
+    packed_gzip,
+    read_voxels,
+    require_start,
+)
 
 KIND = "NIfTI"
 MAX_DIM_NIFTI1 = 32767
@@ -49,8 +58,10 @@ def read_nifti(path: Path) -> Stored:
         facts = _facts(header, path)
         dtype: np.dtype[Any] = header.get_data_dtype()
         source = _voxel_file(path)
+        offset = _offset(header, path)
+        require_start(source, offset, packed=is_packed(source), kind=KIND)
         with opened(source) as file:
-            file.seek(_offset(header, path))
+            file.seek(offset)
             voxels = read_voxels(file, facts.geometry.shape, dtype, source, packed=is_packed(source), kind=KIND)
     return facts.with_voxels(voxels)
 

@@ -26,6 +26,7 @@ from sagittal.volumes.text_header import (
     Layout,
     file_header,
     header_lines,
+    is_whole_number,
     numbers,
     read_layout,
     shape_3d,
@@ -224,7 +225,7 @@ def _skipped(path: Path, fields: Mapping[str, str], encoding: Encoding) -> int:
     words = fields.get("byte skip", fields.get("byteskip", "0"))
     if words == "0" or (words == "-1" and encoding == "raw"):
         return int(words)
-    if words.isascii() and words.isdigit() and encoding == "raw":
+    if is_whole_number(words) and encoding == "raw":
         return int(words)
     raise damaged(path, f"byte skip is {words[:20]} with {encoding} voxels", KIND)
 

@@ -26,6 +26,8 @@ LEVEL = 1
 # DEFLATE packs at most 1032 to 1: a header that promises more is damaged, and its array must not be allocated.
 MAX_RATIO = 1100
 _PIECE = 1 << 20
+MOST_BEHIND = 64 << 20
+"""Bytes that may stand behind the voxels of a packed file: notes of some program, not a flood made to keep us busy."""
 # isal takes lengths of 32 bits.
 _LONGEST_READ = 1 << 30
 
@@ -107,13 +109,21 @@ def require_room(path: Path, size: int, *, packed: bool, kind: str) -> None:
         raise damaged(path, cause, kind)
 
 
+def require_start(path: Path, offset: int, *, packed: bool, kind: str) -> None:
+    """Raise DataError where a header places the voxels behind the file's end, before anybody looks for them there."""
+    on_disk = path.stat().st_size
+    if offset > on_disk * (MAX_RATIO if packed else 1):
+        cause = f"the voxels are said to begin at byte {offset}, the file has {on_disk} bytes: it is truncated"
+        raise damaged(path, cause, kind)
+
+
 def read_voxels(
     file: BufferedIOBase | ZlibReader, shape: Triple, dtype: np.dtype[Any], path: Path, *, packed: bool, kind: str
 ) -> NDArray[Any]:
     """Return (D, H, W) voxels that begin at the file's position, W fastest, in the machine's byte order.
 
     Raises:
-        DataError: the file ends too early.
+        DataError: the file ends too early, or goes on for too long.
     """
     count = shape[0] * shape[1] * shape[2]
     size = count * dtype.itemsize
@@ -129,8 +139,11 @@ def read_voxels(
         filled += got
     if packed:
         # The checksum stands at the end: without reading on, a flipped byte would pass.
-        while file.read(_PIECE):
-            pass
+        behind = 0
+        while (more := len(file.read(_PIECE))) > 0:
+            behind += more
+            if behind > MOST_BEHIND:
+                raise damaged(path, f"more than {MOST_BEHIND} bytes follow the {size} of its voxels", kind)
     return voxels.astype(dtype.newbyteorder("="), copy=False).reshape(shape)
 
 

@@ -17,9 +17,11 @@ from sagittal.volumes.geometry import Affine, Geometry, is_usable
 from sagittal.volumes.header import GridHeader
 from sagittal.volumes.refusals import no_scalar, not_3d, unusable_affine
 from sagittal.volumes.stored import FileHeader
-from sagittal.volumes.streams import ZlibReader, damaged, explained, read_voxels, unpacked_gzip
+from sagittal.volumes.streams import ZlibReader, damaged, explained, read_voxels, require_start, unpacked_gzip
 
 MAX_HEADER_BYTES = 1 << 20
+MAX_DIGITS = 18
+"""Of a size or a place in a file; Python refuses to convert thousands of them."""
 Encoding = Literal["raw", "gzip", "zlib"]
 
 
@@ -52,6 +54,7 @@ def read_layout(layout: Layout) -> NDArray[Any]:
     """
     shape, kind, source = layout.header.geometry.shape, layout.kind, layout.source
     packed, offset = layout.encoding != "raw", layout.offset
+    require_start(source, max(offset, 0), packed=False, kind=kind)
     with explained(source, kind), source.open("rb") as file:
         if offset < 0:
             offset = max(0, source.stat().st_size - math.prod(shape) * layout.dtype.itemsize)
@@ -96,6 +99,11 @@ def numbers(path: Path, fields: Mapping[str, str], name: str, count: int, kind: 
     return values
 
 
+def is_whole_number(word: str) -> bool:
+    """Whether a word is digits alone, and no more of them than a file can need."""
+    return word.isascii() and word.isdigit() and len(word) <= MAX_DIGITS
+
+
 def sizes_of(path: Path, fields: Mapping[str, str], name: str, kind: str) -> tuple[int, ...]:
     """Return the number of voxels along each axis, fastest first, each at least 1.
 
@@ -103,7 +111,7 @@ def sizes_of(path: Path, fields: Mapping[str, str], name: str, kind: str) -> tup
         DataError: the field is missing or makes no sense.
     """
     words = fields.get(name, "").split()
-    if not words or not all(word.isascii() and word.isdigit() and int(word) > 0 for word in words):
+    if not words or not all(is_whole_number(word) and int(word) > 0 for word in words):
         raise damaged(path, f"{name} is '{fields.get(name, 'missing')[:60]}'", kind)
     return tuple(int(word) for word in words)
 

@@ -284,9 +284,9 @@ def test_json_has_the_agreed_shape(folder):
 
 
 def test_hippocampus_is_usable_with_the_warnings_it_deserves(shared_data):
-    start = time.monotonic()
+    start = time.process_time()  # of all its threads, and of no other program's
     diagnosis = look(shared_data / "hippocampus")
-    assert time.monotonic() - start < 30
+    assert time.process_time() - start < 30
     assert diagnosis.ok
     assert [finding.code for finding in diagnosis.warnings] == ["float_label", "float_label", "intensity_scale"]
     assert [finding.case for finding in diagnosis.warnings] == ["hippocampus_003", "hippocampus_243", ""]
