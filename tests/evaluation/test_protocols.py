@@ -233,9 +233,14 @@ class TestDecathlon:
         classes = ClassSet.of_mapping({"spleen": 1})
         for given in (
             EvaluationSettings(protocol="msd", tolerances_mm=(1.5,)),
+            EvaluationSettings(protocol="msd", tolerances_mm=(2.0,)),
             EvaluationSettings(protocol="msd", class_tolerances_mm=(("spleen", 1.5),)),
         ):
             assert PROTOCOLS["msd"].settings(given, classes) == given
+
+    def test_settings_of_another_protocol_leave_open_what_they_left_open(self) -> None:
+        classes = ClassSet.of_mapping({"spleen": 1})
+        assert PROTOCOLS["msd"].settings(EvaluationSettings(), classes).class_tolerances_mm == (("spleen", 3.0),)
 
     def test_classes_of_no_task_are_refused_without_a_tolerance(self) -> None:
         with pytest.raises(DataError, match="Task04_Hippocampus: Anterior, Posterior") as caught:

@@ -7,12 +7,13 @@ counts them as such is too narrow.
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Float64
+from jaxtyping import Float64, Integer
 from scipy.special import ndtr, ndtri, stdtrit
 
 CONFIDENCE = 0.95
@@ -20,6 +21,9 @@ RESAMPLES = 5000
 SEED = 0
 _CHUNK = 500
 """Resamples drawn at once, so that thousands of cases need little memory."""
+_TIMES = np.uint16
+_MOST_KEPT_BYTES = 1 << 25
+"""Draws that are kept for the next metric; beyond it they are drawn again."""
 
 
 class Interval(NamedTuple):
@@ -106,16 +110,33 @@ def _draw_means(
     resamples: int,
     seed: int,
 ) -> Float64[np.ndarray, "resamples columns"]:
-    rng, groups = np.random.default_rng(seed), len(sums)
+    groups = len(sums)
     if not groups:
         return np.full((resamples, sums.shape[1]), np.nan)
+    kept = groups * resamples * np.dtype(_TIMES).itemsize <= _MOST_KEPT_BYTES
+    chunks = _kept_draws(groups, resamples, seed) if kept else _draws(groups, resamples, seed)
+    # The same patients have a value in every column, most often: then one column tells how many were drawn of all.
+    told = counts[:, :1] if (counts == counts[:, :1]).all() else counts
     parts = []
+    for chunk in chunks:
+        times = chunk.astype(np.float64)
+        parts.append(_means(times @ sums, np.broadcast_to(times @ told, (len(times), sums.shape[1]))))
+    return np.concatenate(parts)
+
+
+def _draws(groups: int, resamples: int, seed: int) -> Iterator[Integer[np.ndarray, "resamples groups"]]:
+    """Yield how often each group is in each resample, some resamples at a time."""
+    rng = np.random.default_rng(seed)
     for first in range(0, resamples, _CHUNK):
         rows = min(_CHUNK, resamples - first)
         drawn = rng.integers(groups, size=(rows, groups)) + groups * np.arange(rows)[:, None]
-        times = np.bincount(drawn.ravel(), minlength=rows * groups).reshape(rows, groups)
-        parts.append(_means(times @ sums, times @ counts))
-    return np.concatenate(parts)
+        yield np.bincount(drawn.ravel(), minlength=rows * groups).reshape(rows, groups).astype(_TIMES)
+
+
+@lru_cache(maxsize=1)
+def _kept_draws(groups: int, resamples: int, seed: int) -> tuple[Integer[np.ndarray, "resamples groups"], ...]:
+    """Return all of `_draws`: every metric of an evaluation asks for the same ones, and drawing is most of the work."""
+    return tuple(_draws(groups, resamples, seed))
 
 
 def _means(sums: np.ndarray, counts: np.ndarray) -> np.ndarray:

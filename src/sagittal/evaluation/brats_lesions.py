@@ -1,7 +1,9 @@
 """Lesion-wise Dice and HD95 as the BraTS challenges score since 2023.
 
-Written from what the organisers' script computes (github.com/rachitsaluja/BraTS-2023-Metrics), and tested against its
-numbers. It differs from `match_lesions` in more than parameters, so it stands by itself.
+Written from what the organisers' script computes (github.com/rachitsaluja/BraTS-2023-Metrics, eval.py), and tested
+against the numbers that the script itself gives. It differs from `match_lesions` in more than parameters, so it stands
+by itself. The scripts of 2024 (BraTS-2024-Metrics) are others: for metastases and Africa they also join enhancing
+lesions of the reference that touch one non-enhancing core.
 """
 
 from __future__ import annotations
@@ -41,7 +43,7 @@ BRATS2023 = MappingProxyType(
         "MET": BratsRule(dilation_vox=1, minimum_mm3=2.0),
     }
 )
-"""Adult glioma, sub-Saharan Africa, meningioma, paediatric, metastases."""
+"""Adult glioma, sub-Saharan Africa, meningioma, paediatric, metastases, as eval.py has them."""
 
 
 class BratsLesion(Frozen):

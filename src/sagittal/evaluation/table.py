@@ -180,9 +180,8 @@ def summarise(
     for case in cases:
         _require(case, classes, keys)
     patients = [("case", case.case) if case.patient is None else ("patient", case.patient) for case in cases]
-    columns = {
-        key: {name: [case.classes[name].metrics[key] for case in cases] for name in classes.names} for key in keys
-    }
+    scores = {name: [case.classes[name].metrics for case in cases] for name in classes.names}
+    columns = {key: {name: [found[key] for found in scores[name]] for name in classes.names} for key in keys}
     means = {key: _means(settings, key, columns[key], cases) for key in keys}
     intervals = {key: _intervals(list(columns[key].values()), patients) for key in keys}
     summaries = {}

@@ -2,7 +2,7 @@
 
 from sagittal.evaluation.protocols.acdc import ACDC
 from sagittal.evaluation.protocols.brats2021 import BRATS2021
-from sagittal.evaluation.protocols.brats2023 import BRATS2023
+from sagittal.evaluation.protocols.brats2023 import PROTOCOLS_2023
 from sagittal.evaluation.protocols.monai import MONAI
 from sagittal.evaluation.protocols.msd import MSD
 from sagittal.evaluation.protocols.nnformer_synapse import NNFORMER_SYNAPSE
@@ -13,7 +13,7 @@ PROTOCOLS: dict[str, Protocol] = {
     "nnunet": NNUNET,
     "monai": MONAI,
     "brats2021": BRATS2021,
-    "brats2023": BRATS2023,
+    **PROTOCOLS_2023,
     "msd": MSD,
     "nnformer-synapse": NNFORMER_SYNAPSE,
     "acdc": ACDC,

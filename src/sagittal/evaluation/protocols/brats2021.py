@@ -14,8 +14,7 @@ from sagittal.evaluation.pair import MaskPair, Metric
 from sagittal.evaluation.protocols.averaging import classes_of_all_cases
 from sagittal.evaluation.protocols.brats_regions import brats_regions
 from sagittal.evaluation.protocols.medpy import dice_or_one, hd95_vox
-from sagittal.evaluation.protocols.protocol import Protocol
-from sagittal.evaluation.settings import EvaluationSettings
+from sagittal.evaluation.protocols.protocol import Protocol, always
 
 WORST_MM = math.sqrt(240**2 + 240**2 + 155**2)
 """Diagonal of the images of BraTS, 240 x 240 x 155 voxels of 1 mm: 373.13 mm."""
@@ -87,14 +86,10 @@ _METRICS: Mapping[str, Metric] = {
 }
 
 
-def _columns(settings: EvaluationSettings) -> Mapping[str, Metric]:
-    return _METRICS
-
-
 BRATS2021 = Protocol(
     name="brats2021",
     title="BraTS 2021",
-    columns=_columns,
+    columns=always(_METRICS),
     headline=("dice", "hd95_mm"),
     averaging=classes_of_all_cases,
     mean_rule="Each region over all cases; the overall mean over the three regions.",

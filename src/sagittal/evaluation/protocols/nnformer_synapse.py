@@ -11,9 +11,8 @@ from sagittal.evaluation.metrics import METRICS, SURFACE_VOXEL
 from sagittal.evaluation.pair import MaskPair, Metric
 from sagittal.evaluation.protocols.averaging import classes_of_all_cases
 from sagittal.evaluation.protocols.medpy import dice_or_one, hd95_vox
-from sagittal.evaluation.protocols.protocol import Protocol
+from sagittal.evaluation.protocols.protocol import Protocol, always
 from sagittal.evaluation.protocols.recognition import by_name, described, has_only_values
-from sagittal.evaluation.settings import EvaluationSettings
 from sagittal.plan.dataset import Label
 
 ORGANS: Mapping[str, int] = {
@@ -73,10 +72,6 @@ _METRICS: Mapping[str, Metric] = {
 }
 
 
-def _columns(settings: EvaluationSettings) -> Mapping[str, Metric]:
-    return _METRICS
-
-
 def _organs(classes: ClassSet) -> ClassSet:
     found = by_name(classes, _ALIASES)
     values = classes.foreground_values
@@ -98,7 +93,7 @@ def _organs(classes: ClassSet) -> ClassSet:
 NNFORMER_SYNAPSE = Protocol(
     name="nnformer-synapse",
     title="nnFormer, Synapse",
-    columns=_columns,
+    columns=always(_METRICS),
     headline=("dice", "hd95_vox"),
     averaging=classes_of_all_cases,
     mean_rule="Each organ over all cases; the overall mean over the eight organs.",

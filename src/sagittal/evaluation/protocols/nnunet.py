@@ -8,8 +8,7 @@ from dataclasses import replace
 from sagittal.evaluation.metrics import METRICS, UNDEFINED
 from sagittal.evaluation.pair import MaskPair, Metric
 from sagittal.evaluation.protocols.averaging import classes_of_defined_cases
-from sagittal.evaluation.protocols.protocol import Protocol
-from sagittal.evaluation.settings import EvaluationSettings
+from sagittal.evaluation.protocols.protocol import Protocol, always
 
 _SOURCE = "nnU-Net 2.8, nnunetv2.evaluation.evaluate_predictions."
 
@@ -46,14 +45,10 @@ _METRICS: Mapping[str, Metric] = {
 }
 
 
-def _columns(settings: EvaluationSettings) -> Mapping[str, Metric]:
-    return _METRICS
-
-
 NNUNET = Protocol(
     name="nnunet",
     title="nnU-Net v2",
-    columns=_columns,
+    columns=always(_METRICS),
     headline=("dice", "iou"),
     averaging=classes_of_defined_cases,
     mean_rule="Each class over the cases in which it is defined; foreground_mean over all classes, undefined where one "

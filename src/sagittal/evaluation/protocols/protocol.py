@@ -37,6 +37,11 @@ def unchanged(settings: EvaluationSettings, classes: ClassSet) -> EvaluationSett
     return settings
 
 
+def always(metrics: Mapping[str, Metric]) -> Columns:
+    """Return the columns of a tool whose table no setting changes."""
+    return lambda settings: metrics
+
+
 @dataclass(frozen=True)
 class Protocol:
     """How one tool or challenge scores, so that its numbers can be reproduced.
@@ -100,7 +105,9 @@ class Protocol:
         Raises:
             DataError: a parameter can't be told from the classes, and `given` lacks it.
         """
-        return self.settle(given.replace(protocol=self.name), classes)
+        # `replace` would make every field one that was given, and what was left open couldn't be told any more.
+        own = {name: getattr(given, name) for name in given.model_fields_set if name != "protocol"}
+        return self.settle(EvaluationSettings(protocol=self.name, **own), classes)
 
     def means(self, key: str, names: Sequence[str], cases: Sequence[CaseScore]) -> Means:
         """Take the means of one metric as the tool does.
