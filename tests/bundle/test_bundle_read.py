@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from sagittal.bundle import manifest, read_bundle, write_bundle
-from sagittal.bundle.read import previous_folder
+from sagittal.bundle.replacement import previous_folder
 from sagittal.errors import BundleError
 from sagittal.plan import Plan
 

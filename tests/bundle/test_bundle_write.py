@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from sagittal.bundle import hash_case, read_bundle, write_bundle
-from sagittal.bundle.read import previous_folder
+from sagittal.bundle.replacement import previous_folder
 from sagittal.errors import BundleError, ResourceError
 from sagittal.plan import Plan
 
@@ -34,6 +34,15 @@ def test_layout_and_return_value(bundle_path: Path) -> None:
     assert bundle_path.stat().st_mode & 0o777 == 0o755
     tree = json.loads((bundle_path / "manifest.json").read_text())
     assert re.fullmatch(r"20\d\d-\d\d-\d\dT\d\d:\d\d:\d\d\+00:00", tree["created"])
+
+
+def test_the_licence_of_the_data_stands_in_the_card(tmp_path: Path, plan: Plan) -> None:
+    written = write_bundle(tmp_path / "b", plan=plan, weights=OTHER, metrics={}, data_license="CC BY 4.0")
+    bundle = read_bundle(written)
+    assert bundle.data_license == "CC BY 4.0"
+    (written / "MODEL_CARD.md").write_text("- Licence of the data: free for all\n")
+    with pytest.raises(BundleError):
+        _ = bundle.data_license
 
 
 def test_an_empty_folder_is_filled(tmp_path: Path, plan: Plan) -> None:
@@ -161,6 +170,13 @@ def test_leftovers_of_killed_runs_go(bundle_path: Path, plan: Plan, weights: Any
         os.utime(parent / name, (time.time() - age_s,) * 2)
     write_bundle(bundle_path, plan=plan, weights=OTHER, metrics={})
     assert listing(parent) == [".model.new.part", ".other.abc.part", "model"]
+
+
+def test_a_former_bundle_that_was_half_deleted_bars_nothing(bundle_path: Path, plan: Plan, weights: Any) -> None:
+    previous = write_bundle(previous_folder(bundle_path), plan=plan, weights=weights, metrics={})
+    (previous / "manifest.json").unlink()
+    write_bundle(bundle_path, plan=plan, weights=OTHER, metrics={})
+    assert listing(bundle_path.parent) == ["model"] and read_bundle(bundle_path).weight_names == ("all",)
 
 
 def test_previous_is_kept_while_something_else_has_its_name(bundle_path: Path, plan: Plan) -> None:

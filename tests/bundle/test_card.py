@@ -2,7 +2,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from sagittal.bundle.card import model_card
+from sagittal.bundle.card import data_license_in, model_card
 from sagittal.plan import DatasetSpec, Label, Plan
 from sagittal.testing.plans import untrained_plan
 
@@ -53,3 +53,9 @@ def test_names_can_not_break_the_table() -> None:
     card = model_card(untrained_plan("mednext-s", spec), {}, parameters=1)
     assert "\n# Cleared" not in card
     assert "| x \\| y \\| z | 1 | not measured |" in card
+
+
+def test_the_licence_is_read_back_from_the_card(plan: Plan, metrics: dict[str, Any]) -> None:
+    for told, expected in (("CC BY 4.0", "CC BY 4.0"), (None, None), ("a\n- b", "a - b")):
+        assert data_license_in(model_card(plan, metrics, parameters=1, data_license=told)) == expected
+    assert data_license_in("# another card") is None

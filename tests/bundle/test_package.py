@@ -18,7 +18,7 @@ import pytest
 
 from sagittal.bundle import archive as archive_module
 from sagittal.bundle import is_package, pack, read_bundle, unpack
-from sagittal.bundle import read as read_module
+from sagittal.bundle.unpacked import Unpacked
 from sagittal.errors import BundleError, ResourceError
 from sagittal.plan import Plan
 
@@ -134,7 +134,7 @@ def test_a_package_is_read_in_place_of_its_folder(package: Path, plan: Plan, scr
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
 def test_a_forked_child_leaves_the_files_to_its_parent(package: Path, scratch: Path) -> None:
     bundle = read_bundle(package)
-    read_module._remove(bundle.path, os.getpid() + 1)
+    Unpacked(bundle.path, os.getpid() + 1, None).remove()
     assert bundle.path.is_dir()
 
 

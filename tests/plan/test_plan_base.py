@@ -125,4 +125,4 @@ def test_the_name_of_a_new_file_is_kept_by_the_disk_where_it_can(tmp_path, monke
         raise PermissionError(13, "folders can't be opened here")
 
     monkeypatch.setattr(base.os, "open", refuse)
-    base._keep_name(tmp_path)
+    base.keep_name(tmp_path)

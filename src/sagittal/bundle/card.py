@@ -8,6 +8,8 @@ from typing import Any
 from sagittal.plan import Plan
 from sagittal.plan.postprocessing import in_words
 
+_LICENCE = "Licence of the data"
+
 
 def model_card(plan: Plan, metrics: Mapping[str, Any], *, parameters: int, data_license: str | None = None) -> str:
     """Return the card as Markdown.
@@ -36,7 +38,7 @@ def model_card(plan: Plan, metrics: Mapping[str, Any], *, parameters: int, data_
                     f"{value:.4g}" for value in plan.preprocessing.spacing_mm
                 )
                 + " mm",
-                "Licence of the data": data_license or "unknown",
+                _LICENCE: data_license or "unknown",
             }
         ),
         "## Classes and Dice\n\n" + _dice_table(plan, metrics),
@@ -54,6 +56,13 @@ def model_card(plan: Plan, metrics: Mapping[str, Any], *, parameters: int, data_
         "## Use\n\n```\nsagittal predict BUNDLE SCAN --out FOLDER\n```",
     ]
     return "\n\n".join(sections) + "\n"
+
+
+def data_license_in(card: str) -> str | None:
+    """Return the licence of the data that a card names, which stands nowhere else in a bundle; None where unknown."""
+    start = f"- {_LICENCE}: "
+    found = next((line.removeprefix(start).strip() for line in card.splitlines() if line.startswith(start)), "unknown")
+    return None if found == "unknown" else found
 
 
 def _training(plan: Plan, metrics: Mapping[str, Any]) -> dict[str, str]:

@@ -6,7 +6,6 @@ import json
 import os
 import shutil
 import tempfile
-import time
 import weakref
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,10 +15,13 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors import numpy as safetensors_numpy
 
+from sagittal.bundle import unpacked
 from sagittal.bundle.archive import extract_archive
+from sagittal.bundle.card import data_license_in
 from sagittal.bundle.manifest import (
     LOW,
     METRICS,
+    MODEL_CARD,
     PLAN,
     Manifest,
     read_manifest,
@@ -27,11 +29,9 @@ from sagittal.bundle.manifest import (
     verify_files,
     weights_path,
 )
+from sagittal.bundle.replacement import previous_folder
 from sagittal.errors import BundleError, PlanError, ResourceError
 from sagittal.plan import Plan
-
-_UNPACKED = "sagittal-package-"
-_FORGOTTEN_AFTER_S = 86400.0
 
 
 @dataclass(frozen=True)
@@ -63,6 +63,16 @@ class Bundle:
         if self.low_plan is None:
             return None
         return Bundle(self.path, self.manifest, self.low_plan, self.metrics, whole=self)
+
+    @property
+    def data_license(self) -> str | None:
+        """Licence of the data that it was trained with, as its card names it; None where unknown.
+
+        Raises:
+            BundleError: the card changed since the bundle was read.
+        """
+        content = read_verified(self.path / MODEL_CARD, self.manifest.files[MODEL_CARD])
+        return data_license_in(content.decode("utf-8", "replace"))
 
     @property
     def weight_names(self) -> tuple[str, ...]:
@@ -114,10 +124,9 @@ def _read_folder(folder: Path) -> Bundle:
 
 
 def _read_package(file: Path) -> Bundle:
-    _forget_abandoned()
     folder: Path | None = None
     try:
-        folder = Path(tempfile.mkdtemp(prefix=_UNPACKED))
+        folder = unpacked.new_folder()
         extract_archive(file, folder)
         bundle = _read_folder(folder)
     except BaseException as error:
@@ -132,30 +141,8 @@ def _read_package(file: Path) -> Bundle:
             # The user gave the package and knows nothing of the folder.
             raise BundleError(error.message.replace(str(folder), str(file)), code=error.code) from None
         raise
-    weakref.finalize(bundle, _remove, folder, os.getpid())
+    weakref.finalize(bundle, unpacked.hold(folder).remove)
     return bundle
-
-
-def _remove(folder: Path, owner: int) -> None:
-    # A forked child has its own copy of the value, and must leave the folder to its parent.
-    if os.getpid() == owner:
-        shutil.rmtree(folder, ignore_errors=True)
-
-
-def _forget_abandoned() -> None:
-    """Delete what processes that were killed unpacked; a living one has read its files long before a day is over."""
-    for folder in Path(tempfile.gettempdir()).glob(f"{_UNPACKED}*"):
-        try:
-            is_old = time.time() - folder.stat().st_mtime > _FORGOTTEN_AFTER_S
-        except OSError:
-            continue
-        if is_old:
-            shutil.rmtree(folder, ignore_errors=True)
-
-
-def previous_folder(folder: Path) -> Path:
-    """Return where the former bundle waits while a new one takes its place."""
-    return folder.with_name(f".{folder.name}.previous")
 
 
 def _check_weights(path: Path) -> None:

@@ -6,9 +6,6 @@ import errno
 import hashlib
 import json
 import os
-import shutil
-import tempfile
-import time
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
@@ -32,14 +29,14 @@ from sagittal.bundle.manifest import (
     walk_files,
     weights_path,
 )
-from sagittal.bundle.read import Bundle, previous_folder, read_bundle
+from sagittal.bundle.read import Bundle, read_bundle
+from sagittal.bundle.replacement import replacing, tidy
 from sagittal.errors import BundleError
 from sagittal.plan import Plan
 from sagittal.plan.base import cannot_write
 
 Arrays = Mapping[str, np.ndarray[Any, Any]]
 
-_PART = ".part"
 _ABANDONED_AFTER_S = 3600.0
 _NOT_TRAINED = (".running_mean", ".running_var")
 
@@ -78,21 +75,16 @@ def write_bundle(
     """
     folder = Path(os.path.realpath(path))
     files = _contents(plan, weights, metrics, data_license, low)
-    temporary: Path | None = None
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        _tidy(folder)
+        tidy(folder, looks_like_bundle, abandoned_after_s=_ABANDONED_AFTER_S)
         _refuse_to_overwrite(folder)
-        temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}.", suffix=_PART))
-        _fill(temporary, files)
-        read_bundle(temporary)
-        _put_in_place(temporary, folder)
+        with replacing(folder) as new:
+            _fill(new, files)
+            read_bundle(new)
     except OSError as error:
         full = "disk_full" if error.errno == errno.ENOSPC else None
         raise cannot_write(folder, error, what="the bundle", code=full) from None
-    finally:
-        if temporary is not None:
-            shutil.rmtree(temporary, ignore_errors=True)
     return Path(path)
 
 
@@ -153,51 +145,9 @@ def _count(arrays: Arrays) -> int:
 
 
 def _fill(folder: Path, files: Mapping[str, bytes]) -> None:
-    folder.chmod(0o755)
     for name, content in files.items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        with (folder / name).open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-    for parent in {(folder / name).parent for name in files} | {folder}:
-        _sync_folder(parent)
-
-
-def _put_in_place(new: Path, folder: Path) -> None:
-    previous = previous_folder(folder)
-    if folder.exists() and not any(folder.iterdir()):
-        folder.rmdir()
-    replaces = folder.exists()
-    if replaces:
-        folder.rename(previous)
-    try:
-        new.rename(folder)
-    except OSError:
-        if replaces:
-            previous.rename(folder)
-        raise
-    _sync_folder(folder.parent)
-    if replaces:
-        shutil.rmtree(previous, ignore_errors=True)
-
-
-def _tidy(folder: Path) -> None:
-    """Put right what a killed run left: restore a former bundle, delete what has been replaced or abandoned."""
-    previous = previous_folder(folder)
-    if looks_like_bundle(previous):
-        if looks_like_bundle(folder):
-            shutil.rmtree(previous)
-        elif not folder.exists():
-            previous.rename(folder)
-    for part in folder.parent.glob(f".{_escape(folder.name)}.*{_PART}"):
-        # A younger one may belong to a run that is alive.
-        if time.time() - part.stat().st_mtime > _ABANDONED_AFTER_S:
-            shutil.rmtree(part, ignore_errors=True)
-
-
-def _escape(name: str) -> str:
-    return "".join(f"[{letter}]" if letter in "*?[" else letter for letter in name)
+        (folder / name).write_bytes(content)
 
 
 def _refuse_to_overwrite(folder: Path) -> None:
@@ -211,14 +161,3 @@ def _refuse_to_overwrite(folder: Path) -> None:
             f"{folder}: a bundle that also holds {', '.join(sorted(foreign)[:3])}, which replacing it would delete. "
             "Move these files elsewhere, or choose another folder."
         )
-
-
-def _sync_folder(folder: Path) -> None:
-    # Without this a power cut can undo the rename; Windows can't open folders and needs no such call.
-    if os.name == "nt":
-        return
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

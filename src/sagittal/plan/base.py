@@ -116,7 +116,7 @@ def write_atomically(path: str | os.PathLike[str], content: bytes) -> Path:
             os.fsync(file.fileno())
         Path(temporary).chmod(0o644)
         Path(temporary).replace(path)
-        _keep_name(path.parent)
+        keep_name(path.parent)
     except OSError as error:
         raise cannot_write(path, error) from None
     finally:
@@ -139,7 +139,7 @@ def require_writable(folder: Path) -> None:
         raise cannot_write(folder, error) from None
 
 
-def _keep_name(folder: Path) -> None:
+def keep_name(folder: Path) -> None:
     """Have the disk keep a name that was just given in a folder; what can't do that (Windows) is left as it is."""
     with suppress(OSError):
         descriptor = os.open(folder, os.O_RDONLY)

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from typing import ClassVar, Self
 
 from pydantic import model_validator
 
 from sagittal.plan.base import Frozen
+
+_CODE = re.compile(r"[^:\\\s]{1,16}:[^:\\\s]{1,16}:[^\\\x00-\x1f]{1,64}")
+"""As DICOM has them: short strings for scheme and value, a long one for the meaning."""
 
 
 class Label(Frozen):
@@ -47,9 +51,11 @@ class DatasetSpec(Frozen):
 
     Only values that can't be declared are replaced: those outside of 0..65535.
     """
+    codes: tuple[tuple[str, str], ...] = ()
+    """(name of a label, what it is in a coding scheme: `SCT:10200004:Liver`), for DICOM objects."""
     file_ending: str
 
-    later_fields: ClassVar[tuple[str, ...]] = ("label_map",)
+    later_fields: ClassVar[tuple[str, ...]] = ("label_map", "codes")
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -71,6 +77,7 @@ class DatasetSpec(Frozen):
         elif [label.values[0] for label in self.labels] != sorted(self.foreground_values):
             raise ValueError("classes must have distinct values in ascending order")
         self._check_label_map()
+        self._check_codes()
         return self
 
     def _check_label_map(self) -> None:
@@ -81,6 +88,18 @@ class DatasetSpec(Frozen):
             raise ValueError(
                 f"label_map: original values must be distinct and outside of 0..65535, got {list(originals)}"
             )
+
+    def _check_codes(self) -> None:
+        names = [name for name, _ in self.codes]
+        unknown = sorted(set(names) - {label.name for label in self.labels})
+        if unknown or len(set(names)) != len(names):
+            raise ValueError(f"codes: expected one for a declared label each, got {unknown or names}")
+        for name, code in self.codes:
+            if not _CODE.fullmatch(code):
+                raise ValueError(
+                    f"codes: '{code[:80]}' for label '{name}'; expected SCHEME:VALUE:MEANING of at most 16, 16 and 64 "
+                    "characters, for example SCT:10200004:Liver"
+                )
 
     @property
     def has_regions(self) -> bool:
