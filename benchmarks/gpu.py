@@ -3,18 +3,20 @@
     PYTHONPATH=src python benchmarks/gpu.py --out gpu.jsonl
 
 Five minutes on one GPU, from a source tree alone: it needs torch (2.11 and newer), triton (3.6 and newer), numpy and
-safetensors, no network and no installed package. Parts, in this order: `correct`, `copy`, `operations`, then networks
-by name (`mednext-b-k3` ... `segformer3d`), `losses` and `profile`.
+safetensors, no network and no installed package. Parts, in this order: `correct` (and, beside it, compiling what the
+networks need, in as many processes as there are cores), `copy`, then networks by name (`mednext-b-k3` ...
+`segformer3d`), plain and with kernels, `losses`, `operations`, `profile`, and the networks' other forms.
 
     --only correct,mednext-b-k3,profile   some parts only
     --forms plain,kernels                 some forms only; also 'kernels graph' (CUDA graphs), 'kernels compiled',
                                           'plain compiled' and 'monai'
-    --quick                               three networks and short runs: two minutes
+    --quick                               four networks and short runs: two minutes
     --limit 600                           seconds for everything; compiled forms take most of it, and come last
     --device cpu                          a smoke run in Triton's interpreter with tiny sizes, to try the script
 
-Each part that fails is told with its traceback, and the next one begins; rows are printed and written (--out, lines of
-JSON) as they are found, and tables end the output. Exit code 1 where a part failed or a kernel was not correct.
+The parts run in processes of their own (`gpu_supervisor`): one that fails, dies or hangs is told, and the next one
+begins. Rows are printed and written (--out, lines of JSON) as they are found, and tables end the output. Exit code 1
+where a part failed or a kernel was not correct.
 """
 
 import os
@@ -25,23 +27,41 @@ if "--device" in sys.argv and "cpu" in sys.argv:
 
 import argparse
 import platform
+import tempfile
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
-from gpu_measure import Report, copy_rate, peak_mib, release, steady_ms, table
-from gpu_networks import FORMS, NETWORKS, Runs, Scale, floor_bytes, losses
+from gpu_floor import network_bytes
+from gpu_measure import Report, copy_rate, peak_mib, release, steady_ms
+from gpu_networks import FORMS, NETWORKS, Runs, Scale, compile_block, distinct_blocks, losses
 from gpu_operations import Case, checked_cases, conv, errors, tail, whole
+from gpu_supervisor import read_rows, supervise, supervise_all, worker_command
+from gpu_tables import print_tables
 from torch import Tensor
 
 from sagittal.kernels.choice import gpu_reason, interpreted_on_cpu, use_kernels
+from sagittal.networks import MedNeXt, MedNeXtBlock, MedNeXtDownBlock, MedNeXtUpBlock
 
 LOSS_STEPS = 10
 LOSS_BOUNDS = {"fp32": 1e-5, "bf16": 1e-3}
 COMPILE_LIMIT_S = 100.0
 PROFILED = ("mednext-b-k3", "segformer3d")
+CHECK_SHARE = 0.45
+"""Of the time, for correctness and compiling at the most."""
+MOST_SHARDS = 12
+
+
+class Job(NamedTuple):
+    """A part: its name, the seconds that it may take, and the work."""
+
+    name: str
+    limit_s: float
+    work: Callable[[], object]
 
 
 def environment(report: Report, scale: Scale) -> None:
@@ -71,57 +91,53 @@ def exact_fp32() -> Iterator[None]:
         torch.backends.cudnn.allow_tf32 = before
 
 
-def correctness(report: Report, scale: Scale) -> None:
-    """Compare each operation and its gradients with float64, outputs poisoned."""
-    worst: dict[tuple[str, str], list[float]] = {}
-    bad = 0
-    for case in checked_cases(scale.tiny):
-        for dtype in (torch.float32, torch.bfloat16, torch.float16)[: 2 if scale.tiny else 3]:
-            name = str(dtype).removeprefix("torch.")
-            where = f"{case.name} {case.shapes[0]} {name}"
-            try:
+def check(report: Report, scale: Scale, case: Case) -> None:
+    """Compare an operation and its gradients with float64 in each precision, outputs poisoned."""
+    bad = []
+    for dtype in (torch.float32, torch.bfloat16, torch.float16)[: 1 if scale.tiny else 3]:
+        name = str(dtype).removeprefix("torch.")
+        try:
+            with exact_fp32():
                 ours, plain, good = errors(case, dtype, scale.device)
-            except Exception as error:  # a kernel that fails is a finding, and the others are still to be tried
-                bad += 1
-                report.say(f"correct: {where}: FAILED, {type(error).__name__}: {str(error).strip()[:400]}")
-                continue
-            kept = worst.setdefault((case.name, name), [0.0, 0.0])
-            worst[case.name, name] = [max(kept[0], ours), max(kept[1], plain)]
-            if not good:
-                bad += 1
-                report.say(f"correct: {where}: WRONG, off by {ours:.2e}, the plain form by {plain:.2e}")
-    for (name, dtype_name), (ours, plain) in worst.items():
-        report.add("correct", operation=name, dtype=dtype_name, kernels_error=ours, plain_error=plain)
-    assert not bad, f"{bad} checks failed, see above"
+        except Exception as error:  # a precision that fails is a finding, and the others are still to be tried
+            bad.append(f"{name}: {type(error).__name__}: {str(error).strip()[:300]}")
+            continue
+        shape = list(case.shapes[0])
+        report.add(
+            "correct", operation=case.name, shape=shape, dtype=name, kernels_error=ours, plain_error=plain, good=good
+        )
+        if not good:
+            bad.append(f"{name}: off by {ours:.2e}, the plain form by {plain:.2e}")
+    assert not bad, "; ".join(bad)
 
 
-def operations(report: Report, scale: Scale, rate: float, seconds: float) -> None:
-    """Time single operations at the sizes of MedNeXt's levels, against their floor and the plain form."""
-    levels = ((0, 32), (1, 64), (2, 128))[: 1 if scale.tiny else 3]
+def timed_cases(scale: Scale) -> list[Case]:
+    """Return the operations that are timed by themselves, at the sizes of MedNeXt's levels."""
     cases: list[Case] = []
-    for level, channels in levels:
+    for level, channels in ((0, 32), (1, 64), (2, 128))[: 1 if scale.tiny else 3]:
         size = (scale.edge >> level,) * 3
-        kernels = (3, 5) if level or scale.tiny else (3, 5, 7)
-        cases += [conv(channels, size, kernel) for kernel in kernels]
-        cases += [tail(channels, size, 2), whole(channels, size, 3, 2), whole(channels, size, 5, 2)]
-        if level == 0 and not scale.tiny:
-            cases += [conv(channels, size, 3, stride=2), conv(64, (scale.edge // 2,) * 3, 3, stride=3)]
-    for case in cases:
-        for form in ("kernels", "plain"):
-            with report.part(f"{case.name} {form}", given_limit(scale)):
-                forward_ms, both_ms = _times(case, form, scale, seconds)
-                bytes_each = case.activation * scale.dtype.itemsize
-                values: dict[str, Any] = {"forward_ms": forward_ms, "backward_ms": both_ms - forward_ms}
-                for part, passes in zip(("forward", "backward"), case.passes, strict=True):
-                    floor_ms = 1e3 * passes * bytes_each / rate
-                    values[f"{part}_floor_ms"] = floor_ms
-                    values[f"{part}_share_of_copy"] = floor_ms / max(values[f"{part}_ms"], 1e-9)
-                report.add("operation", name=case.name, shape=list(case.shapes[0]), form=form, **values)
+        coarse = (scale.edge >> (level + 1),) * 3
+        if scale.tiny:
+            return [conv(channels, size, 3), whole(MedNeXtUpBlock, 4, (2, 2, 2))]
+        cases += [conv(channels, size, kernel) for kernel in ((3, 5) if level else (3, 5, 7))]
+        cases += [tail(channels, size, 2), *(whole(MedNeXtBlock, channels, size, kernel, 2) for kernel in (3, 5))]
+        cases += [whole(MedNeXtDownBlock, channels, size, 3, 3), whole(MedNeXtUpBlock, 2 * channels, coarse, 3, 3)]
+        if level == 0:
+            cases += [conv(channels, size, 3, stride=2), conv(64, coarse, 3, stride=3)]
+            cases.append(whole(MedNeXtBlock, channels, size, 3, 2, grn="v2"))
+    return cases
 
 
-def given_limit(scale: Scale) -> float:
-    """Return the seconds that one operation in one form may take; the interpreter is slow."""
-    return 200.0 if scale.tiny else 30.0
+def operation(report: Report, case: Case, form: str, scale: Scale, rate: float, seconds: float) -> None:
+    """Time an operation in a form, against its floor."""
+    forward_ms, both_ms = _times(case, form, scale, seconds)
+    bytes_each = case.activation * scale.dtype.itemsize
+    values: dict[str, Any] = {"forward_ms": forward_ms, "backward_ms": both_ms - forward_ms}
+    for part, passes in zip(("forward", "backward"), case.passes, strict=True):
+        floor_ms = 1e3 * passes * bytes_each / rate
+        values[f"{part}_floor_ms"] = floor_ms
+        values[f"{part}_share_of_copy"] = floor_ms / max(values[f"{part}_ms"], 1e-9)
+    report.add("operation", name=case.name, shape=list(case.shapes[0]), form=form, **values)
 
 
 def _times(case: Case, form: str, scale: Scale, seconds: float) -> tuple[float, float]:
@@ -144,7 +160,7 @@ def _times(case: Case, form: str, scale: Scale, seconds: float) -> tuple[float, 
         return forward_ms, steady_ms(both, scale.device, seconds=seconds)
 
 
-def network(report: Report, name: str, form: str, scale: Scale, rate: float | None, seconds: float) -> None:
+def network(report: Report, name: str, form: str, scale: Scale, rate: float, seconds: float) -> None:
     """Time inference and a training step of a network in one form, and measure their memory."""
     runs = Runs(name, form, scale)
     values: dict[str, Any] = {}
@@ -154,10 +170,15 @@ def network(report: Report, name: str, form: str, scale: Scale, rate: float | No
         values[f"{part}_peak_mib"] = 0.0 if scale.tiny else peak_mib(run, scale.device)
         del timed
         release()
-    if rate is not None and name.startswith("mednext") and form != "monai":
-        for part, floor in zip(("forward", "step"), floor_bytes(runs.network, scale.edge), strict=True):
-            values[f"{part}_floor_ms"] = 1e3 * floor / rate
+    if isinstance(runs.network, MedNeXt):
+        shape = (1, 1, *(scale.edge,) * 3)
+        for what, is_floor in (("moved", False), ("floor", True)):
+            found = network_bytes(runs.network, shape, floor=is_floor)
+            for part, count in zip(("forward", "step"), found, strict=True):
+                values[f"{part}_{what}_ms"] = 1e3 * count / rate
     report.add("network", name=name, form=form, edge=scale.edge, **values)
+    if form.endswith("compiled"):
+        torch.compiler.reset()
 
 
 def compare_losses(report: Report, scale: Scale) -> None:
@@ -204,58 +225,6 @@ def profile(report: Report, name: str, form: str, scale: Scale) -> None:
         report.add("profile kernel", name=name, form=form, kernel=kernel[:90], ms=milliseconds, calls=round(count, 1))
 
 
-def tables(report: Report) -> None:
-    """Print what was found as tables."""
-    rows = [row for row in report.rows if row["section"] == "operation"]
-    if rows:
-        heading = ["operation", "shape", "form", "forward ms", "of copy rate", "backward ms", "of copy rate"]
-        body = [
-            [row["name"], "x".join(map(str, row["shape"][1:])), row["form"], f"{row['forward_ms']:.3f}",
-             f"{row['forward_share_of_copy']:.0%}", f"{row['backward_ms']:.3f}", f"{row['backward_share_of_copy']:.0%}"]
-            for row in rows
-        ]  # fmt: skip
-        print("\n" + table([heading, *body]))
-    rows = [row for row in report.rows if row["section"] == "network"]
-    if rows:
-        plain = {row["name"]: row for row in rows if row["form"] == "plain"}
-        heading = [
-            "network",
-            "form",
-            "forward ms",
-            "against plain",
-            "MiB",
-            "step ms",
-            "against plain",
-            "MiB",
-            "of plain",
-        ]
-        print("\n" + table([[*heading, "step floor ms"], *(_network_row(row, plain.get(row["name"])) for row in rows)]))
-        _print_kernel_sizes(rows)
-    if report.failures:
-        print("\nfailed or left out:\n" + "\n".join(f"- {failure}" for failure in report.failures))
-
-
-def _network_row(row: dict[str, Any], plain: dict[str, Any] | None) -> list[str]:
-    faster = ["", "", ""]
-    if plain is not None and row is not plain:
-        faster = [f"{plain[f'{part}_ms'] / row[f'{part}_ms']:.2f} x" for part in ("forward", "step")]
-        faster.append(f"{row['step_peak_mib'] / plain['step_peak_mib']:.2f}" if plain["step_peak_mib"] else "")
-    floor = f"{row['step_floor_ms']:.2f}" if "step_floor_ms" in row else ""
-    return [
-        row["name"], row["form"], f"{row['forward_ms']:.2f}", faster[0], f"{row['forward_peak_mib']:.0f}",
-        f"{row['step_ms']:.2f}", faster[1], f"{row['step_peak_mib']:.0f}", faster[2], floor,
-    ]  # fmt: skip
-
-
-def _print_kernel_sizes(rows: Sequence[dict[str, Any]]) -> None:
-    """Print the time of k = 5 over that of k = 3."""
-    steps = {(row["name"], row["form"]): row["step_ms"] for row in rows}
-    for (name, form), milliseconds in steps.items():
-        small = steps.get((name.replace("k5", "k3"), form))
-        if name.endswith("k5") and small is not None:
-            print(f"{name} {form}: a step takes {milliseconds / small:.2f} times that of k = 3")
-
-
 def parsed(words: Sequence[str] | None = None) -> argparse.Namespace:
     """Return the command line's values."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -267,9 +236,13 @@ def parsed(words: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--limit", type=float, default=300.0)
     parser.add_argument("--compile-limit", type=float, default=COMPILE_LIMIT_S)
     parser.add_argument("--out", type=Path, default=None)
+    parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--rows", type=Path, default=None, help=argparse.SUPPRESS)
+    parser.add_argument("--after", default="", help=argparse.SUPPRESS)
+    parser.add_argument("--shard", default="", help=argparse.SUPPRESS)
     given = parser.parse_args(words)
-    parts = ["correct", "copy", "operations", *NETWORKS, "losses", "profile"]
-    quick = ["correct", "copy", "operations", *list(NETWORKS)[:4], "losses", "profile"]
+    parts = ["correct", "copy", *NETWORKS, "losses", "operations", "profile"]
+    quick = ["correct", "copy", *list(NETWORKS)[:4], "losses", "operations", "profile"]
     given.parts = [part for part in given.only.split(",") if part] or (quick if given.quick else parts)
     given.chosen = [form for form in given.forms.split(",") if form] or list(FORMS[:3] if given.quick else FORMS)
     for word, known in [*((part, parts) for part in given.parts), *((form, FORMS) for form in given.chosen)]:
@@ -278,36 +251,72 @@ def parsed(words: Sequence[str] | None = None) -> argparse.Namespace:
     return given
 
 
-def measure(given: argparse.Namespace, report: Report, scale: Scale) -> None:
-    """Do all parts."""
-    seconds = 0.0 if scale.tiny else 0.3 if given.quick else 0.6
-    rate: float | None = None
-    with report.part("environment"):
-        environment(report, scale)
+def checking_jobs(given: argparse.Namespace, report: Report, scale: Scale) -> list[Job]:
+    """Return this shard's part of correctness, and of what is to be compiled for the networks."""
+    shard, shards = map(int, given.shard.split("/"))
+    checks: list[Job] = []
     if "correct" in given.parts:
-        with report.part("correct", 0.35 * given.limit), exact_fp32():
-            correctness(report, scale)
-    with report.part("copy", 30):
-        rate = copy_rate(scale.device, 8 if scale.tiny else 1024)
-        report.add("copy", gb_per_s=rate / 1e9)
-    if "operations" in given.parts:
-        with report.part("operations", 0.3 * given.limit):
-            operations(report, scale, rate or float("nan"), seconds)
+        for case in checked_cases(scale.tiny):
+            checks.append(Job(f"correct {case.name} {case.shapes[0]}", 60, partial(check, report, scale, case)))
+    compiles: list[Job] = []
+    names = [name for name in given.parts if name in NETWORKS]
+    if "kernels" in {form.partition(" ")[0] for form in given.chosen} and not scale.tiny:
+        for block, shape in distinct_blocks(names, scale):
+            name = f"compile {type(block).__name__} {block.conv2.out_channels} {block.kernel_size[0]} {shape}"
+            compiles.append(Job(name, 60, partial(compile_block, block, shape, scale, torch.bfloat16)))
+    return checks[shard::shards] + compiles[shard::shards]
+
+
+def measuring_jobs(given: argparse.Namespace, report: Report, scale: Scale, rate: float) -> Iterator[Job]:
+    """Yield all parts that take the GPU for themselves, the most wanted first."""
+    seconds = 0.0 if scale.tiny else 0.3 if given.quick else 0.5
+    one = 200.0 if scale.tiny else 30.0
+    pairs = [(form, name) for name in given.parts if name in NETWORKS for form in given.chosen]
+
+    def networks(*chosen: str) -> Iterator[Job]:
+        for form, name in pairs:
+            if form in chosen and not (form == "monai" and NETWORKS[name].size is None):
+                limit = given.compile_limit if "compiled" in form or scale.tiny else 60
+                yield Job(f"{name} {form}", limit, partial(network, report, name, form, scale, rate, seconds))
+
+    yield from networks("plain", "kernels")
     if "losses" in given.parts:
-        with report.part("losses", 10 * given_limit(scale) if scale.tiny else 60), exact_fp32():
-            compare_losses(report, scale)
+        yield Job("losses", 10 * one if scale.tiny else 60, partial(_losses_exactly, report, scale))
+    if "operations" in given.parts:
+        for case in timed_cases(scale):
+            for form in ("kernels", "plain"):
+                work = partial(operation, report, case, form, scale, rate, seconds)
+                yield Job(f"{case.name} {case.shapes[0]} {form}", one, work)
     if "profile" in given.parts:
         for name in PROFILED:
-            with report.part(f"profile {name}", 2 * given_limit(scale)):
-                profile(report, name, "kernels", scale)
-    for form in given.chosen:
-        for name in given.parts:
-            if name in NETWORKS and not (form == "monai" and NETWORKS[name].size is None):
-                limit = given.compile_limit if "compiled" in form or scale.tiny else 45
-                with report.part(f"{name} {form}", limit):
-                    network(report, name, form, scale, rate, seconds)
-                if "compiled" in form:
-                    torch.compiler.reset()
+            yield Job(f"profile {name}", 2 * one, partial(profile, report, name, "kernels", scale))
+    yield from networks("kernels graph")
+    yield from networks("kernels compiled", "plain compiled")
+    yield from networks("monai")
+
+
+def _losses_exactly(report: Report, scale: Scale) -> None:
+    with exact_fp32():
+        compare_losses(report, scale)
+
+
+def work(given: argparse.Namespace, scale: Scale) -> int:
+    """Do a worker's parts."""
+    torch.backends.cudnn.benchmark = True
+    report = Report(given.rows, given.limit, given.after)
+    with interpreted_on_cpu() if scale.tiny else nullcontext():
+        if given.shard:
+            for job in checking_jobs(given, report, scale):
+                report.do(*job)
+            return 0
+        report.do("environment", 30, partial(environment, report, scale))
+        report.do(
+            "copy", 30, lambda: report.add("copy", bytes_per_s=copy_rate(scale.device, 8 if scale.tiny else 1024))
+        )
+        rates = [row["bytes_per_s"] for row in read_rows(given.rows) if row["section"] == "copy"]
+        for job in measuring_jobs(given, report, scale, rates[-1] if rates else float("nan")):
+            report.do(*job)
+    return 0
 
 
 def main() -> int:
@@ -318,14 +327,21 @@ def main() -> int:
         print("no CUDA device here; --device cpu runs the script in Triton's interpreter", file=sys.stderr)
         return 2
     tiny = device.type == "cpu"
-    scale = Scale(given.edge or (8 if tiny else 128), tiny, device)
-    torch.backends.cudnn.benchmark = True
-    report = Report(given.out, given.limit)
-    with interpreted_on_cpu() if tiny else nullcontext():
-        measure(given, report, scale)
-    tables(report)
-    report.say("done")
-    return 1 if any("no time" not in failure and "stopped" not in failure for failure in report.failures) else 0
+    if given.worker:
+        return work(given, Scale(given.edge or (8 if tiny else 128), tiny, device))
+    end = time.monotonic() + given.limit
+    command = worker_command(__file__, sys.argv[1:])
+    with tempfile.TemporaryDirectory() as folder:
+        rows = given.out or Path(folder) / "rows.jsonl"
+        rows.parent.mkdir(parents=True, exist_ok=True)
+        rows.write_text("")
+        checking_end = time.monotonic() + (1.0 if tiny else CHECK_SHARE) * given.limit
+        supervise_all(command, rows, checking_end, 1 if tiny else min(MOST_SHARDS, os.cpu_count() or 1))
+        supervise(command, rows, end)
+        found = read_rows(rows)
+    print_tables(found)
+    late = ("no time was left", "stopped after")
+    return 1 if any(row["section"] == "failure" and not row["why"].startswith(late) for row in found) else 0
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What benchmarks/gpu.py measures with: a clock with an end, timers, poison, and a report of partial results."""
+"""What benchmarks/gpu.py measures with: parts with an end, timers, poison, and rows that are written at once."""
 
 import gc
 import json
@@ -6,7 +6,7 @@ import signal
 import statistics
 import time
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
@@ -24,69 +24,80 @@ class OutOfTimeError(BaseException):
 
 
 class Report:
-    """Prints with the seconds since the start, keeps rows, and writes each at once as a line of JSON.
+    """Does parts one after the other, each with an end; prints with the seconds, and writes each row as it is found.
 
     Args:
-        path: file that receives the lines, or None.
+        path: file that receives the rows as lines of JSON, behind those that are there.
         limit_s: seconds after which nothing new is begun.
+        after: the parts up to and with this one are left out; empty for none.
     """
 
-    def __init__(self, path: Path | None, limit_s: float) -> None:
+    def __init__(self, path: Path, limit_s: float, after: str = "") -> None:
         self._began = time.monotonic()
+        self._end = self._began + limit_s
         self._path = path
-        self._ends = [self._began + limit_s]
-        self.rows: list[dict[str, Any]] = []
-        self.failures: list[str] = []
-        if path is not None:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text("")
-
-    @property
-    def left_s(self) -> float:
-        """Seconds until the limit of the part that is being done, or of everything."""
-        return self._ends[-1] - time.monotonic()
+        self._after = after
+        path.parent.mkdir(parents=True, exist_ok=True)
 
     def say(self, line: str) -> None:
         """Print a line."""
         print(f"[{time.monotonic() - self._began:6.1f} s] {line}", flush=True)
 
     def add(self, section: str, **values: Any) -> None:
-        """Keep a row, print it and write it."""
-        row = {"section": section, **values}
-        self.rows.append(row)
+        """Print a row and write it."""
         self.say(f"{section}: " + ", ".join(f"{key} {_shown(value)}" for key, value in values.items()))
-        if self._path is not None:
-            with self._path.open("a") as file:
-                file.write(json.dumps(row) + "\n")
+        self._write(section, values)
 
-    @contextmanager
-    def part(self, name: str, limit_s: float | None = None) -> Iterator[None]:
-        """Do a part: what goes wrong in it is printed and kept, and the next part begins.
+    def do(self, part: str, limit_s: float, work: Callable[[], object]) -> None:
+        """Do a part: what goes wrong in it is printed and kept, and the next part can begin.
 
         Args:
-            name: for the messages.
-            limit_s: seconds that it may take; by itself what is left in all.
+            part: its name.
+            limit_s: seconds that it may take.
+            work: the part itself.
+
+        Raises:
+            SystemExit: the GPU can't be used from this process any more.
         """
-        seconds = min(self.left_s, limit_s if limit_s is not None else self.left_s)
-        if seconds <= 1:
-            self.say(f"{name}: left out, no time is left")
-            self.failures.append(f"{name}: no time")
+        if self._after:
+            self._after = "" if part == self._after else self._after
             return
-        self._ends.append(time.monotonic() + seconds)
+        seconds = min(self._end - time.monotonic(), limit_s)
+        if seconds <= 1:
+            self._fail(part, "no time was left")
+            return
+        self._write("begin", {"part": part, "limit_s": seconds})
         try:
             with _alarm(seconds):
-                yield
+                work()
         except OutOfTimeError:
-            self.say(f"{name}: stopped after {seconds:.0f} s")
-            self.failures.append(f"{name}: stopped after {seconds:.0f} s")
+            self._fail(part, f"stopped after {seconds:.0f} s")
         except Exception as error:  # a GPU is rare: one part that fails must not cost the rest its time
             traceback.print_exc()
             first = str(error).strip().splitlines()[:1] or [""]
-            self.say(f"{name}: FAILED, {type(error).__name__}: {first[0][:300]}")
-            self.failures.append(f"{name}: {type(error).__name__}: {first[0][:300]}")
-        finally:
-            self._ends.pop()
-            release()
+            self._fail(part, f"{type(error).__name__}: {first[0][:300]}")
+        if not _gpu_answers():
+            self.say("the GPU no longer answers this process")
+            raise SystemExit(3)
+
+    def _fail(self, part: str, why: str) -> None:
+        self.say(f"{part}: FAILED, {why}")
+        self._write("failure", {"part": part, "why": why})
+
+    def _write(self, section: str, values: dict[str, Any]) -> None:
+        with self._path.open("a") as file:
+            file.write(json.dumps({"section": section, **values}) + "\n")
+
+
+def _gpu_answers() -> bool:
+    """Give memory back that nothing holds any more; return whether the device still can."""
+    try:
+        release()
+        if torch.cuda.is_available() and torch.cuda.is_initialized():
+            torch.cuda.synchronize()
+    except RuntimeError:
+        return False
+    return True
 
 
 @contextmanager
@@ -95,15 +106,12 @@ def _alarm(seconds: float) -> Iterator[None]:
         raise OutOfTimeError
 
     before = signal.signal(signal.SIGALRM, ring)
-    began = time.monotonic()
-    outer_s, _ = signal.setitimer(signal.ITIMER_REAL, seconds)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
     try:
         yield
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
-        if outer_s > 0:
-            signal.setitimer(signal.ITIMER_REAL, max(outer_s - (time.monotonic() - began), 0.01))
 
 
 def _shown(value: Any) -> str:
@@ -200,9 +208,3 @@ def copy_rate(device: torch.device, mib: int) -> float:
     target = torch.empty_like(source)
     milliseconds = median_ms(lambda: target.copy_(source), device, runs=20)
     return 2 * mib * MIB / (1e-3 * milliseconds)
-
-
-def table(rows: Sequence[Sequence[str]]) -> str:
-    """Return rows, the first one a heading, as a Markdown table."""
-    lines = ["| " + " | ".join(row) + " |" for row in rows]
-    return "\n".join([lines[0], "|" + "---|" * len(rows[0]), *lines[1:]])

@@ -1,15 +1,19 @@
-"""The networks that benchmarks/gpu.py times, the forms they run in, and the floor that memory sets."""
+"""The networks that benchmarks/gpu.py times, the forms they run in, and the blocks that they are made of."""
 
-from collections.abc import Callable, Iterator, Mapping
+import copy
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
+from gpu_floor import Block, blocks
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sagittal.kernels.choice import use_kernels
-from sagittal.networks import MedNeXt, SegFormer3D, create_mednext
+from sagittal.networks import MedNeXt, MedNeXtUpBlock, SegFormer3D, create_mednext
+from sagittal.networks.half_precision import to_half_precision
 
 CLASSES = 3
 FORMS = ("plain", "kernels", "kernels graph", "kernels compiled", "plain compiled", "monai")
@@ -94,6 +98,9 @@ NETWORKS: Mapping[str, Network] = {
 class Runs:
     """A network in one form, ready to be timed: `forward` for inference and `step` for training.
 
+    Inference is under autocast, but for `kernels graph`, where it is what `sagittal predict --precision bf16` records:
+    converted weights, windows and logits in float32.
+
     Args:
         name: of NETWORKS.
         form: of FORMS.
@@ -105,7 +112,8 @@ class Runs:
         given = NETWORKS[name]
         self._scale, self.form = scale, form
         self.network = (given.monai() if form == "monai" else given.make(scale.tiny)).to(scale.device)
-        shape = (scale.edge,) * 3
+        # MONAI's networks refuse what they halve to a single voxel.
+        shape = (max(scale.edge, 32) if form == "monai" else scale.edge,) * 3
         self.image = torch.randn(1, 1, *shape, device=scale.device)
         self.labels = torch.randint(0, CLASSES, (1, *shape), device=scale.device)
         fused = {"fused": True, "capturable": "graph" in form} if scale.device.type == "cuda" else {}
@@ -116,9 +124,17 @@ class Runs:
 
     def forward(self) -> Tensor:
         """Return logits without gradients."""
+        if self.form == "kernels graph":
+            with self.switched(), torch.inference_mode():
+                return self._engines(self.image.to(self._scale.dtype)).float()
         self.network.eval()
         with self.switched(), torch.inference_mode(), self._scale.autocast():
             return self._call(self.image)
+
+    @cached_property
+    def _engines(self) -> nn.Module:
+        """The network as the engine of predictions has it."""
+        return to_half_precision(copy.deepcopy(self.network).eval().requires_grad_(False), self._scale.dtype)
 
     def step(self) -> Tensor:
         """Do a training step and return its loss."""
@@ -161,23 +177,34 @@ def losses(name: str, form: str, scale: Scale, steps: int) -> list[float]:
     return [float(runs.step()) for _ in range(steps)]
 
 
-FORWARD_PASSES, STEP_PASSES = 5, 16
-"""Over a block's activation: the forward pass writes h from x, then y from h and x; with recomputation the backward
-pass takes eleven more."""
+Key = tuple[object, ...]
 
 
-def floor_bytes(network: nn.Module, edge: int, element: int = 2) -> tuple[int, int]:
-    """Return the bytes that a forward pass and a training step of MedNeXt must move at the least, on a cube.
+def distinct_blocks(names: Sequence[str], scale: Scale) -> list[tuple[Block, tuple[int, ...]]]:
+    """Return the blocks of networks that differ in what is compiled for them, each with its input's shape."""
+    found: dict[Key, tuple[Block, tuple[int, ...]]] = {}
+    for name in names:
+        with torch.device("meta"):
+            network = NETWORKS[name].make(scale.tiny)
+        if isinstance(network, MedNeXt):
+            for block, shape in blocks(network, (1, 1, *(scale.edge,) * 3)):
+                key = (type(block), block.out_channels, block.conv2.out_channels, block.kernel_size, shape)
+                found.setdefault(key, (block, shape))
+    return list(found.values())
 
-    Blocks count `FORWARD_PASSES` and `STEP_PASSES` over their activation; a resampling block counts as many over the
-    mean of its two sides. Stem, heads, loss and optimiser are left out, so the true floor is a little higher.
-    """
-    assert isinstance(network, MedNeXt)
-    width = network.stem.out_channels
-    sizes = [(width << level) * (edge >> level) ** 3 * element for level in range(5)]
-    total = 0.0
-    for level in range(4):
-        blocks = len(network.get_submodule(f"enc_block_{level}")) + len(network.get_submodule(f"dec_block_{level}"))
-        total += blocks * sizes[level] + 2 * (sizes[level] + sizes[level + 1]) / 2
-    total += len(network.get_submodule("bottleneck")) * sizes[4]
-    return int(FORWARD_PASSES * total), int(STEP_PASSES * total)
+
+def compile_block(block: Block, shape: tuple[int, ...], scale: Scale, dtype: torch.dtype) -> None:
+    """Run a block forward and backward once, so that its kernels lie in Triton's cache for later processes."""
+    block = block.to_empty(device=scale.device)
+    for part in block.parameters():
+        torch.nn.init.normal_(part, std=0.1)
+    given = [torch.randn(shape, device=scale.device, dtype=dtype).requires_grad_()]
+    if isinstance(block, MedNeXtUpBlock):
+        size = (n * stride for n, stride in zip(shape[2:], block.strides, strict=True))
+        given.append(torch.randn(1, block.out_channels, *size, device=scale.device, dtype=dtype).requires_grad_())
+    with use_kernels("on"):
+        block(*given).sum().backward()
+        with torch.inference_mode():
+            block(*given)
+            # Programs are compiled for the dtypes of the weights too, and a prediction's are converted.
+            to_half_precision(block, dtype)(*given)

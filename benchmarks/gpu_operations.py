@@ -3,9 +3,11 @@
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from typing import Any
 from unittest import mock
 
 import torch
+from gpu_floor import Block, launches, numbers, sizes
 from gpu_measure import poisoned
 from torch import Tensor
 
@@ -16,9 +18,10 @@ from sagittal.kernels import (
     depthwise_conv,
     depthwise_conv_transpose,
     expand_contract,
-    mednext_block,
+    gpu_block_autograd,
 )
 from sagittal.kernels.choice import relative_error, use_kernels
+from sagittal.networks import MedNeXtBlock, MedNeXtDownBlock, MedNeXtUpBlock, mednext_blocks
 
 Size = tuple[int, int, int]
 Operation = Callable[..., Tensor]
@@ -31,8 +34,8 @@ FLOOR = {torch.float32: 1e-5, torch.float16: 1e-3, torch.bfloat16: 8e-3}
 
 @dataclass(frozen=True)
 class Case:
-    """An operation at a size; `passes` over the activation are the floor of its forward and backward pass;
-    `constant` is the number of a tensor that no gradient is asked for.
+    """An operation at a size; `passes` over the activation are those of its forward and backward pass;
+    `constant` is the number of a tensor that no gradient is asked for; the first `volumes` tensors are activations.
 
     Letters: C channels, R expanded channels, O outputs.
     """
@@ -42,6 +45,7 @@ class Case:
     shapes: tuple[tuple[int, ...], ...]
     passes: tuple[float, float]
     constant: int | None = None
+    volumes: int = 1
 
     @property
     def activation(self) -> int:
@@ -54,9 +58,9 @@ class Case:
         found = []
         for index, shape in enumerate(self.shapes):
             tensor = torch.randn(shape, generator=generator, device=device)
-            if index > 0 and len(shape) > 1:
+            if index >= self.volumes and len(shape) > 1:
                 tensor = tensor / max(1, torch.Size(shape[1:]).numel()) ** 0.5
-            if index == 0:
+            if index < self.volumes:
                 tensor = tensor.to(dtype).contiguous(memory_format=torch.channels_last_3d)
             found.append(tensor.requires_grad_(index != self.constant))
         return found
@@ -86,15 +90,31 @@ def tail(channels: int, size: Size, ratio: int) -> Case:
     return Case(f"tail R={ratio}C", run, shapes, (4.0, 6.0))
 
 
-def whole(channels: int, size: Size, kernel: int, ratio: int) -> Case:
-    """Return a whole block."""
-    first = ((1, channels, *size), (channels, 1, kernel, kernel, kernel), (channels,))
+def whole(kind: type[Block], channels: int, size: Size, kernel: int = 3, ratio: int = 2, **options: Any) -> Case:
+    """Return a block of the network, as a module with these options, called with its weights as tensors."""
+    others = {MedNeXtBlock: channels, MedNeXtDownBlock: 2 * channels, MedNeXtUpBlock: channels // 2}
+    with torch.device("meta"):
+        module = kind(channels, others[kind], kernel_size=kernel, expansion_ratio=ratio, **options)
+    names = [name for name, _ in module.named_parameters()]
+    volumes = [(1, channels, *size)]
+    if kind is MedNeXtUpBlock:
+        volumes.append((1, others[kind], *(2 * n for n in size)))
+    weights = [tuple(part.shape) for part in module.parameters()]
 
-    def run(x: Tensor, weight: Tensor, bias: Tensor, *weights: Tensor) -> Tensor:
-        return mednext_block(x, weight, bias, TailWeights(*weights))
+    def run(*tensors: Tensor) -> Tensor:
+        given, parts = tensors[: len(volumes)], dict(zip(names, tensors[len(volumes) :], strict=True))
+        y: Tensor = torch.func.functional_call(module, parts, given)
+        return y
 
+    activations = sizes(module, volumes[0])
+    forward, backward = (numbers(part, activations) / activations["x"] for part in launches(module))
+    told = "".join(f" {key}={value}" for key, value in options.items())
     # The norm takes the convolution's bias away again: its gradient is rounding alone, whatever computes it.
-    return Case(f"block k={kernel} R={ratio}C", run, (*first, *_tail_shapes(channels, ratio)), (5.0, 11.0), constant=2)
+    constant = None if options.get("norm") == "layer" else len(volumes) + names.index("conv1.bias")
+    name = {MedNeXtBlock: "block", MedNeXtDownBlock: "down block", MedNeXtUpBlock: "up block"}[kind]
+    return Case(
+        f"{name} k={kernel} R={ratio}C{told}", run, (*volumes, *weights), (forward, backward), constant, len(volumes)
+    )
 
 
 def _tail_shapes(channels: int, ratio: int) -> tuple[tuple[int, ...], ...]:
@@ -102,24 +122,36 @@ def _tail_shapes(channels: int, ratio: int) -> tuple[tuple[int, ...], ...]:
     return (channels,), (channels,), (wide, channels, 1, 1, 1), (wide,), (channels, wide, 1, 1, 1), (channels,)
 
 
-def checked_cases(tiny: bool) -> Iterator[Case]:
-    """Yield what correctness is checked on: edges, sizes that are no multiple of anything, all kernels and strides."""
-    sizes: Sequence[Size] = ((2, 3, 4),) if tiny else ((1, 2, 3), (9, 6, 7), (17, 33, 20), (64, 48, 40))
-    for size in sizes:
-        for kernel in (3,) if tiny else (3, 5, 7):
-            for stride in (1, 2, 3):
-                yield conv(16 if tiny else 32, size, kernel, stride)
-            yield whole(16 if tiny else 32, size, kernel, 2)
-        yield tail(16 if tiny else 64, size, 3)
-        if not tiny:
-            yield tail(256, size, 8)
+def checked_cases(tiny: bool) -> list[Case]:
+    """Return what correctness is checked on: edges, sizes that are no multiple of anything, all kernels and strides."""
+    if tiny:
+        blocks = (MedNeXtBlock, MedNeXtDownBlock, MedNeXtUpBlock)
+        return [conv(16, (2, 3, 4), 3), *(whole(kind, 4, (2, 1, 3), grn="v2") for kind in blocks)]
+    small: list[Size] = [(1, 2, 3), (9, 6, 7), (17, 33, 20)]
+    large: Size = (64, 48, 40)
+    cases = [conv(32, size, kernel, stride) for kernel in (3, 5, 7) for stride in (1, 2, 3) for size in (*small, large)]
+    cases += [tail(64, size, 3) for size in (*small, large)]
+    cases.append(tail(256, (9, 6, 7), 8))
+    for kernel in (3, 5):
+        cases += [whole(MedNeXtBlock, 32, size, kernel, 2) for size in (*small, large)]
+        cases += [whole(MedNeXtDownBlock, 32, size, kernel, 4) for size in small[1:]]
+        cases += [whole(MedNeXtUpBlock, 64, size, kernel, 4) for size in small[1:]]
+    for options in ({"grn": True}, {"grn": "v2", "norm": "layer"}, {"norm": "layer"}):
+        cases.append(whole(MedNeXtBlock, 32, (9, 6, 7), 3, 2, **options))
+    cases.append(whole(MedNeXtDownBlock, 32, (9, 6, 7), 3, 2, grn=True))
+    cases.append(whole(MedNeXtUpBlock, 64, (5, 6, 7), 3, 2, grn="v2"))
+    cases += [whole(kind, 512, (3, 2, 4), 3, 4) for kind in (MedNeXtBlock, MedNeXtUpBlock)]
+    cases.append(whole(MedNeXtDownBlock, 32, (9, 6, 7), 3, 2, stride=(1, 2, 2)))
+    return cases
 
 
 @contextmanager
 def without_plain_forms() -> Iterator[None]:
     """Make the plain forms raise, so that a kernel that was silently passed by is no success."""
+    plain = [(depthwise, "plain_conv"), (depthwise, "plain_transpose"), (block, "_plain_tail")]
+    plain += [(gpu_block_autograd, "plain_block"), (mednext_blocks, "pad_front")]
     with ExitStack() as stack:
-        for module, name in ((depthwise, "plain_conv"), (depthwise, "plain_transpose"), (block, "_plain_tail")):
+        for module, name in plain:
             error = AssertionError(f"{name} was called where the kernels should have been")
             stack.enter_context(mock.patch.object(module, name, side_effect=error))
         yield
@@ -138,7 +170,9 @@ def errors(case: Case, dtype: torch.dtype, device: torch.device) -> tuple[float,
     exact = [tensor.detach().double().requires_grad_(tensor.requires_grad) for tensor in tensors]
     half = [tensor.detach().to(dtype).requires_grad_(tensor.requires_grad) for tensor in tensors]
     with torch.no_grad():
-        grad = torch.randn(case.run(*exact).shape, generator=torch.Generator(device).manual_seed(1), device=device)
+        with use_kernels("off"):
+            shape = case.run(*exact).shape
+        grad = torch.randn(shape, generator=torch.Generator(device).manual_seed(1), device=device)
     grad = grad.to(dtype).float()
     with use_kernels("off"):
         truth, plain = results(case.run, exact, grad), results(case.run, half, grad)

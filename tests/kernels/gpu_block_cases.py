@@ -1,4 +1,4 @@
-"""The tail's Triton kernels against float64 autograd of the plain form; `test_gpu_block.py` runs this in a process."""
+"""The tail's Triton kernels against float64 autograd of the plain form, run by `test_gpu_kernels.py`."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from sagittal.kernels import gpu_block, gpu_block_kernels, gpu_block_ops, gpu_bl
 from sagittal.kernels.gpu_block import Tail, Tiles
 from sagittal.kernels.gpu_block_ops import block_tail
 from sagittal.kernels.gpu_grn import Responses
-from sagittal.networks.mednext_norms import global_response_norm
+from sagittal.kernels.response_norm import global_response_norm
 
 DEVICE = "cpu" if os.environ["TRITON_INTERPRET"] == "1" else "cuda"
 SMALL = Tiles(16, 16, 4, 1)

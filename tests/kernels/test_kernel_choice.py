@@ -170,6 +170,16 @@ def test_on_is_refused_where_there_are_no_kernels(monkeypatch: pytest.MonkeyPatc
             require_kernels("cuda:0", on_cpu=True)
 
 
+def test_a_record_names_what_may_compute(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert choice.kernels_on("cpu", on_cpu=True) == "compiled"
+    assert choice.kernels_on("cpu", on_cpu=False) == choice.kernels_on("mps", on_cpu=True) == "torch"
+    monkeypatch.setattr(choice, "gpu_reason", lambda device: None)
+    monkeypatch.setattr(choice.importlib.metadata, "version", lambda name: "3.6.0")
+    assert choice.kernels_on("cuda:1", on_cpu=True) == "triton 3.6.0"
+    with use_kernels("off"):
+        assert choice.kernels_on("cuda:1", on_cpu=True) == choice.kernels_on("cpu", on_cpu=True) == "torch"
+
+
 def test_a_gpu_without_triton_is_told_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(choice.importlib.util, "find_spec", lambda name: None)
     with pytest.warns(RuntimeWarning, match="plain PyTorch computes on cuda:0.*Triton is not installed"):
@@ -204,4 +214,4 @@ def test_kernels_and_networks_import_where_only_torch_is_installed() -> None:
         "sys.meta_path.insert(0, Hidden())\n"
         "import sagittal.kernels.choice, sagittal.networks\n"
     )
-    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=500)

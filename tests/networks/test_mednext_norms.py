@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from sagittal.errors import PlanError
-from sagittal.networks.mednext_norms import ChannelGroupNorm, ChannelLayerNorm, channel_norm, global_response_norm
+from sagittal.kernels.response_norm import global_response_norm
+from sagittal.networks.mednext_norms import ChannelGroupNorm, ChannelLayerNorm, channel_norm
 
 
 def test_grn_survives_half_precision_and_silence() -> None:

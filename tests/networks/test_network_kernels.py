@@ -1,4 +1,4 @@
-"""A block trained with the GPU kernels, here in Triton's interpreter, learns what it learns without them."""
+"""Networks with the GPU kernels, here in Triton's interpreter, learn and predict what they do without them."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -66,3 +67,16 @@ def test_ten_steps_with_and_without_kernels_have_the_same_losses(dtype: str, bou
     ours, plain = json.loads(done.stdout)
     assert plain[-1] < 0.97 * plain[0]
     assert max(abs(a - b) / abs(b) for a, b in zip(ours, plain, strict=True)) < bound
+
+
+def test_segformer3d_in_the_interpreter() -> None:
+    cases = Path(__file__).with_name("gpu_segformer3d_cases.py")
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-x", "-n", "0", "-p", "no:cacheprovider", str(cases)],
+        env={**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+    assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
+    assert "passed" in done.stdout

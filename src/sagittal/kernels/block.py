@@ -23,6 +23,8 @@ from sagittal.errors import DataError
 from sagittal.kernels import choice, depthwise, gpu_block, native
 from sagittal.kernels.bf16 import autocasting, outside_autocast, products_in_bf16
 from sagittal.kernels.channel_norm import normalise_channels
+from sagittal.kernels.gpu_block_autograd import whole_block
+from sagittal.kernels.gpu_block_whole import How, Parts
 from sagittal.kernels.pointwise_conv import pointwise
 
 
@@ -102,16 +104,6 @@ def tail_on_gpu(h: Tensor, weights: TailWeights, residual: Tensor | None = None)
     return way if choice.decide(choice.job_of("tail", h, details, (residual, *weights)), _tail_rivals) else None
 
 
-def _block_on_gpu(
-    x: Tensor, kernel: Tensor, kernel_bias: Tensor | None, weights: TailWeights, *, residual: bool
-) -> bool:
-    x = choice.as_autocast(x)
-    if x.ndim != 5 or choice.way(x, kernel, kernel_bias, *weights) != "eager":
-        return False
-    details = (*weights.contract.shape[:2], x.shape[1], kernel.shape[-1], residual)
-    return choice.decide(choice.job_of("block", x, details, (kernel, kernel_bias, *weights)), _block_rivals)
-
-
 def _tail_rivals(job: choice.Job, size: tuple[int, int, int]) -> choice.Rivals:
     """Return both forms of `expand_contract` for a trial."""
     outputs, wide, channels, is_added = job.details
@@ -127,23 +119,6 @@ def _tail_rivals(job: choice.Job, size: tuple[int, int, int]) -> choice.Rivals:
     if is_added:
         tensors.append(_drawn(outputs, size, job, seed=9))
     return choice.Rivals(kernels, lambda *given: _plain_tail(*arguments(*given), 1e-5), tensors)
-
-
-def _block_rivals(job: choice.Job, size: tuple[int, int, int]) -> choice.Rivals:
-    """Return both forms of a whole block for a trial."""
-    outputs, wide, channels, kernel, is_added = job.details
-
-    def kernels(x: Tensor, weight: Tensor, bias: Tensor, *rest: Tensor) -> Tensor:
-        return _fused_block(x, weight, bias, TailWeights(*rest), bool(is_added), 1e-5, False)
-
-    def plain(x: Tensor, weight: Tensor, bias: Tensor, *rest: Tensor) -> Tensor:
-        h = depthwise.plain_conv(x, weight, bias, (1, 1, 1))
-        return _plain_tail(h, TailWeights(*rest), x if is_added else None, 1e-5)
-
-    weight = choice.draw((channels, 1, kernel, kernel, kernel), job, seed=7)
-    # No gradient is asked for the convolution's bias: the norm takes it away again, so that is rounding alone.
-    tensors = [_drawn(channels, size, job, seed=0), weight, choice.draw((channels,), job, seed=8).detach()]
-    return choice.Rivals(kernels, plain, [*tensors, *_drawn_weights(channels, wide, outputs, job)])
 
 
 def _drawn(channels: int, size: tuple[int, int, int], job: choice.Job, *, seed: int) -> Tensor:
@@ -203,9 +178,11 @@ def _block(
     if x.ndim == 5 and kernel.ndim == 5 and _usable(x, weights) and native.usable(kernel, kernel_bias):
         depthwise.check(x, kernel, kernel_bias, 1)
         return _fused_block(x, kernel, kernel_bias, weights, residual, eps, bf16)
-    if _block_on_gpu(x, kernel, kernel_bias, weights, residual=residual):
+    if choice.takes_kernels(x):
         depthwise.check(x, kernel, kernel_bias, 1)
-        return _fused_block(choice.as_autocast(x), kernel, kernel_bias, weights, residual, eps, False)
+        y = whole_block(x, None, Parts(kernel, kernel_bias, weights), How(identity=residual, eps=eps))
+        if y is not None:
+            return y
     h = depthwise.depthwise_conv(x, kernel, kernel_bias)
     return _expand_contract(h, weights, x if residual else None, eps, bf16=bf16)
 
@@ -394,7 +371,7 @@ class _Block(torch.autograd.Function):
         *weights: Tensor,
     ) -> Tensor:
         dense = native.channels_last(x)
-        if any(ctx.needs_input_grad) and not choice.for_gpu_kernels(dense):
+        if any(ctx.needs_input_grad):
             # A step takes the moments by themselves, as the operators of a compiled step do: it gets their bits.
             h = depthwise.forward(dense, kernel, kernel_bias, 1).flatten(1, 3)
             moments = _moments(h, eps)

@@ -9,6 +9,7 @@ Nothing here knows what the kernels compute: whoever asks brings a `Trial`.
 """
 
 import hashlib
+import importlib.metadata
 import importlib.util
 import itertools
 import json
@@ -143,6 +144,21 @@ def gpu_reason(device: torch.device) -> str | None:
         has, needs = (".".join(map(str, pair)) for pair in (capability, _LEAST_CAPABILITY))
         return f"the GPU has compute capability {has}, and the kernels need {needs}"
     return None
+
+
+def kernels_on(device: torch.device | str, *, on_cpu: bool) -> str:
+    """Return what may compute there besides PyTorch, for a record of a run: `compiled`, `triton 3.6.0` or `torch`.
+
+    Args:
+        device: where it computes.
+        on_cpu: whether the compiled CPU kernels are there.
+    """
+    place = torch.device(device)
+    if _mode == "off":
+        return "torch"
+    if place.type == "cpu" and not _interpreted:
+        return "compiled" if on_cpu else "torch"
+    return "torch" if gpu_reason(place) is not None else f"triton {importlib.metadata.version('triton')}"
 
 
 @contextmanager

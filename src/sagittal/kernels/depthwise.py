@@ -11,7 +11,7 @@ because each such call costs tens of microseconds.
 Letters: N batch, C channels, D H W space, k the kernel; in 2D there is no D.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -60,6 +60,62 @@ def depthwise_conv_transpose(x: Tensor, weight: Tensor, bias: Tensor | None = No
     if compiled is not None:
         return compiled
     return plain_transpose(x, weight, bias, (2,) * (x.ndim - 2))
+
+
+def per_axis_on_gpu(
+    x: Tensor, weight: Tensor, bias: Tensor | None, strides: Sequence[int], *, transposed: bool
+) -> Tensor | None:
+    """Convolve with a kernel and stride of each axis by the Triton kernels, or return None where they do not compute.
+
+    Args:
+        x: (N, C, D, H, W) or (N, C, H, W).
+        weight: (C, 1, kd, kh, kw) or (C, 1, kh, kw), each k odd.
+        bias: (C,) or None.
+        strides: 1 or 2 for each spatial axis.
+        transposed: whether a stride makes the volume larger, n to 2n - 1.
+    """
+    x = choice.as_autocast(x)
+    way = choice.way(x, weight, bias)
+    fits = weight.ndim == x.ndim and weight.shape[:2] == (x.shape[1], 1) and all(k % 2 for k in weight.shape[2:])
+    if way is None or not fits or (bias is not None and bias.shape != x.shape[1:2]):
+        return None  # what does not fit, PyTorch refuses with words of its own
+    details = (x.shape[1], int(transposed), x.ndim - 2, *weight.shape[2:], *strides)
+    if not choice.decide(choice.job_of("depthwise_axes", x, details, (weight, bias)), _rivals_per_axis):
+        return None
+    return _per_axis(x, weight, bias, strides, transposed, _fused if way == "eager" else _depthwise)
+
+
+def _per_axis(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    strides: Sequence[int],
+    transposed: bool,
+    convolve: Callable[[Tensor, Tensor, Tensor | None, int], Tensor],
+) -> Tensor:
+    if transposed:  # along an axis of stride 1 that is the ordinary form, backwards
+        weight = weight.flip([axis for axis, stride in enumerate(strides, start=2) if stride == 1])
+    mode = gpu_depthwise.mode_of((*(1,) * (5 - x.ndim), *strides), transposed=transposed)
+    y = convolve(_as_3d(x), _as_3d(weight), bias, mode)
+    return y if x.ndim == 5 else y.squeeze(2)
+
+
+def _rivals_per_axis(job: choice.Job, size: tuple[int, int, int]) -> choice.Rivals:
+    """Do what `_rivals` does, for a kernel and stride of each axis."""
+    channels, is_transposed, axes = job.details[:3]
+    kernel, strides = job.details[3 : 3 + axes], job.details[3 + axes :]
+    x, bias = _drawn_volume(job, channels, axes, size), choice.draw((channels,), job, seed=2)
+    plain = plain_transpose if is_transposed else plain_conv
+    return choice.Rivals(
+        lambda x, weight, bias: _per_axis(x, weight, bias, strides, bool(is_transposed), _fused),
+        lambda x, weight, bias: plain(x, weight, bias, strides),
+        [x, choice.draw((channels, 1, *kernel), job, seed=1), bias],
+    )
+
+
+def _drawn_volume(job: choice.Job, channels: int, axes: int, size: tuple[int, int, int]) -> Tensor:
+    samples, space = (1, size) if axes == 3 else (size[0], size[1:])
+    return choice.draw((samples, *space, channels), job, seed=0).detach().movedim(-1, 1).requires_grad_(job.training)
 
 
 def plain_conv(x: Tensor, weight: Tensor, bias: Tensor | None, strides: Sequence[int]) -> Tensor:
@@ -138,8 +194,7 @@ def _on_gpu(x: Tensor, weight: Tensor, bias: Tensor | None, mode: int) -> choice
 def _rivals(job: choice.Job, size: tuple[int, int, int]) -> choice.Rivals:
     """Return both forms of a depthwise convolution for a trial; in 2D the depth counts as cases."""
     channels, kernel, axes, mode = job.details
-    samples, space = (1, size) if axes == 3 else (size[0], size[1:])
-    x = choice.draw((samples, *space, channels), job, seed=0).detach().movedim(-1, 1).requires_grad_(job.training)
+    x = _drawn_volume(job, channels, axes, size)
     weight = choice.draw((channels, 1, *(kernel,) * axes), job, seed=1)
     plain = plain_transpose if mode == native.TRANSPOSED else plain_conv
     strides = (2 if mode == native.TRANSPOSED else mode,) * axes
@@ -153,11 +208,11 @@ def _rivals(job: choice.Job, size: tuple[int, int, int]) -> choice.Rivals:
 
 
 def forward(x: Tensor, weight: Tensor, bias: Tensor | None, mode: int) -> Tensor:
-    """Convolve dense x (N, D, H, W, C) with weight (C, 1, kd, k, k); mode: the stride, or `native.TRANSPOSED`."""
+    """Convolve dense x (N, D, H, W, C) with weight (C, 1, kd, k, k); mode: a code of `gpu_depthwise`."""
+    out = gpu_depthwise.output_size(x.shape[1:4], mode)
     if choice.for_gpu_kernels(x):
-        out = _out(x.shape[1:4], mode)
         return gpu_depthwise.convolve(x, _taps(weight).float(), bias, weight.shape[2:], mode, out)
-    return native.depthwise(x, _taps(weight), bias, _kernel(weight), mode, _out(x.shape[1:4], mode))
+    return native.depthwise(x, _taps(weight), bias, _kernel(weight), mode, out)
 
 
 def swept(
@@ -168,23 +223,16 @@ def swept(
     On a CPU, another stride than 1 or `native.TRANSPOSED`, or another kernel than `native.SWEPT`, takes a second pass
     for them.
     """
+    out = gpu_depthwise.output_size(x.shape[1:4], mode)
     if choice.for_gpu_kernels(x):
-        out = _out(x.shape[1:4], mode)
         taps = _taps(weight).float()
         h, mean, variance = gpu_depthwise.convolve_with_moments(x, taps, bias, weight.shape[2:], mode, out)
         return h, (mean, torch.rsqrt(variance + eps))
     if mode != 2 and weight.shape[3] in native.SWEPT:
-        h, *moments = native.sweep(x, _taps(weight), bias, _kernel(weight), mode, _out(x.shape[1:4], mode), eps)
+        h, *moments = native.sweep(x, _taps(weight), bias, _kernel(weight), mode, out, eps)
         return h, (moments[0], moments[1])
     h = forward(x, weight, bias, mode)
     return h, native.moments(h.flatten(1, 3), eps)
-
-
-def _out(size: Sequence[int], mode: int) -> tuple[int, int, int]:
-    depth, height, width = size
-    if mode == native.TRANSPOSED:
-        return 2 * depth - 1, 2 * height - 1, 2 * width - 1
-    return (depth + mode - 1) // mode, (height + mode - 1) // mode, (width + mode - 1) // mode
 
 
 def data_grad(grad: Tensor, weight: Tensor, mode: int, size: tuple[int, int, int], add: Tensor | None = None) -> Tensor:
@@ -253,7 +301,7 @@ def _depthwise_weight_grad(x: Tensor, grad: Tensor, weight: Tensor, mode: int) -
 
 @_depthwise.register_fake
 def _(x: Tensor, weight: Tensor, bias: Tensor | None, mode: int) -> Tensor:
-    return _empty_volume(x, _out(x.shape[2:], mode))
+    return _empty_volume(x, gpu_depthwise.output_size(x.shape[2:], mode))
 
 
 @_depthwise_data_grad.register_fake

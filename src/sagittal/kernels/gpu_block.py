@@ -20,6 +20,7 @@ from __future__ import annotations
 import importlib
 from collections.abc import Callable, Sequence
 from functools import cache, partial
+from math import prod
 from types import ModuleType
 from typing import Any, Literal, NamedTuple, TypeVar
 
@@ -58,6 +59,34 @@ class Tiles(NamedTuple):
         return self._replace(hidden=self.hidden // 2)
 
 
+class Up(NamedTuple):
+    """How an up block's output lies around h: one plane more at the front of each doubled axis, zero but for the
+    residual.
+
+    Attributes:
+        size: D, H, W of h.
+        doubled: which of them the block doubled: 2n - 1 voxels in h, 2n in the output.
+        odd: what the residual path adds, at every other voxel of h along a doubled axis, from the first one: dense
+            (N, l, O), l = D*H*W of the block's input; or None.
+    """
+
+    size: tuple[int, int, int]
+    doubled: tuple[bool, bool, bool]
+    odd: Tensor | None = None
+
+    @property
+    def code(self) -> int:
+        """The doubled axes as a number: 4 for D, 2 for H, 1 for W."""
+        d, h, w = self.doubled
+        return 4 * d + 2 * h + w
+
+    @property
+    def full(self) -> tuple[int, int, int]:
+        """D, H, W of the output."""
+        d, h, w = (size + twice for size, twice in zip(self.size, self.doubled, strict=True))
+        return d, h, w
+
+
 class Tail(NamedTuple):
     """What stands around the activations of a block's tail.
 
@@ -68,6 +97,7 @@ class Tail(NamedTuple):
         eps: added to the variance by the layer norm.
         gain: GRN's factor of each case's hidden channel, (N, R) float32, or None without GRN.
         offset: GRN's shift, (R,).
+        up: where the result has another grid than h: `residual`, y and `grad_y` are then (N, L of that grid, O).
     """
 
     moments: tuple[Tensor, Tensor] | None
@@ -75,6 +105,7 @@ class Tail(NamedTuple):
     eps: float = 1e-5
     gain: Tensor | None = None
     offset: Tensor | None = None
+    up: Up | None = None
 
 
 class Gradients(NamedTuple):
@@ -90,9 +121,11 @@ class _Sizes(NamedTuple):
     channels: int
     hidden: int
     outputs: int
+    height: int
+    width: int
 
     @property
-    def numbers(self) -> tuple[int, int, int, int]:
+    def numbers(self) -> tuple[int, int, int, int, int, int]:
         return self[1:]
 
     @property
@@ -135,17 +168,22 @@ def forward(h: Tensor, residual: Tensor | None, tail: Tail, *, tiles: Tiles | No
     """
     sizes, parameters = _sizes(h, tail), _parameters(h, tail)
     dtype = h.dtype if residual is None else torch.promote_types(h.dtype, residual.dtype)
-    y = h.new_empty((*h.shape[:2], sizes.outputs), dtype=dtype)
+    up = tail.up
+    y = h.new_empty((sizes.cases, sizes.voxels if up is None else prod(up.full), sizes.outputs), dtype=dtype)
     if max(sizes.widths) > WIDEST:
         gpu_block_wide.forward(h, residual, tail, y)
         return y
+    if up is not None:
+        _fill_front(y, residual, up)
     bias, gain, offset = tail.weights[5].contiguous(), *_respond(h, tail)
+    odd = None if up is None else up.odd
+    added = [h if part is None else part for part in (residual, odd)]
 
     def run(cut: Tiles) -> Tensor:
         grid = (_ceil(sizes.voxels, cut.rows), sizes.cases)
-        arguments = (h, *parameters, bias, h if residual is None else residual, gain, offset, y, *sizes.numbers)
-        options = {**_options(h, sizes, tail, cut), "RESIDUAL": residual is not None, "GRN": tail.gain is not None}
-        _run(h, _kernels().forward, grid, (*arguments, tail.eps), options)
+        arguments = (h, *parameters, bias, gain, offset, *added, y, *sizes.numbers, tail.eps)
+        given = {"GRN": tail.gain is not None, "RESIDUAL": residual is not None, "ODD": odd is not None}
+        _run(h, _kernels().forward, grid, arguments, {**_options(h, sizes, tail, cut), **given})
         return y
 
     return _fitted(("forward", h.dtype, *sizes.widths), tiles or forward_tiles(h.dtype, max(sizes.widths)), run)
@@ -235,7 +273,8 @@ def backward_tiles(kind: Kind, dtype: torch.dtype, width: int, hidden: int) -> T
         return Tiles(32, _power(hidden) if kind == "whole" else 32, 4 if width <= 32 else 8, 1)
     if kind == "whole":
         if width > 32:
-            return Tiles(32, _power(hidden), 8, 1)
+            # 32 voxels beside 128 hidden channels put 56 to 768 bytes of each thread aside, 16 none.
+            return Tiles(16 if hidden > 64 else 32, _power(hidden), 8, 1)
         return Tiles(64, _power(hidden), 8 if hidden > 64 else 4, 2)
     if kind == "data":
         return Tiles(64, 64 if width == 64 else 32, 4 if width <= 32 else 8, 1)
@@ -296,9 +335,21 @@ def _finish(
     )
 
 
+def _fill_front(y: Tensor, residual: Tensor | None, up: Up) -> None:
+    """Write the front planes of an up block's result, which the kernel leaves out: the residual, or zeros."""
+    y = y.view(y.shape[0], *up.full, y.shape[2])
+    given = None if residual is None else residual.view(y.shape)
+    for axis, twice in enumerate(up.doubled, start=1):
+        if twice and given is None:
+            y.narrow(axis, 0, 1).zero_()
+        elif twice and given is not None:
+            y.narrow(axis, 0, 1).copy_(given.narrow(axis, 0, 1))
+
+
 def _sizes(h: Tensor, tail: Tail) -> _Sizes:
     cases, voxels, channels = h.shape
-    return _Sizes(cases, voxels, channels, tail.weights[2].shape[0], tail.weights[4].shape[0])
+    grid = (1, 1) if tail.up is None else tail.up.size[1:]
+    return _Sizes(cases, voxels, channels, tail.weights[2].shape[0], tail.weights[4].shape[0], *grid)
 
 
 def _parameters(h: Tensor, tail: Tail) -> tuple[Tensor, ...]:
@@ -323,6 +374,7 @@ def _options(h: Tensor, sizes: _Sizes, tail: Tail, cut: Tiles) -> dict[str, Any]
         "BH": cut.hidden,
         "BO": sizes.widths[1],
         "LAYER": tail.moments is None,
+        "UP": 0 if tail.up is None else tail.up.code,
         "EXACT": h.dtype == torch.float32,
         "WIDEN": _interpreting(),
         "num_warps": cut.warps,

@@ -8,6 +8,7 @@ program, which `gpu_block` adds up afterwards: no atomics, so the same bits at e
 
 Constants of compilation: `LAYER` (norm over channels instead of space), `RESIDUAL`, `GRN`, `EXACT` (erf itself instead
 of the polynomial) and `WIDEN` (operands to float32 before a product: Triton's interpreter cannot multiply bfloat16).
+Sizes of volumes are not specialised, which would compile anew for each level of a network.
 Parameters are many because Triton passes pointers and sizes one by one.
 """
 
@@ -66,21 +67,57 @@ def product(a, b, total, WIDEN: tl.constexpr):
 
 
 @triton.jit
-def load_rows(pointer, case, start, L, width, M: tl.constexpr, B: tl.constexpr):
-    """Load voxels start to start + M of (N, L, width) as (M, B), zeros outside."""
-    rows, columns = tl.arange(0, M), tl.arange(0, B)
-    base = pointer + (case.to(tl.int64) * L + start) * width
-    mask = (rows[:, None] < L - start) & (columns[None, :] < width)
-    return tl.load(base + rows[:, None] * width + columns[None, :], mask=mask, other=0.0)
+def positions(start, height, width, M: tl.constexpr):
+    """Return along D, H, W where voxels start to start + M of a grid lie, (M,) each."""
+    index = start.to(tl.int32) + tl.arange(0, M)
+    return index // width // height, index // width % height, index % width
 
 
 @triton.jit
-def store_rows(pointer, values, case, start, L, width, M: tl.constexpr, B: tl.constexpr, WIDEN: tl.constexpr):
+def output_rows(case, start, L, height, width, UP: tl.constexpr, M: tl.constexpr):
+    """Return the rows among the outputs of all cases that voxels start to start + M of h belong to, (M,).
+
+    An up block's output has one plane more than h at the front of each axis that it doubles.
+    """
+    if UP == 0:
+        return case.to(tl.int64) * L + start + tl.arange(0, M)
+    high, wide = height + UP // 2 % 2, width + UP % 2
+    d, y, x = positions(start, height, width, M)
+    d, y, x = d + UP // 4, y + UP // 2 % 2, x + UP % 2
+    return ((case.to(tl.int64) * (L // width // height + UP // 4) + d) * high + y) * wide + x
+
+
+@triton.jit
+def coarse_rows(case, start, L, height, width, UP: tl.constexpr, M: tl.constexpr):
+    """Return the rows of an up block's input that the residual path brings to these voxels of h, and where it does."""
+    d, y, x = positions(start, height, width, M)
+    depth = L // width // height
+    there = d >= 0
+    if UP // 4 == 1:
+        there, d, depth = there & (d % 2 == 0), d // 2, depth // 2 + 1
+    if UP // 2 % 2 == 1:
+        there, y, height = there & (y % 2 == 0), y // 2, height // 2 + 1
+    if UP % 2 == 1:
+        there, x, width = there & (x % 2 == 0), x // 2, width // 2 + 1
+    return ((case.to(tl.int64) * depth + d) * height + y) * width + x, there
+
+
+@triton.jit
+def load_rows(pointer, row, inside, width, B: tl.constexpr):
+    """Load rows (M,) of a dense matrix of `width` columns as (M, B), zeros where not `inside` (M,)."""
+    columns = tl.arange(0, B)
+    mask = inside[:, None] & (columns[None, :] < width)
+    return tl.load(pointer + row[:, None] * width + columns[None, :], mask=mask, other=0.0)
+
+
+@triton.jit
+def store_rows(pointer, values, row, inside, width, B: tl.constexpr, WIDEN: tl.constexpr):
     """Store what `load_rows` would load."""
-    rows, columns = tl.arange(0, M), tl.arange(0, B)
-    base = pointer + (case.to(tl.int64) * L + start) * width
-    mask = (rows[:, None] < L - start) & (columns[None, :] < width)
-    tl.store(base + rows[:, None] * width + columns[None, :], cast(values, pointer.dtype.element_ty, WIDEN), mask=mask)
+    columns = tl.arange(0, B)
+    mask = inside[:, None] & (columns[None, :] < width)
+    tl.store(
+        pointer + row[:, None] * width + columns[None, :], cast(values, pointer.dtype.element_ty, WIDEN), mask=mask
+    )
 
 
 @triton.jit
@@ -101,7 +138,8 @@ def load_matrix(pointer, row, rows, column, columns, A: tl.constexpr, B: tl.cons
 @triton.jit
 def standardised(h, mean, scale, case, start, L, C, eps, M: tl.constexpr, BC: tl.constexpr, LAYER: tl.constexpr):
     """Return (h - mean) / deviation as (M, BC) in float32, and 1 / deviation: (BC,), or (M,) for the layer norm."""
-    x = load_rows(h, case, start, L, C, M, BC).to(tl.float32)
+    row, inside = case.to(tl.int64) * L + start + tl.arange(0, M), tl.arange(0, M) < L - start
+    x = load_rows(h, row, inside, C, BC).to(tl.float32)
     if LAYER:
         centre = tl.sum(x, 1) / C
         x = tl.where(tl.arange(0, BC)[None, :] < C, x - centre[:, None], 0.0)
@@ -112,14 +150,15 @@ def standardised(h, mean, scale, case, start, L, C, eps, M: tl.constexpr, BC: tl
     return (x - centre[None, :]) * factor[None, :], factor
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["L", "height", "width"])
 def forward(
-    h, mean, scale, norm_weight, norm_bias, expand, expand_bias, contract, contract_bias, residual, gain, offset, y,
-    L, C, R, O, eps,
+    h, mean, scale, norm_weight, norm_bias, expand, expand_bias, contract, contract_bias, gain, offset,
+    residual, odd, y, L, C, R, O, height, width, eps,
     M: tl.constexpr, BC: tl.constexpr, BH: tl.constexpr, BO: tl.constexpr,
-    LAYER: tl.constexpr, RESIDUAL: tl.constexpr, GRN: tl.constexpr, EXACT: tl.constexpr, WIDEN: tl.constexpr,
+    LAYER: tl.constexpr, GRN: tl.constexpr, UP: tl.constexpr, EXACT: tl.constexpr, WIDEN: tl.constexpr,
+    RESIDUAL: tl.constexpr, ODD: tl.constexpr,
 ):  # fmt: skip
-    """Write y = residual + contract(GRN(GELU(expand(norm(h))))).
+    """Write y = residual + contract(GRN(GELU(expand(norm(h))))) (+ odd), behind the front planes where `UP`.
 
     Passes over activations: reads h and the residual, writes y. Grid: tiles of voxels, cases. gain (N, R) and offset
     (R,) are GRN's factor and shift.
@@ -139,9 +178,13 @@ def forward(
             wide += load_vector(offset, first, R, BH)[None, :]
         total = product(cast(wide, dtype, WIDEN), tl.trans(load_matrix(contract, 0, O, first, R, BO, BH)), total, WIDEN)
     total += load_vector(contract_bias, 0, O, BO)[None, :]
+    row, inside = output_rows(case, start, L, height, width, UP, M), tl.arange(0, M) < L - start
     if RESIDUAL:
-        total += load_rows(residual, case, start, L, O, M, BO).to(tl.float32)
-    store_rows(y, total, case, start, L, O, M, BO, WIDEN)
+        total += load_rows(residual, row, inside, O, BO).to(tl.float32)
+    if ODD:
+        coarse, there = coarse_rows(case, start, L, height, width, UP, M)
+        total += load_rows(odd, coarse, inside & there, O, BO).to(tl.float32)
+    store_rows(y, total, row, inside, O, BO, WIDEN)
 
 
 @triton.jit
@@ -189,12 +232,12 @@ def through_norm(along, x, weight, factor, C, LAYER: tl.constexpr):
     return along
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["L", "height", "width", "span"])
 def backward_data(
     h, mean, scale, norm_weight, norm_bias, expand, expand_bias, contract, gain, offset, pull, grad_y,
-    grad_x, channel_sums, output_sums, L, C, R, O, eps, span,
+    grad_x, channel_sums, output_sums, L, C, R, O, height, width, eps, span,
     M: tl.constexpr, BC: tl.constexpr, BH: tl.constexpr, BO: tl.constexpr,
-    LAYER: tl.constexpr, GRN: tl.constexpr, EXACT: tl.constexpr, WIDEN: tl.constexpr,
+    LAYER: tl.constexpr, GRN: tl.constexpr, UP: tl.constexpr, EXACT: tl.constexpr, WIDEN: tl.constexpr,
 ):  # fmt: skip
     """Write the gradient behind the norm's centring (at h, for the layer norm), and its sums over voxels.
 
@@ -213,7 +256,7 @@ def backward_data(
         inside = tl.arange(0, M) < L - start
         standard, factor = standardised(h, mean, scale, case, start, L, C, eps, M, BC, LAYER)
         x = cast(standard * weight[None, :] + shift[None, :], dtype, WIDEN)
-        grad = load_rows(grad_y, case, start, L, O, M, BO)
+        grad = load_rows(grad_y, output_rows(case, start, L, height, width, UP, M), inside, O, BO)
         output_sum += tl.sum(grad.to(tl.float32), 0)
         along = tl.zeros((M, BC), tl.float32)
         for first in range(0, R, BH):
@@ -226,18 +269,19 @@ def backward_data(
             along = product(cast(inner, dtype, WIDEN), rows, along, WIDEN)
         straight_sum += tl.sum(along, 0)
         along_sum += tl.sum(along * standard, 0)
-        store_rows(grad_x, through_norm(along, standard, weight, factor, C, LAYER), case, start, L, C, M, BC, WIDEN)
+        row = case.to(tl.int64) * L + start + tl.arange(0, M)
+        store_rows(grad_x, through_norm(along, standard, weight, factor, C, LAYER), row, inside, C, BC, WIDEN)
     store_vector(channel_sums + slot * 2 * C, straight_sum, 0, C, BC)
     store_vector(channel_sums + (slot * 2 + 1) * C, along_sum, 0, C, BC)
     store_vector(output_sums + slot * O, output_sum, 0, O, BO)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["L", "height", "width", "span"])
 def backward_weights(
     h, mean, scale, norm_weight, norm_bias, expand, expand_bias, contract, gain, offset, pull, grad_y,
-    grad_expand, grad_contract, hidden_sums, L, C, R, O, eps, span,
+    grad_expand, grad_contract, hidden_sums, L, C, R, O, height, width, eps, span,
     M: tl.constexpr, BC: tl.constexpr, BH: tl.constexpr, BO: tl.constexpr,
-    LAYER: tl.constexpr, GRN: tl.constexpr, EXACT: tl.constexpr, WIDEN: tl.constexpr,
+    LAYER: tl.constexpr, GRN: tl.constexpr, UP: tl.constexpr, EXACT: tl.constexpr, WIDEN: tl.constexpr,
 ):  # fmt: skip
     """Write each slab's share of the matrices' gradients, for a chunk of hidden channels.
 
@@ -259,7 +303,8 @@ def backward_weights(
         inside = tl.arange(0, M) < L - start
         standard, _ = standardised(h, mean, scale, case, start, L, C, eps, M, BC, LAYER)
         x = cast(standard * weight[None, :] + shift[None, :], dtype, WIDEN)
-        grad = cast(load_rows(grad_y, case, start, L, O, M, BO), dtype, WIDEN)
+        grad = load_rows(grad_y, output_rows(case, start, L, height, width, UP, M), inside, O, BO)
+        grad = cast(grad, dtype, WIDEN)
         inner, response = hidden_gradient(
             x, grad, rows, columns, expand_bias, gain, offset, pull, case, first, R, inside, M, BH, GRN, EXACT, WIDEN
         )
@@ -271,12 +316,12 @@ def backward_weights(
     store_vector(hidden_sums + slot, hidden_sum, first, R, BH)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["L", "height", "width", "span"])
 def backward_whole(
     h, mean, scale, norm_weight, norm_bias, expand, expand_bias, contract, gain, offset, pull, grad_y,
-    grad_x, channel_sums, output_sums, grad_expand, grad_contract, hidden_sums, L, C, R, O, eps, span,
+    grad_x, channel_sums, output_sums, grad_expand, grad_contract, hidden_sums, L, C, R, O, height, width, eps, span,
     M: tl.constexpr, BC: tl.constexpr, BH: tl.constexpr, BO: tl.constexpr,
-    LAYER: tl.constexpr, GRN: tl.constexpr, EXACT: tl.constexpr, WIDEN: tl.constexpr,
+    LAYER: tl.constexpr, GRN: tl.constexpr, UP: tl.constexpr, EXACT: tl.constexpr, WIDEN: tl.constexpr,
 ):  # fmt: skip
     """Do what `backward_data` and `backward_weights` do at once, where all hidden channels are one chunk.
 
@@ -296,7 +341,7 @@ def backward_whole(
         inside = tl.arange(0, M) < L - start
         standard, factor = standardised(h, mean, scale, case, start, L, C, eps, M, BC, LAYER)
         x = cast(standard * weight[None, :] + shift[None, :], dtype, WIDEN)
-        grad = load_rows(grad_y, case, start, L, O, M, BO)
+        grad = load_rows(grad_y, output_rows(case, start, L, height, width, UP, M), inside, O, BO)
         output_sum += tl.sum(grad.to(tl.float32), 0)
         inner, response = hidden_gradient(
             x, cast(grad, dtype, WIDEN), rows, columns, expand_bias, gain, offset, pull, case, 0, R, inside,
@@ -308,7 +353,8 @@ def backward_whole(
         along = product(cast(inner, dtype, WIDEN), rows, tl.zeros((M, BC), tl.float32), WIDEN)
         straight_sum += tl.sum(along, 0)
         along_sum += tl.sum(along * standard, 0)
-        store_rows(grad_x, through_norm(along, standard, weight, factor, C, LAYER), case, start, L, C, M, BC, WIDEN)
+        row = case.to(tl.int64) * L + start + tl.arange(0, M)
+        store_rows(grad_x, through_norm(along, standard, weight, factor, C, LAYER), row, inside, C, BC, WIDEN)
     store_vector(channel_sums + slot * 2 * C, straight_sum, 0, C, BC)
     store_vector(channel_sums + (slot * 2 + 1) * C, along_sum, 0, C, BC)
     store_vector(output_sums + slot * O, output_sum, 0, O, BO)
@@ -317,21 +363,22 @@ def backward_whole(
     store_vector(hidden_sums + slot * R, hidden_sum, 0, R, BH)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["L"])
 def finish(grad, h, mean, factor, tilt, level, L, C, M: tl.constexpr, BC: tl.constexpr, WIDEN: tl.constexpr):
     """Take the norm's centring back, in place: grad = factor * grad - tilt * (h - mean) - level, (N, C) each.
 
     Passes: reads grad and h, writes grad. Grid: tiles of voxels, cases.
     """
     start, case = tl.program_id(0).to(tl.int64) * M, tl.program_id(1)
-    along = load_rows(grad, case, start, L, C, M, BC).to(tl.float32)
-    x = load_rows(h, case, start, L, C, M, BC).to(tl.float32) - load_vector(mean + case * C, 0, C, BC)[None, :]
+    row, inside = case.to(tl.int64) * L + start + tl.arange(0, M), tl.arange(0, M) < L - start
+    along = load_rows(grad, row, inside, C, BC).to(tl.float32)
+    x = load_rows(h, row, inside, C, BC).to(tl.float32) - load_vector(mean + case * C, 0, C, BC)[None, :]
     along = along * load_vector(factor + case * C, 0, C, BC)[None, :]
     along -= x * load_vector(tilt + case * C, 0, C, BC)[None, :] + load_vector(level + case * C, 0, C, BC)[None, :]
-    store_rows(grad, along, case, start, L, C, M, BC, WIDEN)
+    store_rows(grad, along, row, inside, C, BC, WIDEN)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["L", "span"])
 def slab_moments(h, sums, L, C, span, M: tl.constexpr, BC: tl.constexpr):
     """Write each slab's mean and sum of squared differences from it: sums (N, P, 2, C). Reads h once.
 
@@ -344,9 +391,11 @@ def slab_moments(h, sums, L, C, span, M: tl.constexpr, BC: tl.constexpr):
         start = begin + step
         count = tl.minimum(L - start, M).to(tl.float32)
         if count > 0:
-            x = load_rows(h, case, start, L, C, M, BC).to(tl.float32)
+            inside = tl.arange(0, M) < L - start
+            row = case.to(tl.int64) * L + start + tl.arange(0, M)
+            x = load_rows(h, row, inside, C, BC).to(tl.float32)
             centre = tl.sum(x, 0) / count
-            x = tl.where((tl.arange(0, M) < L - start)[:, None], x - centre[None, :], 0.0)
+            x = tl.where(inside[:, None], x - centre[None, :], 0.0)
             rest = tl.sum(x, 0) / count  # what rounding left of the mean, far from zero
             delta, share = centre + rest - mean, count / (count + step)
             squares += tl.sum(x * x, 0) - count * rest * rest + delta * delta * (share * step)
@@ -356,11 +405,12 @@ def slab_moments(h, sums, L, C, span, M: tl.constexpr, BC: tl.constexpr):
     store_vector(sums + (slot + 1) * C, squares, 0, C, BC)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["L", "height", "width", "span"])
 def responses(
-    h, mean, scale, norm_weight, norm_bias, expand, expand_bias, contract, grad_y, sums, L, C, R, O, eps, span,
+    h, mean, scale, norm_weight, norm_bias, expand, expand_bias, contract, grad_y, sums,
+    L, C, R, O, height, width, eps, span,
     M: tl.constexpr, BC: tl.constexpr, BH: tl.constexpr, BO: tl.constexpr,
-    LAYER: tl.constexpr, GRADIENT: tl.constexpr, EXACT: tl.constexpr, WIDEN: tl.constexpr,
+    LAYER: tl.constexpr, GRADIENT: tl.constexpr, UP: tl.constexpr, EXACT: tl.constexpr, WIDEN: tl.constexpr,
 ):  # fmt: skip
     """Write each slab's sum over voxels of the hidden activation squared, or (GRADIENT) times the gradient behind it.
 
@@ -378,12 +428,14 @@ def responses(
     begin = slab.to(tl.int64) * span
     for step in range(0, span, M):
         start = begin + step
+        inside = tl.arange(0, M) < L - start
         standard, _ = standardised(h, mean, scale, case, start, L, C, eps, M, BC, LAYER)
         x = cast(standard * weight[None, :] + shift[None, :], dtype, WIDEN)
         wide = product(x, tl.trans(rows), tl.zeros((M, BH), tl.float32), WIDEN) + bias
-        wide = tl.where((tl.arange(0, M) < L - start)[:, None], wide * normal_cdf(wide, EXACT), 0.0)
+        wide = tl.where(inside[:, None], wide * normal_cdf(wide, EXACT), 0.0)
         if GRADIENT:
-            grad = cast(load_rows(grad_y, case, start, L, O, M, BO), dtype, WIDEN)
+            grad = load_rows(grad_y, output_rows(case, start, L, height, width, UP, M), inside, O, BO)
+            grad = cast(grad, dtype, WIDEN)
             total += tl.sum(wide * product(grad, columns, tl.zeros((M, BH), tl.float32), WIDEN), 0)
         else:
             total += tl.sum(wide * wide, 0)

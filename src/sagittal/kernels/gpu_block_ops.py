@@ -1,5 +1,6 @@
 """The fused tail of a MedNeXt block on a GPU as PyTorch operators: for autograd, torch.compile and the rest.
 
+For blocks that are not computed as a whole (`gpu_block_autograd`), because plain PyTorch convolves faster, say.
 `sagittal::tail` takes what the CPU's `sagittal::expand_contract` does not: statistics that came with the depthwise
 convolution, the norm over channels, GRN. torch.compile, export and fake tensors see its shapes only.
 """
@@ -12,9 +13,67 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sagittal.kernels import gpu_block, gpu_grn
+from sagittal.kernels import choice, gpu_block, gpu_grn
 from sagittal.kernels.gpu_block import Tail
+from sagittal.kernels.gpu_block_autograd import drawn, drawn_volume, plain_tail
+from sagittal.kernels.gpu_block_whole import How
 from sagittal.kernels.gpu_grn import Responses
+
+
+def tail_on_gpu(
+    h: Tensor, weights: Sequence[Tensor], residual: Tensor | None, grn: tuple[Tensor, Tensor] | None, how: How
+) -> Tensor | None:
+    """Return `block_tail`, or None where the Triton kernels are not to compute it.
+
+    Args:
+        h: as in `block_tail`.
+        weights: as in `block_tail`.
+        residual: as in `block_tail`.
+        grn: gamma and beta, or None.
+        how: norm, epsilon and kind of GRN; the rest is not looked at.
+    """
+    h, residual = choice.as_autocast(h), None if residual is None else choice.as_autocast(residual)
+    if choice.way(h, residual, *weights, *(grn or ())) is None:
+        return None
+    kind = 0 if grn is None else 2 if how.by_sum else 1
+    widths = (h.shape[1], weights[2].shape[0], weights[4].shape[0])
+    details = (*widths, int(how.layer), kind, int(residual is not None))
+    if not choice.decide(choice.job_of("tail of any norm", h, details, [residual, *weights]), _rivals):
+        return None
+    return _with(h, weights, residual, grn, how)
+
+
+def _with(
+    h: Tensor, weights: Sequence[Tensor], residual: Tensor | None, grn: tuple[Tensor, Tensor] | None, how: How
+) -> Tensor:
+    responses = None if grn is None else Responses(*grn, how.by_sum)
+    return block_tail(h, weights, grn=responses, residual=residual, eps=how.eps, layer_norm=how.layer)
+
+
+def _rivals(job: choice.Job, size: tuple[int, int, int]) -> choice.Rivals:
+    """Return both forms of a tail for a trial."""
+    channels, wide, outputs, layer, kind, is_added = job.details
+    how = How(layer=bool(layer), by_sum=kind == 2)
+    shapes = [(channels,), (channels,), (wide, channels), (wide,), (outputs, wide), (outputs,)]
+    shapes += [(wide,), (wide,)] if kind else []
+    tensors = [drawn_volume(channels, size, job, seed=0)]
+    tensors += [drawn(shape, job, seed=2 + index) for index, shape in enumerate(shapes)]
+    if is_added:
+        tensors.append(drawn_volume(outputs, size, job, seed=1))
+
+    def sorted_out(given: Sequence[Tensor]) -> tuple[list[Tensor], tuple[Tensor, Tensor] | None, Tensor | None]:
+        return list(given[1:7]), (given[7], given[8]) if kind else None, given[-1] if is_added else None
+
+    def kernels(*given: Tensor) -> Tensor:
+        weights, grn, residual = sorted_out(given)
+        return _with(given[0], weights, residual, grn, how)
+
+    def plain(*given: Tensor) -> Tensor:
+        weights, grn, residual = sorted_out(given)
+        y = plain_tail(given[0], weights, grn, how)
+        return y if residual is None else residual + y
+
+    return choice.Rivals(kernels, plain, tensors)
 
 
 def block_tail(

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 if TYPE_CHECKING:
-    from sagittal.kernels.gpu_block import Tail
+    from sagittal.kernels.gpu_block import Tail, Up
 
 _HIDDEN = 1 << 24
 
@@ -33,6 +33,11 @@ class _Part(NamedTuple):
 
 def forward(h: Tensor, residual: Tensor | None, tail: Tail, y: Tensor) -> None:
     """Write what `gpu_block.forward` returns into y."""
+    if tail.up is not None:
+        small = y.new_empty((*h.shape[:2], y.shape[2]))
+        forward(h, None, tail._replace(up=None), small)
+        _place(small, residual, tail.up, y)
+        return
     contract, bias = _matrix(tail.weights[4], h), tail.weights[5].to(h.dtype)
     for part in _parts(h, tail):
         ours = torch.addmm(bias, _responded(part, tail), contract.t())
@@ -43,6 +48,7 @@ def forward(h: Tensor, residual: Tensor | None, tail: Tail, y: Tensor) -> None:
 
 def gradients(h: Tensor, grad_y: Tensor, tail: Tail, pull: Tensor | None) -> list[Tensor]:
     """Return what the backward kernels do, in their order: with sums for each case."""
+    grad_y, tail = _behind_front(grad_y, tail)
     expand, contract = _matrix(tail.weights[2], h), _matrix(tail.weights[4], h)
     cases, _, channels = h.shape
     hidden, outputs = expand.shape[0], contract.shape[0]
@@ -79,6 +85,8 @@ def gradients(h: Tensor, grad_y: Tensor, tail: Tail, pull: Tensor | None) -> lis
 
 def hidden_sums(h: Tensor, grad_y: Tensor | None, tail: Tail) -> Tensor:
     """Return what `gpu_block.hidden_sums` does."""
+    if grad_y is not None:
+        grad_y, tail = _behind_front(grad_y, tail)
     contract = _matrix(tail.weights[4], h)
     sums = h.new_zeros((h.shape[0], contract.shape[1]), dtype=torch.float32)
     for part in _parts(h, tail):
@@ -86,6 +94,30 @@ def hidden_sums(h: Tensor, grad_y: Tensor | None, tail: Tail) -> Tensor:
         other = response if grad_y is None else grad_y[part.case, part.voxels].to(h.dtype) @ contract
         sums[part.case] += (response * other).sum(0)
     return sums
+
+
+def _place(small: Tensor, residual: Tensor | None, up: Up, y: Tensor) -> None:
+    """Write residual + small behind the front planes + odd into an up block's result."""
+    cases, _, outputs = y.shape
+    grid = y.view(cases, *up.full, outputs)
+    if residual is None:
+        y.zero_()
+    else:
+        y.copy_(residual)
+    behind = grid[:, *(slice(int(twice), None) for twice in up.doubled)]
+    behind.add_(small.view(cases, *up.size, outputs))
+    if up.odd is not None:
+        odd = behind[:, *(slice(None, None, 1 + twice) for twice in up.doubled)]
+        odd.add_(up.odd.view(odd.shape))
+
+
+def _behind_front(grad_y: Tensor, tail: Tail) -> tuple[Tensor, Tail]:
+    """Return an up block's gradient at the voxels of h, and the tail without the rest."""
+    if tail.up is None:
+        return grad_y, tail
+    grid = grad_y.view(grad_y.shape[0], *tail.up.full, grad_y.shape[2])
+    behind = grid[:, *(slice(int(twice), None) for twice in tail.up.doubled)]
+    return behind.flatten(1, 3), tail._replace(up=None)
 
 
 def _parts(h: Tensor, tail: Tail) -> Iterator[_Part]:

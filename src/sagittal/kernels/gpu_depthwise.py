@@ -11,7 +11,7 @@ stride 1 is an ordinary one with the kernel flipped (`flipped_axes`).
 """
 
 import importlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import cache
 from types import ModuleType
@@ -36,11 +36,47 @@ _REGISTERS: Final = 128
 """Of a thread at the most, so that two programs of eight warps share a processor's 65536."""
 
 
+_LEAST_PLANE: Final = 256
+"""Positions of a plane from which on a tile of 16 patches is filled."""
+_LEAST_CHANNELS: Final = 8
+_HALF: Final = (torch.bfloat16, torch.float16)
+_Sizes = tuple[int, int, int]
+_BANDS: Final[Mapping[tuple[int, torch.dtype], _Sizes]] = {
+    (kernel, dtype): sizes for kernel, sizes in {3: (4, 16, 3), 5: (4, 16, 2), 7: (2, 8, 2)}.items() for dtype in _HALF
+}
+"""(Largest kernel, dtype) to rows of a patch, channels and stages of loads, where banded products are faster."""
+_WEIGHT_BANDS: Final[Mapping[tuple[int, torch.dtype], _Sizes]] = {
+    (kernel, dtype): sizes for kernel, sizes in {3: (4, 16, 2), 5: (2, 8, 2), 7: (4, 8, 2)}.items() for dtype in _HALF
+}
+"""The same for the gradient of the taps."""
+_BAND_MEMORY: Final = 176 * 1024
+"""Bytes of shared memory that the largest of these programs takes: an H100 has them, an A100 has not."""
+_SUMS: Final = 25
+"""Banded sums of the taps' gradient that a thread can hold, four registers each."""
+
+
 class _Tile(NamedTuple):
     height: int
     width: int
     channels: int
     warps: int
+
+
+class _Band(NamedTuple):
+    """Sixteen patches of rows x 8 positions, so many side by side, and channels, one for each warp."""
+
+    rows: int
+    across: int
+    channels: int
+    stages: int
+
+    @property
+    def height(self) -> int:
+        return 16 // self.across * self.rows
+
+    @property
+    def width(self) -> int:
+        return 8 * self.across
 
 
 def mode_of(strides: Sequence[int], *, transposed: bool) -> int:
@@ -142,44 +178,48 @@ def _convolve(
 ) -> tuple[Tensor, Tensor | None]:
     samples, depth, height, width, channels = x.shape
     modes = modes_of(mode)
-    is_slide = modes == (1, 1, 1)
-    halves = [each == TRANSPOSED for each in modes]
-    positions = [(size + 1) // 2 if half else size for size, half in zip(out, halves, strict=True)]
+    band = _band(x, kernel, modes, _BANDS)
+    hold = kernel[0] * kernel[1] * kernel[2] <= 27
     # Two positions of two channels are a thread's: for kernel 3, 124 registers, of which 54 are taps and 12 sums, and
     # 270 instructions per plane for 108 multiply-adds (ptxas for sm_90). Taps that do not stay are shared by four.
-    hold = kernel[0] * kernel[1] * kernel[2] <= 27
-    tile = _tile(channels, rows=8 if hold or not is_slide else 16)
-    tiles_h, tiles_w, tiles_c = (
-        _parts(positions[1], tile.height),
-        _parts(positions[2], tile.width),
-        _parts(channels, tile.channels),
-    )
+    tile = band or _tile(channels, rows=8 if hold or modes != (1, 1, 1) else 16)
+    halves = [each == TRANSPOSED for each in modes]
+    positions = [(size + 1) // 2 if half else size for size, half in zip(out, halves, strict=True)]
+    tiles = _parts(positions[1], tile.height), _parts(positions[2], tile.width), _parts(channels, tile.channels)
     classes = 2 ** sum(halves)
-    run = _run(positions[0], tiles_h * tiles_w * tiles_c * classes * samples)
+    run = _run(positions[0], tiles[0] * tiles[1] * tiles[2] * classes * samples)
     runs = _parts(positions[0], run)
     y = x.new_empty((samples, *out, channels))
     parts = None
     if moments:
-        parts = x.new_empty((samples, classes * runs * tiles_h * tiles_w, 3, channels), dtype=torch.float32)
+        parts = x.new_empty((samples, classes * runs * tiles[0] * tiles[1], 3, channels), dtype=torch.float32)
     tensors = _dense(x, taps, x if bias is None else bias, x if add is None else add, y, y if parts is None else parts)
     flags = {"HAS_BIAS": bias is not None, "HAS_ADD": add is not None, "MOMENTS": moments, "CUTS": _interpreted()}
-    blocks = {"BLOCK_H": tile.height, "BLOCK_W": tile.width, "BLOCK_C": tile.channels, "VECTOR": _VECTOR}
-    options = {"num_warps": tile.warps, "maxnreg": _REGISTERS}
-    taps_of = dict(zip(("KD", "KH", "KW"), kernel, strict=True))
-    grid = (tiles_h * tiles_w * tiles_c, classes * runs, samples)
+    options = {**dict(zip(("KD", "KH", "KW"), kernel, strict=True)), **flags, **_options(tile)}
+    grid = (tiles[0] * tiles[1] * tiles[2], classes * runs, samples)
     with _on(x):
-        if is_slide:
-            _programs().slide[grid](
-                *tensors, depth, height, width, channels, run, tiles_h, tiles_w, tiles_c, HOLD=hold,
-                **taps_of, **flags, **blocks, **options,
-            )  # fmt: skip
+        if band is not None:
+            _bands().band_slide[grid](*tensors, depth, height, width, channels, run, *tiles, **options)
+        elif modes == (1, 1, 1):
+            _programs().slide[grid](*tensors, depth, height, width, channels, run, *tiles, HOLD=hold, **options)
         else:
             by_axis = dict(zip(("MODE_D", "MODE_H", "MODE_W"), modes, strict=True))
-            _programs().gather[grid](
-                *tensors, depth, height, width, channels, *out, run, tiles_h, tiles_w, tiles_c,
-                **taps_of, **by_axis, **flags, **blocks, **options,
-            )  # fmt: skip
+            _programs().gather[grid](*tensors, depth, height, width, channels, *out, run, *tiles, **by_axis, **options)
     return y, parts
+
+
+def _options(tile: _Tile | _Band) -> dict[str, int]:
+    """Return the constants and compiler's options of a tile."""
+    if isinstance(tile, _Band):
+        blocks = {"ROWS": tile.rows, "ACROSS": tile.across, "BLOCK_C": tile.channels}
+        return {
+            **blocks,
+            "num_warps": tile.channels,
+            "num_stages": tile.stages,
+            "maxnreg": min(255, 2048 // tile.channels),
+        }
+    blocks = {"BLOCK_H": tile.height, "BLOCK_W": tile.width, "BLOCK_C": tile.channels, "VECTOR": _VECTOR}
+    return {**blocks, "num_warps": tile.warps, "maxnreg": _REGISTERS}
 
 
 def _merged(parts: Tensor) -> Tensor:
@@ -197,23 +237,32 @@ def _merged(parts: Tensor) -> Tensor:
 def _weight_grad(x: Tensor, grad: Tensor, kernel: Sequence[int], strides: Sequence[int]) -> tuple[Tensor, Tensor]:
     samples, depth, height, width, channels = x.shape
     out = grad.shape[1:4]
-    tile = _tile(channels, rows=4)  # one position of two channels: 54 sums, 108 registers
+    band = _band(x, kernel, strides, _WEIGHT_BANDS) if x.dtype == grad.dtype else None
+    tile = band or _tile(channels, rows=4)  # one position of two channels: 54 sums, 108 registers
     tiles_h, tiles_w = _parts(out[1], tile.height), _parts(out[2], tile.width)
     tiles_c = _parts(channels, tile.channels)
     run = _run(out[0], tiles_h * tiles_w * tiles_c * samples)
     runs = _parts(out[0], run)
-    # A thread holds two sums for each tap: 54 registers for 27 taps. Larger kernels take a row of taps at a time.
-    rows = kernel[1] if kernel[0] * kernel[1] * kernel[2] <= 27 else 1
     count = kernel[0] * kernel[1] * kernel[2]
     parts = x.new_empty((samples * runs * tiles_h * tiles_w, count + 1, channels), dtype=torch.float32)
+    tensors = _dense(x, grad, parts)
+    grid = (tiles_h * tiles_w * tiles_c, samples * runs)
+    options = {**dict(zip(("KD", "KH", "KW"), kernel, strict=True)), **_options(tile)}
     with _on(x):
-        _programs().weight_parts[(tiles_h * tiles_w * tiles_c, samples * runs, kernel[1] // rows)](
-            *_dense(x, grad, parts), depth, height, width, channels, *out, run, runs, tiles_w, tiles_c,
-            KD=kernel[0], KH=kernel[1], KW=kernel[2], ROWS=rows,
-            STRIDE_D=strides[0], STRIDE_H=strides[1], STRIDE_W=strides[2],
-            BLOCK_H=tile.height, BLOCK_W=tile.width, BLOCK_C=tile.channels, VECTOR=_VECTOR,
-            num_warps=tile.warps, maxnreg=_REGISTERS,
-        )  # fmt: skip
+        if band is not None:
+            planes = kernel[0] if kernel[0] * kernel[1] <= _SUMS else 1
+            _bands().band_weight_parts[(*grid, kernel[0] // planes)](
+                *tensors, depth, height, width, channels, run, runs, tiles_w, tiles_c,
+                PLANES=planes, CUTS=_interpreted(), **options,
+            )  # fmt: skip
+        else:
+            # A thread holds two sums for each tap: 54 registers for 27 taps. Larger kernels take a row at a time.
+            rows = kernel[1] if count <= 27 else 1
+            by_axis = dict(zip(("STRIDE_D", "STRIDE_H", "STRIDE_W"), strides, strict=True))
+            _programs().weight_parts[(*grid, kernel[1] // rows)](
+                *tensors, depth, height, width, channels, *out, run, runs, tiles_w, tiles_c,
+                ROWS=rows, **by_axis, **options,
+            )  # fmt: skip
     total = parts.sum(0)
     return total[:-1], total[-1]
 
@@ -221,6 +270,33 @@ def _weight_grad(x: Tensor, grad: Tensor, kernel: Sequence[int], strides: Sequen
 def _tile(channels: int, *, rows: int) -> _Tile:
     """Return the tile with so many rows of four positions; where channels are few, positions make up for them."""
     return _Tile(rows, 4, 32, 8) if channels > 16 else _Tile(rows, 8, 16, 8)
+
+
+def _band(
+    x: Tensor, kernel: Sequence[int], modes: Sequence[int], sizes_of: Mapping[tuple[int, torch.dtype], _Sizes]
+) -> _Band | None:
+    """Choose the path: the tile of a banded product on tensor cores, or None where the CUDA cores multiply.
+
+    This is the one place that does; docs/kernels.md has the estimate behind it.
+    """
+    _, _, height, width, channels = x.shape
+    sizes = sizes_of.get((max(kernel), x.dtype))
+    if sizes is None or kernel[2] == 1 or tuple(modes) != (1, 1, 1):
+        return None
+    if height * width < _LEAST_PLANE or channels < _LEAST_CHANNELS:
+        return None  # most of a tile would lie outside
+    if x.is_cuda and _shared_memory(x.device) < _BAND_MEMORY:
+        return None
+    shapes = [_Band(sizes[0], across, *sizes[1:]) for across in (4, 2, 1)]
+    return min(shapes, key=lambda band: _parts(height, band.height) * _parts(width, band.width))
+
+
+@cache
+def _shared_memory(device: torch.device) -> int:
+    """Return the bytes of shared memory that a program may have."""
+    properties = torch.cuda.get_device_properties(device)
+    # PyTorch's stubs do not know the name, and its AMD build has no such number.
+    return int(getattr(properties, "shared_memory_per_block_optin", 0))
 
 
 def _run(planes: int, programs: int) -> int:
@@ -247,6 +323,11 @@ def _on(x: Tensor) -> AbstractContextManager[object]:
 def _programs() -> ModuleType:
     """Import the programs at their first use: Triton may be absent, and is half a second elsewhere."""
     return importlib.import_module("sagittal.kernels.gpu_depthwise_kernels")
+
+
+@cache
+def _bands() -> ModuleType:
+    return importlib.import_module("sagittal.kernels.gpu_depthwise_band_kernels")
 
 
 @cache

@@ -1,7 +1,8 @@
 """Depthwise convolutions whose kernel and stride differ between the axes, for volumes with one coarse axis.
 
-Where all axes have the same, the fused kernels compute. Where nothing is mixed along D (a kernel and a stride of 1
-there), each plane is a picture, and the same kernels compute in 2D. What is left runs as PyTorch's own convolution.
+Where all axes have the same, the fused kernels compute; the Triton kernels of a GPU take any mixture. On a CPU, where
+nothing is mixed along D (a kernel and a stride of 1 there), each plane is a picture, and the same kernels compute in
+2D. What is left runs as PyTorch's own convolution.
 Letters: N batch, C channels, D H W space, slow to fast; in 2D there is no D.
 """
 
@@ -17,7 +18,7 @@ from torch.nn import functional as F
 from sagittal.errors import PlanError
 from sagittal.kernels import depthwise_conv, depthwise_conv_transpose, native, prefers_channels_last
 from sagittal.kernels.bf16 import unconverted
-from sagittal.kernels.depthwise import plain_conv, plain_transpose
+from sagittal.kernels.depthwise import per_axis_on_gpu, plain_conv, plain_transpose
 
 PerAxis = int | Sequence[int]
 """One number for all spatial axes, or one for each, D, H, W."""
@@ -94,6 +95,9 @@ def depthwise(x: Tensor, weight: Tensor, bias: Tensor | None, strides: tuple[int
     sizes = tuple(weight.shape[2:])
     if len(set(sizes)) == len(set(strides)) == 1:
         return depthwise_conv(x, weight, bias, stride=strides[0])
+    y = per_axis_on_gpu(x, weight, bias, strides, transposed=False)
+    if y is not None:
+        return y
     if _is_stack(x, sizes, strides):
         return _by_plane(x, lambda planes: depthwise(planes, weight.squeeze(2), bias, strides[1:]))
     return plain_conv(x, weight, bias, strides)
@@ -107,6 +111,9 @@ def depthwise_transpose(x: Tensor, weight: Tensor, bias: Tensor | None, strides:
     sizes = tuple(weight.shape[2:])
     if len(set(sizes)) == 1 and set(strides) == {2}:
         return depthwise_conv_transpose(x, weight, bias)
+    y = per_axis_on_gpu(x, weight, bias, strides, transposed=True)
+    if y is not None:
+        return y
     if _is_stack(x, sizes, strides):
         return _by_plane(x, lambda planes: depthwise_transpose(planes, weight.squeeze(2), bias, strides[1:]))
     return plain_transpose(x, weight, bias, strides)

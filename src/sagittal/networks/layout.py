@@ -26,6 +26,13 @@ def to_preferred_layout(x: Tensor) -> Tensor:
     return x.contiguous(memory_format=torch.channels_last_3d if x.ndim == 5 else torch.channels_last)
 
 
+def as_weight(x: Tensor, weight: Tensor) -> Tensor:
+    """Return `x` in the dtype of a weight that was kept in float32 for it; as it is under autocast."""
+    if x.dtype == weight.dtype or (x.is_cuda and torch.is_autocast_enabled("cuda")):
+        return x
+    return x.to(weight.dtype)
+
+
 def divide_up(size: int, by: int) -> int:
     """Return size / by, rounded up.
 

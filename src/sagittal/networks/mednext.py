@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from sagittal.errors import PlanError, did_you_mean
 from sagittal.kernels import pointwise
 from sagittal.networks.layout import (
+    as_weight,
     check_input,
     convolution_class,
     crop_end,
@@ -50,7 +51,8 @@ class MedNeXtHead(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (N, in_channels, D, H, W) to (N, num_classes, D, H, W)."""
-        return pointwise(x, self.conv_out.weight.transpose(0, 1), self.conv_out.bias)
+        weight = self.conv_out.weight.transpose(0, 1)
+        return pointwise(as_weight(x, weight), weight, self.conv_out.bias)
 
 
 class MedNeXt(nn.Module):

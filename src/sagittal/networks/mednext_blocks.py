@@ -2,8 +2,8 @@
 
 Written from arXiv 2303.09975 (section 2) and the tensor names and shapes of the official weights. A block is a
 depthwise convolution (`conv1`), a normalisation (`norm`), and a chain of expansion, GELU, optional GRN and contraction
-(`conv2`, `conv3`). The submodules own the weights in their official shapes; `sagittal.kernels` computes with them,
-fused where the norm is per channel and there is no GRN.
+(`conv2`, `conv3`). The submodules own the weights in their official shapes; `sagittal.kernels` computes with them:
+on a GPU as whole blocks, whatever is in them, on a CPU fused where the norm is per channel and there is no GRN.
 """
 
 from __future__ import annotations
@@ -20,11 +20,16 @@ from sagittal.errors import PlanError
 from sagittal.kernels import TailWeights, expand_contract, mednext_block, mednext_up_block, pointwise
 from sagittal.kernels.bf16 import unconverted
 from sagittal.kernels.block import tail_on_gpu
+from sagittal.kernels.choice import takes_kernels
 from sagittal.kernels.depthwise import usable, usable_in_graph
+from sagittal.kernels.gpu_block_autograd import whole_block
+from sagittal.kernels.gpu_block_ops import tail_on_gpu as any_tail_on_gpu
+from sagittal.kernels.gpu_block_whole import How, Parts
 from sagittal.kernels.native import LANES
+from sagittal.kernels.response_norm import global_response_norm
 from sagittal.networks.depthwise_axes import PerAxis, depthwise, depthwise_transpose, pad_front, per_axis, strided
 from sagittal.networks.layout import convolution_class, transposed_class
-from sagittal.networks.mednext_norms import ChannelGroupNorm, Grn, Norm, channel_norm, global_response_norm
+from sagittal.networks.mednext_norms import ChannelGroupNorm, Grn, Norm, channel_norm
 
 Checkpointing = Literal["none", "expansion", "block"]
 CHECKPOINTING: tuple[Checkpointing, ...] = ("none", "expansion", "block")
@@ -110,6 +115,37 @@ class _Block(nn.Module, ABC):
     def _residual_module(self, convolution: Callable[..., Convolution]) -> Convolution:
         return convolution(self.in_channels, self.out_channels, kernel_size=1, stride=self.strides)
 
+    def _on_gpu(self, x: Tensor, skip: Tensor | None = None) -> Tensor | None:
+        """Return the block, plus `skip`, by the Triton kernels of whole blocks, or None where they don't compute."""
+        if not takes_kernels(x):
+            return None
+        path = getattr(self, "res_conv", None)
+        is_turned = isinstance(path, nn.ConvTranspose2d | nn.ConvTranspose3d)
+        matrix = None if path is None else path.weight.transpose(0, 1) if is_turned else path.weight
+        parts = Parts(
+            self.conv1.weight,
+            self.conv1.bias,
+            self._tail_weights(),
+            matrix,
+            None if path is None else path.bias,
+            self._grn_parts(),
+        )
+        return whole_block(x, skip, parts, self._how())
+
+    def _how(self) -> How:
+        d, h, w = (1,) * (3 - self.spatial_dims) + self.strides
+        return How(
+            (d, h, w),
+            transposed=isinstance(self.conv1, nn.ConvTranspose2d | nn.ConvTranspose3d),
+            identity=self.residual and not hasattr(self, "res_conv"),
+            eps=self.norm.eps,
+            layer=not isinstance(self.norm, ChannelGroupNorm),
+            by_sum=self.grn == "v2",
+        )
+
+    def _grn_parts(self) -> tuple[Tensor, Tensor] | None:
+        return (self.grn_gamma, self.grn_beta) if self.grn else None
+
     def _tail(self, h: Tensor, residual: Tensor | None, extra_bias: Tensor | None = None) -> Tensor:
         """Return residual + conv3(GRN(GELU(conv2(norm(h))))) + `extra_bias` (out_channels,) at every voxel."""
         if not self._recomputes_expansion(h):
@@ -121,6 +157,10 @@ class _Block(nn.Module, ABC):
     def _expand(self, h: Tensor, residual: Tensor | None, extra_bias: Tensor | None) -> Tensor:
         if self._fusible():
             return expand_contract(h, self._tail_weights(extra_bias), residual=residual, eps=self.norm.eps)
+        if takes_kernels(h):
+            fused = any_tail_on_gpu(h, self._tail_weights(extra_bias), residual, self._grn_parts(), self._how())
+            if fused is not None:
+                return fused
         wide = nn.functional.gelu(pointwise(self.norm(h), self.conv2.weight, self.conv2.bias))
         if self.grn:
             wide = global_response_norm(wide, self.grn_gamma, self.grn_beta, by_sum=self.grn == "v2")
@@ -217,6 +257,9 @@ class MedNeXtBlock(_Block):
             )
 
     def _compute(self, x: Tensor) -> Tensor:
+        y = self._on_gpu(x)
+        if y is not None:
+            return y
         if self._fusible() and len(set(self.kernel_size)) == 1 and not self._recomputes_expansion(x):
             return mednext_block(
                 x, self.conv1.weight, self.conv1.bias, self._tail_weights(), residual=self.residual, eps=self.norm.eps
@@ -244,6 +287,9 @@ class MedNeXtDownBlock(_Block):
             self.res_conv = self._residual_module(convolution_class(self.spatial_dims))
 
     def _compute(self, x: Tensor) -> Tensor:
+        y = self._on_gpu(x)
+        if y is not None:
+            return y
         residual = None
         if self.residual:
             residual = pointwise(strided(x, self.strides), self.res_conv.weight, self.res_conv.bias)
@@ -277,6 +323,8 @@ class MedNeXtUpBlock(_Block):
         if skip is None:
             return super().forward(x)
         y = self._fused(x, skip)
+        if y is None and not (self.checkpointing == "block" and self.training):
+            y = self._on_gpu(x, skip)
         return skip + super().forward(x) if y is None else y
 
     def _fused(self, x: Tensor, skip: Tensor) -> Tensor | None:
@@ -288,6 +336,9 @@ class MedNeXtUpBlock(_Block):
         return mednext_up_block(x, self.conv1.weight, self.conv1.bias, weights, residual, skip, eps=self.norm.eps)
 
     def _compute(self, x: Tensor) -> Tensor:
+        whole = self._on_gpu(x)
+        if whole is not None:
+            return whole
         h = depthwise_transpose(x, self.conv1.weight, self.conv1.bias, self.strides)
         y = self._tail(h, None, self.res_conv.bias if self.residual else None)
         if not self.residual:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from sagittal.kernels import native
+from sagittal.kernels import choice, native
 
 VolumeNorm = Literal["batch", "group"]
 
@@ -71,13 +71,15 @@ def normalise(norm: nn.Module, x: Tensor) -> Tensor:
 
 
 def folds(norm: nn.Module, *tensors: Tensor) -> bool:
-    """Tell whether `norm` may become part of the weights before it: a BatchNorm at inference, eagerly on a CPU.
+    """Tell whether `norm` may become part of the weights before it: a BatchNorm at inference, eagerly, on a CPU or
+    where the GPU kernels compute.
 
     Elsewhere the operators stay as they are written, for autograd, compilers and exported graphs.
     """
     if norm.training or torch.is_grad_enabled() or torch.compiler.is_compiling() or not isinstance(norm, _BatchNorm):
         return False
-    return native.eager(*tensors, norm.weight, norm.bias, norm.running_mean, norm.running_var)
+    read = (*tensors, norm.weight, norm.bias, norm.running_mean, norm.running_var)
+    return native.eager(*read) or choice.way(tensors[0], *read) == "eager"
 
 
 def folded(norm: nn.Module) -> tuple[Tensor, Tensor]:

@@ -91,8 +91,8 @@ class DepthwiseConvolution(nn.Module):
         assert bias is not None
         if folds(self.bn, volume, weight, bias):
             scale, shift = folded(self.bn)
-            kernel = weight * scale.view(-1, *(1,) * (weight.ndim - 1))
-            return depthwise_conv(volume, kernel, torch.addcmul(shift, bias, scale)).movedim(1, -1)
+            kernel = (weight * scale.view(-1, *(1,) * (weight.ndim - 1))).to(weight.dtype)
+            return depthwise_conv(volume, kernel, torch.addcmul(shift, bias, scale).to(bias.dtype)).movedim(1, -1)
         return normalise(self.bn, depthwise_conv(volume, weight, bias)).movedim(1, -1)
 
 

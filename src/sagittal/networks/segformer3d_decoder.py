@@ -4,23 +4,25 @@ As published, the four maps are upsampled to the finest grid, concatenated and f
 convolution is linear and acts per voxel, so it commutes with the upsampling: each map goes through its own columns of
 the weight at its own grid, and the sum of the upsampled products is the same, at a fraction of the multiply-adds.
 
-On a CPU linear interpolation runs as small matrix products, one per axis: several times faster than PyTorch's operator,
-and more so in the backward pass. At inference two more identities hold: BatchNorm becomes part of the weights, and the
-finest map never exists at the decoder's width (`_finest_rows`). Letters: N batch, C the decoder's width, D H W the
+Linear interpolation runs as small matrix products, one per axis: on a CPU several times faster than PyTorch's operator,
+and more so in the backward pass; on a GPU the operator's backward pass adds up atomically, eight sums for each voxel
+and channel, in another order at every run. At inference BatchNorm becomes part of the weights, and on a CPU the finest
+map never exists at the decoder's width (`_finest_rows`). Letters: N batch, C the decoder's width, D H W the
 finest grid (in 2D without D), V = N*D*H*W its voxels.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from functools import lru_cache
 from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
 
-from sagittal.kernels import native
-from sagittal.networks.layout import convolution_class, crop_end
+from sagittal.kernels import choice, native
+from sagittal.networks.layout import as_weight, convolution_class, crop_end
 from sagittal.networks.norms import VolumeNorm, folded, folds, normalise, volume_norm
 
 STAGES = 4
@@ -68,13 +70,19 @@ class Decoder(nn.Module):
         """Map the encoder's grids, finest first, to logits (N, num_classes, D, H, W) at the finest grid."""
         norm = self.linear_fuse[1]
         columns = self._columns()
-        if folds(norm, *grids, *columns):
+        is_folded = folds(norm, *grids, *columns)
+        if is_folded and native.eager(*grids):
             return self._infer(grids, columns)
+        if is_folded:
+            return self._infer_whole(grids, columns)
         fused = _add_upsampled(
             self._projected(0, grids, columns), [self._projected(stage, grids, columns) for stage in range(1, STAGES)]
         )
-        fused = nn.functional.relu(normalise(norm, fused.movedim(-1, 1))).movedim(1, -1)
-        return nn.functional.linear(fused, self.linear_pred.weight.flatten(1), self.linear_pred.bias).movedim(-1, 1)
+        return self._predict(nn.functional.relu(normalise(norm, fused.movedim(-1, 1))).movedim(1, -1))
+
+    def _predict(self, fused: Tensor) -> Tensor:
+        weight, bias = self.linear_pred.weight.flatten(1), self.linear_pred.bias
+        return nn.functional.linear(as_weight(fused, weight), weight, bias).movedim(-1, 1)
 
     def _columns(self) -> list[Tensor]:
         """Return each stage's columns of the fuse (C, C), finest stage first; they stand in the order 4, 3, 2, 1."""
@@ -96,6 +104,14 @@ class Decoder(nn.Module):
         # A voxel's interpolation weights sum to one, so that what all voxels share can go through the smallest map.
         coarse[-1] += shift + constant
         return self._predict_slabs(rows, matrix, _upsampled_but_last(coarse, grids[0].shape[1:-1]), grids[0].shape)
+
+    def _infer_whole(self, grids: Sequence[Tensor], columns: Sequence[Tensor]) -> Tensor:
+        """Do what `forward` does, with BatchNorm in the weights: in one piece, for a GPU's few launches."""
+        scale, shift = folded(self.linear_fuse[1])
+        columns = [(column * scale[:, None]).to(column.dtype) for column in columns]
+        finest, *coarse = (self._projected(stage, grids, columns) for stage in range(STAGES))
+        coarse[-1] = coarse[-1] + shift.to(coarse[-1].dtype)
+        return self._predict(_add_upsampled(finest, coarse).relu_())
 
     def _predict_slabs(self, rows: Tensor, matrix: Tensor, lines: _Lines, shape: torch.Size) -> Tensor:
         weight, bias = self.linear_pred.weight.flatten(1).t(), cast(Tensor, self.linear_pred.bias)
@@ -146,7 +162,7 @@ def _finest_rows(grid: Tensor, projection: StageProjection, column: Tensor) -> t
 def _add_upsampled(finest: Tensor, coarse: Sequence[Tensor]) -> Tensor:
     """Return `finest` (N, D, H, W, C) plus the maps (N, ..., C), each linearly interpolated to its grid."""
     sizes = finest.shape[1:-1]
-    if native.eager(finest, *coarse):
+    if _by_matrices(finest, *coarse):
         lines = _upsampled_but_last(coarse, sizes)
         matrix = lines.matrix.expand(lines.values.shape[0], -1, -1)
         return torch.baddbmm(finest.reshape(-1, *finest.shape[-2:]), matrix, lines.values).view(finest.shape)
@@ -160,9 +176,9 @@ def _upsampled_but_last(coarse: Sequence[Tensor], sizes: torch.Size) -> _Lines:
     for grid in coarse:
         # From the last axis to the first, so that the largest product reads memory in order.
         for axis in reversed(range(1, len(sizes))):
-            grid = _along(grid, axis, interpolation_matrix(grid.shape[axis], sizes[axis - 1]))
+            grid = _along(grid, axis, _weights(grid.shape[axis], sizes[axis - 1], grid.device, grid.dtype))
         lines.append(grid.flatten(0, -3))
-    matrix = torch.cat([interpolation_matrix(grid.shape[-2], sizes[-1]) for grid in coarse], dim=1)
+    matrix = torch.cat([_weights(grid.shape[-2], sizes[-1], grid.device, grid.dtype) for grid in coarse], dim=1)
     return _Lines(torch.cat(lines, dim=1), matrix)
 
 
@@ -171,13 +187,21 @@ def upsample_logits(logits: Tensor, factor: int, sizes: Sequence[int]) -> Tensor
 
     The result is contiguous, corners are not aligned, as in torch.nn.functional.interpolate.
     """
-    if native.eager(logits):
-        result = logits.contiguous()
-        for axis, size in enumerate(sizes, start=2):
-            positions = result.shape[axis]
-            result = _along(result, axis, interpolation_matrix(positions, factor * positions)[:size])
-        return result
+    if _by_matrices(logits):
+        # Three products would round half precision three times, where the operator does it once.
+        with torch.autocast("cuda", enabled=False) if logits.is_cuda else nullcontext():
+            result = logits.contiguous().float()
+            for axis, size in enumerate(sizes, start=2):
+                positions = result.shape[axis]
+                matrix = _weights(positions, factor * positions, result.device, result.dtype)
+                result = _along(result, axis, matrix[:size])
+            return result.to(logits.dtype)
     return crop_end(_interpolate(logits.contiguous(), [factor * size for size in logits.shape[2:]]), tuple(sizes))
+
+
+def _by_matrices(*tensors: Tensor) -> bool:
+    """Tell whether to interpolate by matrix products: eagerly on a CPU, compiled or not where GPU kernels compute."""
+    return native.eager(*tensors) or choice.way(*tensors) is not None
 
 
 def _along(x: Tensor, axis: int, matrix: Tensor) -> Tensor:
@@ -191,16 +215,35 @@ def _along(x: Tensor, axis: int, matrix: Tensor) -> Tensor:
     return product.view(*before, matrix.shape[0], *after)
 
 
+def _weights(positions: int, size: int, device: torch.device, dtype: torch.dtype) -> Tensor:
+    """Return `interpolation_matrix` where it is needed; those of whole multiples are exact in half precision."""
+    if torch.compiler.is_compiling():
+        # Part of the graph: one small kernel, for any size, and no constant of another device.
+        return _matrix(positions, size, device).to(dtype)
+    return _kept_weights(positions, size, device, dtype)
+
+
+@lru_cache(maxsize=256)
+def _kept_weights(positions: int, size: int, device: torch.device, dtype: torch.dtype) -> Tensor:
+    with torch.inference_mode(False):
+        return interpolation_matrix(positions, size).to(device, dtype)
+
+
 @lru_cache(maxsize=256)
 def interpolation_matrix(positions: int, size: int) -> Tensor:
     """Return the weights (size, positions) of linear interpolation of an axis, corners not aligned, float32 on the CPU.
 
     Row i has the two weights of output i, whose centre lies at (i + 1/2) * positions / size - 1/2 of the input.
     """
-    with torch.inference_mode(False), torch.no_grad(), torch.device("cpu"):
-        centres = ((torch.arange(size, dtype=torch.float64) + 0.5) * (positions / size) - 0.5).clamp(0, positions - 1)
-        distance = (centres[:, None] - torch.arange(positions, dtype=torch.float64)).abs()
-        return (1 - distance).clamp(min=0).float()
+    with torch.inference_mode(False), torch.no_grad():
+        return _matrix(positions, size, torch.device("cpu"))
+
+
+def _matrix(positions: int, size: int, device: torch.device) -> Tensor:
+    rows = torch.arange(size, dtype=torch.float64, device=device)
+    centres = ((rows + 0.5) * (positions / size) - 0.5).clamp(0, positions - 1)
+    distance = (centres[:, None] - torch.arange(positions, dtype=torch.float64, device=device)).abs()
+    return (1 - distance).clamp(min=0).float()
 
 
 def _interpolate(x: Tensor, sizes: Sequence[int]) -> Tensor:
