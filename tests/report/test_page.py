@@ -31,7 +31,8 @@ HOSTILE = "<script>alert('x')</script>\"&"
 SHAPE = (6, 9, 12)
 WITHOUT_EXTRAS = tuple(name for name in ALL_METRICS if name != "cldice")
 """Metrics that need no package of an extra."""
-VOID = {"meta", "img", "br", "hr", "link", "input", "image", "rect", "line", "circle", "path", "polyline", "polygon"}
+VOID = {"meta", "img", "br", "wbr", "hr", "link", "input"}
+VOID |= {"image", "rect", "line", "circle", "path", "polyline", "polygon"}
 
 
 def maps(shift: int) -> tuple[np.ndarray, np.ndarray]:
@@ -177,7 +178,7 @@ def test_page_tells_numbers_rules_settings_and_failures(html: str) -> None:
 
 
 def test_table_has_every_case_and_class_lowest_first(html: str) -> None:
-    body = html[html.index('id="cases"') :]
+    body = html[html.index('id="cases"') :].replace("<wbr>", "")
     rows = re.findall(r'<th class="name" scope="row">([^<]*)', body)
     assert rows[0].startswith("&lt;script&gt;")
     assert rows[2::2] == ["case_d", "case_c", "case_b"]

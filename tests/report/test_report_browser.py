@@ -2,35 +2,19 @@
 
 from __future__ import annotations
 
-import os
-import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
-from browser import Browser
 
+from browser import Browser
 from sagittal.evaluation import CaseScore, ClassSet, Evaluation, Failure, evaluate_case
 from sagittal.report.page import Page, highlights, write_report
 from sagittal.report.pictures import view_case
 
-PROGRAMS = ("chromium", "chromium-browser", "google-chrome")
 CLASSES = ClassSet.of_mapping({"liver": 1, "a class with quite a long name that has to be broken": 2})
 SPACING = (3.0, 1.0, 1.0)
 CASES = 12
-
-
-@pytest.fixture(scope="module")
-def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
-    program = next((path for name in PROGRAMS if (path := shutil.which(name))), None)
-    if program is None:
-        reason = "no Chromium on this machine: apt-get install chromium"
-        if os.environ.get("CI") == "true":
-            pytest.fail(reason)
-        pytest.skip(reason)
-    with Browser(program, tmp_path_factory.mktemp("profile")) as browser:
-        yield browser
 
 
 @pytest.fixture(scope="module")
@@ -157,6 +141,28 @@ def test_whole_table_is_there_without_script(browser: Browser, report: Path) -> 
     assert len(column(browser, 1)) == 2 * CASES
     assert browser.value("document.querySelectorAll('#case-table button').length") == 0
     assert not browser.value("document.getElementById('case-tools').offsetWidth")
+
+
+def test_many_rows_come_in_portions_and_a_link_leads_to_any_of_them(
+    browser: Browser, report: Path, tmp_path: Path
+) -> None:
+    html = report.read_text(encoding="utf-8")
+    body = html[html.index("<tbody>", html.index('id="case-table"')) + 7 :].partition("</tbody>")[0]
+    copies = [body] + [body.replace('id="case-', f'id="more-{number}-') for number in range(10)]
+    page = tmp_path / "many.html"
+    page.write_text(html.replace(body, "".join(copies)), encoding="utf-8")
+    browser.open(page, width=1280)
+    assert len(column(browser, 1)) == 200
+    assert browser.value("document.getElementById('case-told').textContent") == f"200 of {22 * CASES} rows"
+    browser.value("location.hash = '#more-9-12'")
+    browser.until("document.querySelector(':target')?.offsetHeight > 0")
+    assert len(column(browser, 1)) == 22 * CASES
+    enter(browser, "case-search", "case_1", "input")
+    assert browser.value("document.getElementById('case-more').offsetHeight") == 0
+    enter(browser, "case-search", "", "input")
+    browser.value("document.getElementById('case-more').click()")
+    assert len(column(browser, 1)) == 22 * CASES
+    assert browser.complaints == []
 
 
 def test_page_can_be_printed(browser: Browser, report: Path) -> None:

@@ -17,7 +17,7 @@ from sagittal.errors import DataError
 from sagittal.evaluation import ClassSet, EvaluationSettings, metrics_of
 from sagittal.evaluation.comparison import Comparison, ComparisonSettings
 from sagittal.report import comparison as comparison_module
-from sagittal.report.comparison import compare_folders, name_methods
+from sagittal.report.comparison import Scoring, compare_folders, name_methods
 from sagittal.report.comparison_page import render_comparison, verdict
 from sagittal.report.comparison_plots import paired_plots
 from sagittal.report.comparison_tables import comparison_tables, methods_table
@@ -168,7 +168,7 @@ def test_an_earlier_evaluation_is_read_where_it_is_what_is_asked_for(
     assert found.notes == ("fair: read from metrics.json, not scored again.",)
     assert found.metrics == expected.metrics
     scored.clear()
-    compared(folders, references, reuse=False)
+    compared(folders, references, scoring=Scoring(reuse=False))
     assert scored == ["good", "fair", "poor"]
 
 
@@ -261,7 +261,7 @@ def test_methods_are_named_by_folder_or_by_names() -> None:
 
 
 HOSTILE = "<script>alert('x')</script>\"&"
-VOID = {"meta", "br", "hr", "link", "img"}
+VOID = {"meta", "br", "wbr", "hr", "link", "img"}
 
 
 class Nesting(HTMLParser):

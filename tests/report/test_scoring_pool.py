@@ -12,7 +12,7 @@ from sagittal.evaluation import ClassSet, EvaluationSettings
 from sagittal.evaluation.lesions import LesionRule
 from sagittal.report import scoring_pool, scoring_process
 from sagittal.report.scoring import Job, score_files
-from sagittal.report.scoring_pool import ScoringProcess, need_bytes, score_all
+from sagittal.report.scoring_pool import ScoringProcess, need_bytes, read_values, score_all
 from sagittal.volumes import Volume
 
 SHAPE = (5, 8, 11)
@@ -175,3 +175,15 @@ def test_lesions_with_probabilities_give_free_response_curves(tmp_path: Path, jo
     ignored = score_files(given.replace(classes=ignoring)).score
     assert ignored is not None and ignored.classes["head"].free_response is not None
     assert ignored.classes["head"].free_response.curve[-1] == (0.0, 0.5)
+
+
+def test_values_are_read_in_the_pool_and_files_that_cannot_be_are_left_to_their_cases(tmp_path: Path) -> None:
+    for number in range(4):
+        array = np.zeros((3, 4, 5), np.uint8)
+        array[0, 0, :number] = range(2, 2 + number)
+        Volume(array[None], np.eye(4)).write(tmp_path / f"{number}.nii.gz")
+    (tmp_path / "bad.nii.gz").write_bytes(b"no scan")
+    expected = [{0}, {0, 2}, {0, 2, 3}, {0, 2, 3, 4}, set()]
+    for workers in (1, 3):
+        paths = [tmp_path / f"{name}.nii.gz" for name in (0, 1, 2, 3, "bad")]
+        assert read_values(paths, workers) == expected

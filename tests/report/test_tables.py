@@ -130,3 +130,10 @@ def test_a_folder_that_can_not_be_written_is_told(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(ResourceError, match="can't be written"):
         write_tables(tmp_path / "file", evaluation())
+
+
+def test_what_compiled_with_pdflatex_is_written_so() -> None:
+    # Compiled once with T1 fonts and booktabs, without an error; a bracket after the end of a row was its distance.
+    assert escape_latex("[left] Größe_5% & #1") == r"{[}left] Größe\_5\% \& \#1"
+    assert escape_latex("κ ≥ 0.5 × µ") == r"$\kappa$ $\geq$ 0.5 $\times$ $\mu$"
+    assert escape_latex("0.5 [0.1, 0.9]") == "0.5 [0.1, 0.9]"

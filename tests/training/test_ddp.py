@@ -12,7 +12,8 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -128,18 +129,20 @@ def _require_same(folder: Path, out: str, expected: str, tolerance: float) -> No
     assert ours.metrics["folds"]["0"]["cases"].keys() == theirs.metrics["folds"]["0"]["cases"].keys()
 
 
-def _ports(count: int) -> list[int]:
-    sockets = [socket.socket() for _ in range(count)]
-    for one in sockets:
-        one.bind(("127.0.0.1", 0))
-    ports = [one.getsockname()[1] for one in sockets]
-    for one in sockets:
-        one.close()
-    return ports
+@contextmanager
+def _held_ports(count: int) -> Iterator[list[int]]:
+    """Find ports, and keep them from other programs: processes may meet there, as both sides allow it."""
+    with ExitStack() as held:
+        sockets = [held.enter_context(socket.socket()) for _ in range(count)]
+        for one in sockets:
+            one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            one.bind(("127.0.0.1", 0))
+        yield [one.getsockname()[1] for one in sockets]
 
 
 def _spawn(work: Callable[..., None], processes: int, folder: Path, worlds: int) -> None:
-    torch.multiprocessing.spawn(work, (processes, folder, _ports(worlds)), processes)
+    with _held_ports(worlds) as ports:
+        torch.multiprocessing.spawn(work, (processes, folder, ports), processes)
 
 
 @pytest.fixture
@@ -263,7 +266,7 @@ def test_torchrun_starts_the_command_line_in_several_processes(folder: Path) -> 
         [sys.executable, *launch, "train", *words, "--network", network, "--device", "cpu", *asked],
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=550,
         env={**os.environ, "XDG_CACHE_HOME": str(folder / "known")},
     )
     assert done.returncode == 0, done.stderr

@@ -20,14 +20,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import held_training
 import sagittal
-from sagittal.cli.train import STOPPED
+from sagittal.cli.stopping import STOPPED
 from sagittal.training.log import read_log
 
 pytestmark = [pytest.mark.kill, pytest.mark.slow]
 
 STEPS = 40
 KILLS = 20
+WAITS_AFTER = 12
+"""Steps after the one at which it is to be killed, a run waits: else it may be through before the signal comes."""
 SETTINGS = (
     *("network.channels=4", "network.block_counts=[1,1,1,1,1,1,1,1,1]", "patch.size=[16,16,16]"),
     *("training.batch_size=2", "training.ema_decay=0.9", f"schedule.steps={STEPS}", "schedule.validations=6"),
@@ -36,7 +39,7 @@ SETTINGS = (
 )
 FORKS = """
 import json, os, sys
-import sagittal.cli, sagittal.cli.train, sagittal.training.run
+import sagittal.cli, sagittal.cli.train, sagittal.training.run, held_training
 print("ready", flush=True)
 for line in sys.stdin:
     child = os.fork()
@@ -44,7 +47,9 @@ for line in sys.stdin:
         null = os.open(os.devnull, os.O_RDWR)
         for number in (0, 1):
             os.dup2(null, number)
-        sys.argv[1:] = json.loads(line)
+        held, *sys.argv[1:] = json.loads(line)
+        if held is not None:
+            held_training.hold_at(held)
         try:
             sagittal.cli.main()
         except SystemExit as end:
@@ -67,10 +72,15 @@ class _Forks:
         assert self._process.stdout is not None
         return self._process.stdout.readline().strip()
 
-    def run(self, arguments: list[str], disturb: Callable[[int], None] = lambda child: None) -> int:
-        """Return the exit code, negative for a signal; `disturb` is called with the process's number."""
+    def run(
+        self, arguments: list[str], disturb: Callable[[int], None] = lambda child: None, *, held: int | None = None
+    ) -> int:
+        """Return the exit code, negative for a signal.
+
+        `disturb` is called with the process's number; from the step `held` on training waits for what ends it.
+        """
         assert self._process.stdin is not None
-        self._process.stdin.write(json.dumps(arguments) + "\n")
+        self._process.stdin.write(json.dumps([held, *arguments]) + "\n")
         self._process.stdin.flush()
         disturb(int(self._line()))
         return int(self._line())
@@ -78,7 +88,8 @@ class _Forks:
 
 @pytest.fixture
 def forks(tmp_path: Path) -> Iterator[_Forks]:
-    environment = {**ENVIRONMENT, "XDG_CACHE_HOME": str(tmp_path / "home")}
+    paths = [str(Path(held_training.__file__).parent), *filter(None, [os.environ.get("PYTHONPATH")])]
+    environment = {**ENVIRONMENT, "XDG_CACHE_HOME": str(tmp_path / "home"), "PYTHONPATH": os.pathsep.join(paths)}
     with subprocess.Popen(
         [sys.executable, "-c", FORKS], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
     ) as process:
@@ -120,15 +131,20 @@ def _within(seconds: float) -> Iterator[Callable[[], None]]:
     yield pause
 
 
-def _kill_at(out: Path, step: int, delay_s: float, *, while_writing: bool) -> Callable[[int], None]:
-    """Return what kills a run `delay_s` after it has reached a step, or then while it writes a checkpoint."""
+def _kill_at(out: Path, step: int, delay_s: float, held: int, *, while_writing: bool) -> Callable[[int], None]:
+    """Return what kills a run `delay_s` after it has reached a step, or then while it writes a checkpoint.
+
+    Where nobody looked while it wrote one, it is killed at the step `held`, from which on it waits.
+    """
     folder = out.with_name(out.name + ".run") / "fold_0"
 
     def kill(child: int) -> None:
-        with _within(60) as pause:
+        with _within(300) as pause:
             while _alive(child) and _reached(out) < step:
                 pause()
-            while while_writing and _alive(child) and not any(folder.glob(".checkpoint_*.part")):
+            while while_writing and _alive(child) and _reached(out) < held:
+                if any(folder.glob(".checkpoint_*.part")):
+                    break
                 pause()
         time.sleep(0 if while_writing else delay_s)
         os.kill(child, signal.SIGKILL)
@@ -136,7 +152,7 @@ def _kill_at(out: Path, step: int, delay_s: float, *, while_writing: bool) -> Ca
     return kill
 
 
-@pytest.mark.timeout(400)
+@pytest.mark.timeout(1500)
 def test_training_killed_twenty_times_ends_with_the_weights_of_undisturbed_training(
     tiny_dataset: Path, tmp_path: Path, forks: _Forks
 ) -> None:
@@ -150,8 +166,9 @@ def test_training_killed_twenty_times_ends_with_the_weights_of_undisturbed_train
     resumed_at = []
     for step, while_writing in zip(steps, kinds, strict=True):
         delay_s = draw.uniform(0, 0.2 if step else 1.0)
-        disturb = _kill_at(cut, step, delay_s, while_writing=while_writing)
-        assert forks.run(_command(tiny_dataset, cut), disturb) == -signal.SIGKILL
+        held = min(step + WAITS_AFTER, STEPS - 1)
+        disturb = _kill_at(cut, step, delay_s, held, while_writing=while_writing)
+        assert forks.run(_command(tiny_dataset, cut), disturb, held=held) == -signal.SIGKILL
         resumed_at.append(_reached(cut))
     assert not cut.exists()
     assert len(set(resumed_at)) > KILLS // 3
@@ -171,12 +188,12 @@ def test_sigterm_saves_and_ends_with_a_code_that_asks_to_be_started_again(
     out = tmp_path / "out"
 
     def terminate(child: int) -> None:
-        with _within(60) as pause:
+        with _within(300) as pause:
             while _alive(child) and _reached(out) < 2:
                 pause()
         os.kill(child, signal.SIGTERM)
 
-    assert forks.run(_command(tiny_dataset, out), terminate) == STOPPED == 75
+    assert forks.run(_command(tiny_dataset, out), terminate, held=10) == STOPPED == 75
     folder = out.with_name("out.run") / "fold_0"
     assert (folder / f"checkpoint_{_reached(out):08d}.safetensors").exists()
     assert forks.run(_command(tiny_dataset, out)) == 0

@@ -5,6 +5,9 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+import numpy as np
+from jaxtyping import Float64
+
 
 @dataclass(frozen=True)
 class Axis:
@@ -18,6 +21,11 @@ class Axis:
         """Return where `value` lies between `low` (0) and `high` (100); beyond the range it stays at the end."""
         share = (value - self.low) / (self.high - self.low)
         return 100.0 * min(1.0, max(0.0, share))
+
+    def percents(self, values: Float64[np.ndarray, " values"]) -> Float64[np.ndarray, " values"]:
+        """Return `percent` of every value."""
+        shares: np.ndarray = 100.0 * np.clip((values - self.low) / (self.high - self.low), 0.0, 1.0)
+        return shares
 
     def holds(self, value: float) -> bool:
         """Return whether `value` lies on the axis."""

@@ -7,8 +7,9 @@ anything is scored, because a comparison of different cases is none.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from sagittal.errors import DataError, SagittalError
 from sagittal.evaluation import ClassSet, Evaluation, EvaluationSettings
 from sagittal.evaluation.comparison import Comparison, ComparisonSettings, compare_evaluations
 from sagittal.evaluation.joining import join_evaluations
+from sagittal.evaluation.protocols import PROTOCOLS
 from sagittal.evaluation.settings import SAGITTAL
 from sagittal.plan.base import require_writable, write_atomically
 from sagittal.report.comparison_page import render_comparison
@@ -30,6 +32,21 @@ COMPARISON_HTML = "comparison.html"
 VALUES_CSV = "values.csv"
 VALIDATION = "validation"
 """Folder of the held-out predictions of a fold, in runs of Sagittal and of nnU-Net alike."""
+
+
+@dataclass(frozen=True)
+class Scoring:
+    """How methods are scored; no number depends on it.
+
+    Attributes:
+        reuse: whether a metrics.json may stand for scoring.
+        workers: cases scored at the same time; by itself as `evaluate` does.
+        told: called after every case with how many are done, how many there are, and the method, from any thread.
+    """
+
+    reuse: bool = True
+    workers: int | None = None
+    told: Callable[[int, int, str], None] | None = None
 
 
 @dataclass(frozen=True)
@@ -53,7 +70,7 @@ def compare_folders(
     settings: EvaluationSettings | None = None,
     statistics: ComparisonSettings | None = None,
     patients: Mapping[str, str] | None = None,
-    reuse: bool = True,
+    scoring: Scoring | None = None,
 ) -> Comparison:
     """Score several methods on the same cases, compare them and, where `out` is given, write everything there.
 
@@ -69,7 +86,7 @@ def compare_folders(
         settings: how every method is scored.
         statistics: how they are compared.
         patients: the patient of each case.
-        reuse: whether a metrics.json may stand for scoring.
+        scoring: whether earlier results may serve, how many cases at the same time, and who is told of progress.
 
     Raises:
         DataError: fewer than two methods, no label maps, no common cases, cases that a method or the patients lack, or
@@ -77,6 +94,7 @@ def compare_folders(
         ResourceError: the results can't be written.
     """
     settings, statistics = settings or EvaluationSettings(), statistics or ComparisonSettings()
+    scoring = scoring or Scoring()
     if len(predictions) < 2:
         raise DataError(
             f"one method ({', '.join(predictions) or 'none'}) can't be compared. Expected the folders of two or more.",
@@ -94,10 +112,10 @@ def compare_folders(
     declared = settings.protocol != SAGITTAL or find_declaration(references, references) is not None
     for method in methods:
         own = {case: known[case] for case in cases if case in method.files}
-        found = _recorded(method, own, settings, wanted) if reuse else None
+        found = _recorded(method, own, settings, wanted) if scoring.reuse else None
         if found is not None:
             notes.append(f"{method.name}: read from {METRICS_JSON}, not scored again.")
-        evaluations[method.name] = found or _scored(method, list(own), references, wanted, settings)
+        evaluations[method.name] = found or _scored(method, list(own), references, wanted, settings, scoring)
         if not declared:
             # By itself every method would be scored on the values of the references that it predicted.
             wanted = wanted or evaluations[method.name].classes
@@ -228,7 +246,12 @@ def _require_patients(cases: Sequence[str], patients: Mapping[str, str] | None) 
 
 
 def _scored(
-    method: Method, cases: Sequence[str], references: Path, classes: ClassSet | None, settings: EvaluationSettings
+    method: Method,
+    cases: Sequence[str],
+    references: Path,
+    classes: ClassSet | None,
+    settings: EvaluationSettings,
+    scoring: Scoring,
 ) -> Evaluation:
     if not method.parts:
         raise DataError(
@@ -240,9 +263,28 @@ def _scored(
     for part, folder in method.parts.items():
         own = [case for case in cases if method.files[case].parent == folder]
         if own:
-            scored[part] = evaluate(folder, references, labels=classes, settings=settings, beside=Beside(cases=own))
+            told = None if scoring.told is None else partial(_tell, scoring.told, part)
+            scored[part] = evaluate(
+                folder,
+                references,
+                labels=classes,
+                settings=settings,
+                beside=Beside(cases=own, told=told),
+                workers=scoring.workers,
+            )
             classes = classes or scored[part].classes
     return join_evaluations(scored) if len(scored) > 1 else next(iter(scored.values()))
+
+
+def _settled(settings: EvaluationSettings, classes: ClassSet) -> EvaluationSettings | None:
+    try:
+        return PROTOCOLS[settings.protocol].settings(settings, classes)
+    except (DataError, KeyError):
+        return None  # It is refused, with the reason, when the label maps are scored.
+
+
+def _tell(told: Callable[[int, int, str], None], part: str, done: int, of: int) -> None:
+    told(done, of, part)
 
 
 def _recorded(
@@ -262,8 +304,8 @@ def _recorded(
     if settings.protocol == SAGITTAL:
         fits = found.settings == settings and (classes is None or found.classes.labels == classes.labels)
     else:
-        # A protocol has its own settings and merges classes in its own way.
-        fits = found.settings.protocol == settings.protocol
+        # A protocol merges classes in its own way, and fills in its own tolerances for those.
+        fits = found.settings == _settled(settings, found.classes)
     if not fits or stale or not cases >= set(references):
         return None
     if cases == set(references):

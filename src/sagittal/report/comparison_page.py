@@ -6,9 +6,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from markupsafe import Markup, escape
+
 from sagittal.evaluation import Metric, metrics_of
-from sagittal.evaluation.comparison import Comparison, Contest, PairScore
+from sagittal.evaluation.comparison import Comparison
 from sagittal.evaluation.comparison_rules import STATISTICS_RULES
+from sagittal.evaluation.contests import Contest, PairScore
 from sagittal.report.colours import class_colour
 from sagittal.report.comparison_plots import Forest, PairedPlot, forests, paired_plots, rank_plots
 from sagittal.report.comparison_tables import (
@@ -80,8 +83,15 @@ def render_comparison(comparison: Comparison, *, references: str = "") -> str:
             pair_texts=pair_texts,
             needed_text=needed_text,
             p_text=p_text,
+            whole_brackets=whole_brackets,
         )
     )
+
+
+def whole_brackets(text: str) -> Markup:
+    """Return a value with its interval, which a narrow page puts below it and doesn't break."""
+    value, bracket, rest = text.partition(" [")
+    return escape(value) + Markup(' <span class="num">[{}</span>').format(rest) if bracket else escape(text)
 
 
 def verdict(comparison: Comparison, metric: Metric, contest: Contest) -> list[str]:

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from sagittal.evaluation import Metric
-from sagittal.evaluation.comparison import Comparison, Contest, MetricComparison, PairScore
+from sagittal.evaluation.comparison import Comparison
+from sagittal.evaluation.contests import Contest, MetricComparison, PairScore
 from sagittal.evaluation.ranking import RULES, RuleRanking
 from sagittal.report.axes import Axis, linear_axis
 from sagittal.report.colours import class_colour
@@ -46,6 +47,8 @@ class PairedMean:
     high_y: float | None
     text: str
     colour: str
+    beyond: bool
+    """Whether it lies beyond the axis, and is drawn as an arrow at its end."""
 
 
 @dataclass(frozen=True)
@@ -168,7 +171,7 @@ def _paired(
             if value is None:
                 continue
             told = f"{case}, {method}: {value:.{metric.digits}f} {metric.unit}".rstrip()
-            beyond = not axis.low <= value <= axis.high
+            beyond = not axis.holds(value)
             dots.append(PairedDot(places[method], _height(axis, value), told, class_colour(number), beyond))
             points.append((places[method], _height(axis, value)))
         lines += [(x1, y1, x2, y2) for (x1, y1), (x2, y2) in pairwise(points)]
@@ -181,6 +184,7 @@ def _paired(
             high_y=None if score.high is None else _height(axis, score.high),
             text=spread_text(score.mean, None, score.low, score.high, metric.digits),
             colour=class_colour(number),
+            beyond=not axis.holds(score.mean),
         )
         for number, (method, score) in enumerate(contest.methods.items())
         if score.mean is not None

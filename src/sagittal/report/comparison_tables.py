@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from sagittal.evaluation import Metric, metrics_of
-from sagittal.evaluation.comparison import Comparison, Contest, MethodScore, PairScore
+from sagittal.evaluation.comparison import Comparison
+from sagittal.evaluation.contests import Contest, MethodScore, PairScore
 from sagittal.evaluation.power import Needed
 from sagittal.report.tables import MEAN_ROW, Cell, PaperTable, spread_text, titled
 

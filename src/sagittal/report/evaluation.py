@@ -7,8 +7,9 @@ a mean over the cases that happen to be there is the mean of something else.
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,6 @@ from jaxtyping import Integer
 from sagittal.errors import DataError
 from sagittal.evaluation import ClassSet, Evaluation
 from sagittal.evaluation.cases import check_tolerances
-from sagittal.evaluation.classes import present_values
 from sagittal.evaluation.protocols import PROTOCOLS
 from sagittal.evaluation.settings import SAGITTAL, EvaluationSettings
 from sagittal.plan.base import require_writable, write_atomically
@@ -33,7 +33,7 @@ from sagittal.report.layout import (
 from sagittal.report.page import Page, highlights, write_report
 from sagittal.report.pictures import CT_SOFT_TISSUE, CaseView, view_case
 from sagittal.report.scoring import Job, Outcome
-from sagittal.report.scoring_pool import score_all
+from sagittal.report.scoring_pool import ScoreAll, read_values, score_all
 from sagittal.report.tables import write_tables
 from sagittal.volumes import Volume, read_labels, read_volume
 from sagittal.volumes.geometry import Geometry
@@ -53,12 +53,16 @@ class Beside:
         probabilities: folder of CASE.npz as `sagittal predict --probabilities` writes them, for calibration.
         patients: case -> patient, where patients have several cases: intervals draw patients.
         cases: names to score, where only some of the references were predicted on purpose; all of them otherwise.
+        told: called after every case with how many are done and how many there are, from any thread.
+        score: scores the cases in place of this machine's processes, on a cluster for example; see `score_all`.
     """
 
     images: str | os.PathLike[str] | None = None
     probabilities: str | os.PathLike[str] | None = None
     patients: Mapping[str, str] | None = None
     cases: Collection[str] | None = None
+    told: Callable[[int, int], None] | None = None
+    score: ScoreAll = score_all
 
 
 def evaluate(
@@ -100,13 +104,14 @@ def evaluate(
     beside, page = beside or Beside(), page or Page()
     matched = match_cases(predictions, references, beside.cases)
     declaration = find_declaration(references, predictions)
-    classes, remarks = _classes(labels, declaration, matched)
+    classes, remarks = _classes(labels, declaration, matched, workers)
     classes, settings = _by_protocol(classes, settings or EvaluationSettings())
     check_tolerances(settings, classes)  # Here, or every case fails with it.
     strict = labels is None and declaration is not None and settings.protocol == SAGITTAL
     if out is not None:
         require_writable(Path(out))
-    outcomes = score_all(_jobs(matched, classes, settings, beside, strict=strict), workers)
+    jobs = _jobs(matched, classes, settings, beside, strict=strict)
+    outcomes = beside.score(jobs, workers, None if beside.told is None else _counted(beside.told, len(jobs)))
     evaluation = Evaluation.of_cases(
         classes,
         [outcome.score for outcome in outcomes if outcome.score],
@@ -125,6 +130,11 @@ def evaluate(
     source = "the caller" if labels is not None else "dataset.json" if declaration else "the values in the references"
     _write(Path(out), evaluation, _with_files(page, predictions, references, source), pictures)
     return evaluation
+
+
+def _counted(told: Callable[[int, int], None], of: int) -> Callable[[Outcome], None]:
+    done = count(1)
+    return lambda outcome: told(next(done), of)
 
 
 def _by_protocol(classes: ClassSet, settings: EvaluationSettings) -> tuple[ClassSet, EvaluationSettings]:
@@ -216,20 +226,18 @@ def _undeclared(outcomes: Sequence[Outcome]) -> list[str]:
 
 
 def _classes(
-    labels: ClassSet | Mapping[str, Any] | None, declaration: Declaration | None, matched: Matched
+    labels: ClassSet | Mapping[str, Any] | None,
+    declaration: Declaration | None,
+    matched: Matched,
+    workers: int | None,
 ) -> tuple[ClassSet, list[str]]:
     if labels is not None:
         return labels if isinstance(labels, ClassSet) else ClassSet.of_mapping(labels), []
     if declaration is not None:
         named, source = declaration.labels, str(declaration.path)
         return ClassSet.of_mapping(named, source=source, label_map=declaration.label_map), []
-    values: set[int] = set()
-    for files in matched.cases:
-        try:
-            values.update(present_values(read_labels(files.reference)[0]))
-        except DataError:
-            continue  # It fails again, and is told, when the case is scored.
-    names = sorted(values - {0})
+    found = read_values([files.reference for files in matched.cases], workers)
+    names = sorted(set().union(*found) - {0})
     if not names:
         raise DataError(
             "No reference holds a label above 0 and no dataset.json names any: there is nothing to score. "

@@ -8,11 +8,13 @@ import os
 import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup, escape
 
 from sagittal.evaluation import CaseScore, Evaluation
 from sagittal.evaluation.columns import rules_of
@@ -199,6 +201,13 @@ def _number(value: float | None, digits: int) -> str:
     return "–" if value is None else f"{value:.{digits}f}"
 
 
+@lru_cache(maxsize=4096)
+def breakable(name: str) -> Markup:
+    """Return a name that a narrow page breaks after an underscore, before it would break a word."""
+    return Markup("_<wbr>").join(escape(part) for part in name.split("_"))
+
+
+@lru_cache(maxsize=1)
 def environment() -> Environment:
     """Return the environment of the templates, which escapes everything and knows no undefined names."""
     environment = Environment(
@@ -209,5 +218,5 @@ def environment() -> Environment:
         lstrip_blocks=True,
     )
     filters: dict[str, Any] = {"number": _number, "millilitres": millilitres, "in_words": in_words}
-    environment.filters.update(filters)
+    environment.filters.update(filters, breakable=breakable)
     return environment

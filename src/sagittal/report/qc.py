@@ -10,9 +10,10 @@ import csv
 import io
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from itertools import count
 from pathlib import Path
 from typing import Any, Literal
 
@@ -55,6 +56,8 @@ class CaseCheck(Frozen):
     @property
     def unusual_labels(self) -> frozenset[str]:
         """Labels whose volume is flagged, alone or beside that of the other side."""
+        if any(flag.code == "nothing_found" for flag in self.flags):
+            return frozenset(self.measure.labels)
         about_volume = ("absent", "sides", "volume_large", "volume_small")
         return frozenset(flag.label for flag in self.flags if flag.label and flag.code in about_volume)
 
@@ -136,6 +139,7 @@ def check_predictions(
     bundle: Bundle | None = None,
     images: str | os.PathLike[str] | None = None,
     workers: int | None = None,
+    told: Callable[[int, int], None] | None = None,
 ) -> QualityCheck:
     """Look for predictions that are probably wrong, without references; with `out`, write qc.json, qc.csv and qc.html.
 
@@ -148,6 +152,7 @@ def check_predictions(
         bundle: the model that predicted them.
         images: folder of the scans (CASE_0000.nii.gz), for the pictures.
         workers: label maps read at the same time; by itself the cores, at most 4.
+        told: called after every case with how many are done and how many there are, from any thread.
 
     Raises:
         DataError: there are no label maps, or the bundle knows none of their classes.
@@ -161,19 +166,27 @@ def check_predictions(
     meaning = _meaning(predictions, folder.files, bundle)
     if out is not None:
         require_writable(Path(out))
+    done = count(1)
+
+    def measured_and_told(item: tuple[str, Path]) -> tuple[str, CaseMeasure | Failure]:
+        found = _measured(*item, meaning.classes)
+        if told is not None:
+            told(next(done), len(folder.files))
+        return found
+
     with ThreadPoolExecutor(workers or min(MAX_WORKERS, os.cpu_count() or 1)) as pool:
-        outcomes = list(pool.map(lambda item: _measured(item[0], item[1], meaning.classes), folder.files.items()))
+        outcomes = list(pool.map(measured_and_told, folder.files.items()))
     measured = {case: found for case, found in outcomes if isinstance(found, CaseMeasure)}
     failures = [found for _, found in outcomes if isinstance(found, Failure)]
     usual = usual_of(list(measured.values()), meaning.training)
     cases = []
     for case, measure in measured.items():
-        told = folder.told.get(case, _Told())
+        of_run = folder.told.get(case, _Told())
         scores = scores_of(measure, usual)
-        flags = flags_of(measure, scores, usual, told.flags)
+        flags = flags_of(measure, scores, usual, of_run.flags)
         suspicion = suspicion_of(flags, scores)
         cases.append(CaseCheck(case=case, suspicion=suspicion, flags=flags, measure=measure, scores=scores,
-                               agreement=told.agreement))  # fmt: skip
+                               agreement=of_run.agreement))  # fmt: skip
     result = QualityCheck(
         compared_with=meaning.compared_with,
         classes=meaning.classes,

@@ -8,15 +8,13 @@ import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
-
-from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from sagittal.plan.base import write_atomically
 from sagittal.plan.volume_range import VolumeRange
 from sagittal.report.colours import class_colour
+from sagittal.report.page import environment
 from sagittal.report.qc_pictures import Shown
 from sagittal.report.qc_rules import rules_in_words
 from sagittal.report.summary import millilitres
@@ -127,12 +125,12 @@ def write_page(path: str | os.PathLike[str], parts: PageParts) -> Path:
 
 def render_page(parts: PageParts) -> str:
     """Return the page's HTML."""
-    environment = _environment()
-    script = environment.get_template("qc_sort.js.j2").render().strip()
+    templates = environment()
+    script = templates.get_template("qc_sort.js.j2").render().strip()
     # The browser runs this script and no other.
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     result = parts.result
-    return environment.get_template("qc.html.j2").render(
+    return templates.get_template("qc.html.j2").render(
         parts=parts,
         result=result,
         verdict=_verdict(result),
@@ -149,19 +147,6 @@ def render_page(parts: PageParts) -> str:
         script=script,
         script_digest=digest,
     )
-
-
-@lru_cache(maxsize=1)
-def _environment() -> Environment:
-    environment = Environment(
-        loader=PackageLoader("sagittal.report"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters["ml"] = millilitres
-    return environment
 
 
 def _verdict(result: QualityCheck) -> str:

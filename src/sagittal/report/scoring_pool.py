@@ -13,14 +13,16 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from pathlib import Path
 from queue import SimpleQueue
 
 import numpy as np
 
 from sagittal.errors import ResourceError, SagittalError
 from sagittal.evaluation import Failure
+from sagittal.evaluation.classes import present_values
 from sagittal.report.scoring import Answer, Job, Outcome, score_files
-from sagittal.volumes import read_header
+from sagittal.volumes import read_header, read_labels
 from sagittal.volumes.work_memory import SHARE, Room, available_bytes, run_in
 
 MAX_WORKERS = 32
@@ -34,6 +36,8 @@ APART_VOX = 1 << 26
 _ADVICE = "Evaluate it on a machine with more memory, or while nothing else runs."
 
 Scorer = Callable[[Job], Outcome]
+ScoreAll = Callable[[Sequence[Job], int | None, Callable[[Outcome], None] | None], list[Outcome]]
+"""What `score_all` is, wherever it computes."""
 
 
 def score_all(
@@ -49,9 +53,7 @@ def score_all(
     Raises:
         ResourceError: a metric needs a package that is not installed.
     """
-    number = min(workers or os.cpu_count() or 1, MAX_WORKERS, max(1, len(jobs)))
-    free = available_bytes()
-    room = Room(None if free is None else int(SHARE * free))
+    number, room = _workers(workers, len(jobs)), _room()
     apart = number > 1 and _voxels(jobs[0]) * len(jobs) >= APART_VOX
     processes = [ScoringProcess() for _ in range(number)] if apart else []
     with _scorers(number, processes) as scorers, ThreadPoolExecutor(number, "evaluate") as pool:
@@ -79,14 +81,48 @@ def score_all(
             raise
 
 
+def read_values(paths: Sequence[Path], workers: int | None = None) -> list[frozenset[int]]:
+    """Return the values in every label map, none of one that can't be read: that is told when its case is scored.
+
+    Args:
+        paths: label maps.
+        workers: read at the same time; by itself the processors, at most 32. Fewer work where memory is short.
+    """
+    room = _room()
+
+    def read(path: Path) -> frozenset[int]:
+        try:
+            need = _voxels_of(path) * BYTES_PER_VOXEL
+            return run_in(room, need, lambda: frozenset(present_values(read_labels(path)[0])), advice=_ADVICE)
+        except SagittalError:
+            return frozenset()
+
+    # Most of the time is spent in decompression and in numpy, where threads don't wait for one another.
+    with ThreadPoolExecutor(_workers(workers, len(paths)), "values") as pool:
+        return list(pool.map(read, paths))
+
+
+def _workers(wanted: int | None, jobs: int) -> int:
+    return min(wanted or os.cpu_count() or 1, MAX_WORKERS, max(1, jobs))
+
+
+def _room() -> Room:
+    free = available_bytes()
+    return Room(None if free is None else int(SHARE * free))
+
+
 def need_bytes(job: Job) -> int:
     """Return what a case takes while it is scored; 0 where its header can't be read."""
     return _voxels(job) * (BYTES_PER_VOXEL + (BYTES_PER_PROBABILITY_VOXEL if job.probabilities is not None else 0))
 
 
 def _voxels(job: Job) -> int:
+    return _voxels_of(job.reference)
+
+
+def _voxels_of(path: Path) -> int:
     try:
-        return int(np.prod(read_header(job.reference).geometry.shape, dtype=np.int64))
+        return int(np.prod(read_header(path).geometry.shape, dtype=np.int64))
     except (SagittalError, OSError):
         return 0  # It fails again, and is told, when the case is scored.
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import starmap
+from typing import NamedTuple
+
+import numpy as np
 
 from sagittal.evaluation import Evaluation, Metric, MetricSummary
 from sagittal.report.axes import Axis, linear_axis
@@ -16,21 +19,30 @@ PLAIN_DOTS = 200
 """Up to so many dots of a row are elements of their own, with the case's name under the pointer."""
 _RADII_PX = ((60, 4.5), (PLAIN_DOTS, 3.2))
 _LEAST_RADIUS_PX = 2.0
+_REMARKS = {"missed": ", missed", "false_alarm": ", false alarm"}
 _PERCENT_PER_PX = 0.22
 """On a strip of about 450 px."""
 _NAMED_CLASSES = 12
 """Classes whose numbers stand in the text of a plot; the table has them all."""
 
 
-@dataclass(frozen=True)
-class Dot:
+class Dot(NamedTuple):
     """One case: `x` in percent of the strip, `y` in pixels from its middle."""
 
     x: float
     y: float
     title: str
+    """Empty in rows of more than `PLAIN_DOTS`, whose dots are no elements of their own."""
     empty: bool
     """Whether one of the two masks was empty: a miss or a false alarm, drawn hollow."""
+
+
+class _Mark(NamedTuple):
+    """One case in one class."""
+
+    case: str
+    metrics: Mapping[str, float | None]
+    outcome: str
 
 
 @dataclass(frozen=True)
@@ -86,7 +98,8 @@ def make_strips(evaluation: Evaluation, *, floor: float | None = None) -> tuple[
     zero): they lie at its end, hollow. A mean that they pull beyond the axis is told in words.
     """
     keys = plotted_metrics(evaluation.metrics)
-    plain = [_strip(evaluation, key, floor if key == "dice" else None) for key in keys]
+    marks = {name: _marks(evaluation, name) for name in evaluation.classes.names}
+    plain = [_strip(evaluation, key, marks, floor if key == "dice" else None) for key in keys]
     heights = [max(row.half_height_px for row in rows) for rows in zip(*(plot.rows for plot in plain), strict=True)]
     return tuple(
         replace(
@@ -97,15 +110,20 @@ def make_strips(evaluation: Evaluation, *, floor: float | None = None) -> tuple[
     )
 
 
-def _strip(evaluation: Evaluation, key: str, floor: float | None) -> Strip:
+def _marks(evaluation: Evaluation, name: str) -> list[_Mark]:
+    return [
+        _Mark(case.case, score.metrics, score.outcome) for case in evaluation.cases for score in (case.classes[name],)
+    ]
+
+
+def _strip(evaluation: Evaluation, key: str, marks: Mapping[str, Sequence[_Mark]], floor: float | None) -> Strip:
     metric = evaluation.metrics[key]
-    axis = _axis(evaluation, key)
+    axis = _axis(metric, key, marks)
     rows = []
-    for number, name in enumerate(evaluation.classes.names):
+    for number, (name, of_class) in enumerate(marks.items()):
         summary = evaluation.summary.classes[name].metrics[key]
-        found = _values(evaluation, key, name, axis)
-        radius = dot_radius(len(found))
-        dots = _stacked(found, radius)
+        dots = _stacked(of_class, key, metric, axis)
+        radius = dot_radius(len(dots))
         rows.append(
             StripRow(
                 name=name,
@@ -156,42 +174,38 @@ def _alt(evaluation: Evaluation, key: str, metric: Metric) -> str:
     return f"{metric.title} of every case by class. {'; '.join(told) or 'Nothing is defined'}.{more}"
 
 
-def _axis(evaluation: Evaluation, key: str) -> Axis:
-    metric = evaluation.metrics[key]
-    scores = [case.classes[name] for case in evaluation.cases for name in evaluation.classes.names]
-    values = [0.0, *(score.metrics[key] or 0.0 for score in scores if score.outcome == "present")]
+def _axis(metric: Metric, key: str, marks: Mapping[str, Sequence[_Mark]]) -> Axis:
+    found = [mark.metrics[key] or 0.0 for of_class in marks.values() for mark in of_class if mark.outcome == "present"]
+    values = [0.0, *found]
     low, high = min(values), max(values)
     if metric.higher_is_better and not metric.unit and low >= 0 and high <= 1:
         return linear_axis(0.0, 1.0)
     return linear_axis(low, high)
 
 
-def _values(evaluation: Evaluation, key: str, name: str, axis: Axis) -> list[tuple[float, str, bool]]:
-    metric = evaluation.metrics[key]
-    found = []
-    for case in evaluation.cases:
-        score = case.classes[name]
-        value = score.metrics[key]
-        if value is not None:
-            remark = {"missed": ", missed", "false_alarm": ", false alarm"}.get(score.outcome, "")
-            found.append((axis.percent(value), f"{case.case}: {in_words(value, metric)}{remark}", bool(remark)))
-    return found
+def _stacked(marks: Sequence[_Mark], key: str, metric: Metric, axis: Axis) -> tuple[Dot, ...]:
+    """Return a dot for every case that has a value, in the order of the values; equal ones lie on top of each other."""
+    known = [(value, mark) for mark in marks if (value := mark.metrics[key]) is not None]
+    if not known:
+        return ()
+    radius = dot_radius(len(known))
+    titles = [""] * len(known)
+    if len(known) <= PLAIN_DOTS:
+        titles = [f"{mark.case}: {in_words(value, metric)}{_REMARKS.get(mark.outcome, '')}" for value, mark in known]
+    empty = np.array([mark.outcome in _REMARKS for _, mark in known])
+    x = axis.percents(np.array([value for value, _ in known], np.float64))
+    order = np.lexsort((np.array(titles), empty, x))
+    columns = np.rint(x[order] / (2 * radius * _PERCENT_PER_PX)).astype(np.intp)
+    # Values are in order, so that the dots of a column are neighbours: its place is how far each is from the first.
+    _, first, sizes = np.unique(columns, return_index=True, return_counts=True)
+    place = np.arange(len(columns)) - np.repeat(first, sizes)
+    # 0, +1, -1, +2, -2: a stack grows to both sides of the line.
+    level = (place + 1) // 2 * np.where(place % 2, 1, -1)
+    y = level * _step(int(sizes.max()), radius)
+    shown = zip(x[order].tolist(), y.tolist(), [titles[number] for number in order], empty[order].tolist(), strict=True)
+    return tuple(starmap(Dot, shown))
 
 
-def _stacked(found: Sequence[tuple[float, str, bool]], radius: float) -> tuple[Dot, ...]:
-    width = 2 * radius * _PERCENT_PER_PX
-    step = _step(Counter(round(x / width) for x, _, _ in found).values(), radius)
-    filled: Counter[int] = Counter()
-    dots = []
-    for x, title, empty in sorted(found, key=lambda item: (item[0], item[2], item[1])):
-        column = round(x / width)
-        place = filled[column]
-        filled[column] += 1
-        # 0, +1, -1, +2, -2: a stack grows to both sides of the line.
-        level = (place + 1) // 2 * (1 if place % 2 else -1)
-        dots.append(Dot(x=x, y=level * step, title=title, empty=empty))
-    return tuple(dots)
-
-
-def _step(stacks: Iterable[int], radius: float) -> float:
-    return min(1.6 * radius, MAX_HALF_HEIGHT_PX / max(1, max(stacks, default=1) // 2))
+def _step(highest: int, radius: float) -> float:
+    """Return how far the dots of a stack are apart, by the number of dots in the highest one."""
+    return min(1.6 * radius, MAX_HALF_HEIGHT_PX / max(1, highest // 2))

@@ -85,8 +85,9 @@ def ranked_cases(evaluation: Evaluation) -> tuple[CaseScore, ...]:
     Cases in which it is defined for no class are left out.
     """
     key = headline_metric(evaluation.metrics)
+    metric = evaluation.metrics[key]
     means = [(case_mean(case, key), case) for case in evaluation.cases]
-    defined = [(badness(mean, evaluation.metrics[key]), case) for mean, case in means if mean is not None]
+    defined = [(badness(mean, metric), case) for mean, case in means if mean is not None]
     return tuple(case for _, case in sorted(defined, key=lambda item: (-item[0], item[1].case)))
 
 
@@ -271,7 +272,8 @@ def millilitres(value: float) -> str:
     """Return a volume with the digits that tell something."""
     if abs(value) >= 100:
         return f"{value:.0f}"
-    return f"{value:.4f}" if 0 < abs(value) < 0.1 else f"{value:.2f}"
+    # What rounds to 0.1 is no small value: 0.1000 beside 0.13 would look more exact than it is.
+    return f"{value:.4f}" if 0 < abs(value) < 0.09995 else f"{value:.2f}"
 
 
 def summary_facts(evaluation: Evaluation) -> Mapping[str, object]:

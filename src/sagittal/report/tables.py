@@ -20,7 +20,10 @@ TABLES_MARKDOWN = "tables.md"
 TABLES_LATEX = "tables.tex"
 SUMMARY_CSV = "summary.csv"
 MEAN_ROW = "Mean over classes"
-_PREAMBLE = "% Needs \\usepackage{booktabs}; wide tables may want \\resizebox or a smaller font.\n"
+_PREAMBLE = (
+    "% Needs \\usepackage[T1]{fontenc} and \\usepackage{booktabs}; for wide tables \\resizebox or a smaller font.\n"
+    "% Names in other alphabets than Latin need XeLaTeX or LuaLaTeX with a font that has them.\n"
+)
 _GROUPS = {
     "overlap": "Overlap",
     "volume": "Volume",
@@ -44,12 +47,51 @@ _SPECIAL = {
     "|": r"\textbar{}",
     "±": r"$\pm$",
     "≤": r"$\leq$",
+    "≥": r"$\geq$",
+    "≈": r"$\approx$",
+    "≠": r"$\neq$",
+    "−": "$-$",
+    "→": r"$\rightarrow$",
+    "←": r"$\leftarrow$",
+    "∞": r"$\infty$",
+    "µ": r"$\mu$",
+    "°": r"$^{\circ}$",
+    "×": r"$\times$",
+    "²": "$^2$",
+    "³": "$^3$",
     "†": r"$^{\dagger}$",
     "–": "--",
     "·": r"$\cdot$",
     "\n": " ",
     "\r": " ",
 }
+_GREEK = {
+    "α": "alpha",
+    "β": "beta",
+    "γ": "gamma",
+    "δ": "delta",
+    "ε": "epsilon",
+    "θ": "theta",
+    "κ": "kappa",
+    "λ": "lambda",
+    "μ": "mu",
+    "π": "pi",
+    "ρ": "rho",
+    "σ": "sigma",
+    "τ": "tau",
+    "φ": "phi",
+    "χ": "chi",
+    "ψ": "psi",
+    "ω": "omega",
+    "Γ": "Gamma",
+    "Δ": "Delta",
+    "Θ": "Theta",
+    "Λ": "Lambda",
+    "Σ": "Sigma",
+    "Φ": "Phi",
+    "Ω": "Omega",
+}
+_SPECIAL |= {letter: rf"$\{name}$" for letter, name in _GREEK.items()}
 
 
 @dataclass(frozen=True)
@@ -170,7 +212,9 @@ def titled(metric: Metric) -> str:
 def escape_latex(text: str) -> str:
     """Return `text` with every character that LaTeX would read as a command written out; -1 gets a minus sign."""
     escaped = "".join(_SPECIAL.get(character, character) for character in text)
-    return re.sub(r"(?<![\w.)\]-])-(?=\d)", "$-$", escaped)
+    escaped = re.sub(r"(?<![\w.)\]-])-(?=\d)", "$-$", escaped)
+    # A bracket after the end of a row would be read as the row's distance.
+    return re.sub(r"^([\[*])", r"{\1}", escaped)
 
 
 def escape_markdown(text: str) -> str:

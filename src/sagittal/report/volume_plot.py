@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import statistics
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from sagittal.evaluation import Evaluation
 from sagittal.report.axes import Axis, linear_axis
@@ -14,13 +15,13 @@ LEAST_FOR_LIMITS = 3
 """Cases from which on limits of agreement say something."""
 
 
-@dataclass(frozen=True)
-class VolumeDot:
+class VolumeDot(NamedTuple):
     """One case: `x` and `y` in percent of the panel, y down."""
 
     x: float
     y: float
     title: str
+    """Empty in panels of more than `PLAIN_DOTS`."""
     empty: bool
     """Whether it was missed or is a false alarm: drawn hollow."""
 
@@ -79,11 +80,12 @@ def _panel(name: str, colour: str, pairs: list[tuple[str, float, float]]) -> Vol
     means = [(reference + prediction) / 2 for _, reference, prediction in pairs]
     x = linear_axis(min(means), max(means), intervals=3)
     y = linear_axis(min(0.0, *differences, *(limits or ())), max(0.0, *differences, *(limits or ())))
+    plain = len(pairs) <= PLAIN_DOTS
     dots = tuple(
         VolumeDot(
             x=x.percent(mean),
             y=100.0 - y.percent(difference),
-            title=f"{case}: reference {reference:.4g} mL, prediction {prediction:.4g} mL",
+            title=f"{case}: reference {reference:.4g} mL, prediction {prediction:.4g} mL" if plain else "",
             empty=not (reference and prediction),
         )
         for (case, reference, prediction), mean, difference in zip(pairs, means, differences, strict=True)

@@ -8,7 +8,7 @@ import shutil
 import signal
 import time
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
@@ -127,7 +127,9 @@ def train_folds(run: Run, names: tuple[str, ...], peers: Peers) -> tuple[Mapping
     failures: dict[str, Exception] = {}
     with graceful_stop() as stop, deterministic_operations(run.device, wanted=run.plan.training.deterministic):
         left = [name for name in names if not _is_finished(run, name, peers)]
-        if len(run.devices) > 1 and len(left) > 1:
+        if left and run.options.carrier is not None:
+            ended = joined(run, left, stop, failures, run.options.carrier(run, left, stop))
+        elif len(run.devices) > 1 and len(left) > 1:
             ended = _side_by_side(run, left, stop, failures)
         else:
             ended = _in_turn(run, left, stop, failures, peers, alone=len(names) == 1)
@@ -205,7 +207,8 @@ def train_one(
         say(line)
     with told_of_memory(run.plan, run.device, f"fold {name}"), told_what_is_intact(job.folder):
         outcome = train_fold(job, stop, say)
-    validation_s = None if share_s is None else share_s - (time.monotonic() - began)
+    timed = share_s is not None and not run.options.validate_all
+    validation_s = share_s - (time.monotonic() - began) if timed and share_s is not None else None
     patients = run.patients
     entry = finish_fold(job, outcome, run.data, patients=patients, stop=stop, validation_s=validation_s, say=say)
 
@@ -273,27 +276,42 @@ def _in_turn(
 def _side_by_side(run: Run, names: list[str], stop: StopFlag, failures: dict[str, Exception]) -> Ended:
     """Train folds in processes of their own, one at a time on each device; return how it ended."""
     places = places_on(run.devices)
-    patients, options = run.patients, dataclasses.replace(run.options, devices=(), live=False, say=_nobody)
+    options = dataclasses.replace(run.options, devices=(), live=False, say=_nobody)
 
     def task_of(name: str, place: Place, left: int) -> FoldTask:
         share_s = None if run.budget is None else run.budget.share_s(math.ceil(left / len(places)))
-        out = _own_bundle(run, name)
-        own = dataclasses.replace(run, out=out, devices=(place.device,), options=options)
+        own = dataclasses.replace(run, out=own_bundle(run, name), devices=(place.device,), options=options)
         return FoldTask(own, name, place.threads, None if share_s is None else time.monotonic() + share_s)
 
     prepare_trackers(run.options.trackers, run.folder)
     told = ", ".join(f"{place.device}" for place in places)
     run.options.say(f"train: folds {', '.join(names)} side by side on {told}, {places[0].threads} threads each")
+    endings = train_side_by_side(names, places, task_of, run.folder, stop, run.options.say)
+    return joined(run, names, stop, failures, endings)
+
+
+def joined(
+    run: Run, names: list[str], stop: StopFlag, failures: dict[str, Exception], endings: Iterable[Ending]
+) -> Ended:
+    """Take each fold that was trained elsewhere into the bundle as soon as it has ended; return how the run ended.
+
+    Args:
+        run: what the folds share.
+        names: those that are trained; each left its bundle at `own_bundle`, unless it failed.
+        stop: raised where one of them was told to stop, so that the others are too.
+        failures: receives the errors by fold.
+        endings: how each ended, in any order; those that a stop kept from beginning have none.
+    """
+    patients, done = run.patients, set[str]()
     ended: Ended = "finished"
-    done = set[str]()
-    for ending in train_side_by_side(names, places, task_of, run.folder, stop, run.options.say):
+    for ending in endings:
         name = ending.name
         if ending.report is None or "error" in ending.report:
             failures[name] = _error_of(ending)
             run.options.say(f"fold {name}: failed, {_message(failures[name])}")
             continue
         outcome: Ended = ending.report["ended"]
-        bundle = read_bundle(_own_bundle(run, name))
+        bundle = read_bundle(own_bundle(run, name))
         entry, weights = bundle.metrics["folds"][name], bundle.weights(weights_name(name))
         join_bundle(run.out, run.plan, name, entry, weights, patients=patients, failed=_kinds(failures))
         shutil.rmtree(bundle.path, ignore_errors=True)
@@ -389,7 +407,8 @@ def _message(error: Exception) -> str:
     return error.message if isinstance(error, SagittalError) else f"{type(error).__name__}: {error}"
 
 
-def _own_bundle(run: Run, name: str) -> Path:
+def own_bundle(run: Run, name: str) -> Path:
+    """Return where the bundle of a fold lies that was trained elsewhere, until it is joined with the others."""
     return run.folder / f"fold_{name}" / FOLD_BUNDLE
 
 

@@ -195,7 +195,7 @@ def world_from_environment(environment: Mapping[str, str]) -> World:
 def start(
     world: World, device: torch.device, *, timeout_s: float = 1800.0, backend: str | None = None
 ) -> Iterator[None]:
-    """Join the other processes for the length of a `with` block; do nothing for one process.
+    """Join the other processes for the length of a `with` block; do nothing for one, or where they are joined already.
 
     Args:
         world: this process's place among them.
@@ -212,6 +212,9 @@ def start(
         return
     if device.type == "cuda":
         torch.cuda.set_device(world.device(device))
+    if dist.is_initialized():  # by what started the processes, which also ends it
+        yield
+        return
     try:
         dist.init_process_group(
             backend or ("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"),

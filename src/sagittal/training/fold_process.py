@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import json
 import os
 import pickle
 import sys
 import threading
 import traceback
-from typing import TextIO
+from collections.abc import Callable
+from typing import Any
 
 import torch
 
 from sagittal.errors import SagittalError
+from sagittal.inference.messages import Send, sent_by_standard_output
 from sagittal.kernels import keep_freed_memory
 from sagittal.kernels.choice import use_kernels
 from sagittal.training.cross_validation import FoldTask, run_task
@@ -22,9 +23,7 @@ from sagittal.training.signals import StopFlag, graceful_stop
 
 def main() -> int:
     """Do the task on standard input, telling each line as JSON, and return the exit code."""
-    with os.fdopen(os.dup(1), "w", encoding="utf-8") as channel:
-        # What libraries print, and a traceback, must not mix with the messages.
-        os.dup2(2, 1)
+    with sent_by_standard_output() as send:
         # The parent, of the same program and user, wrote it a moment ago; it was never on a disk.
         task = pickle.loads(_read(int.from_bytes(_read(LENGTH_BYTES), "big")))  # noqa: S301
         assert isinstance(task, FoldTask)
@@ -32,27 +31,29 @@ def main() -> int:
         keep_freed_memory()
         with graceful_stop() as stop:
             threading.Thread(target=_listen, args=(stop,), daemon=True).start()
-            return _do(task, stop, channel)
+            return _do(task, stop, send)
 
 
-def _do(task: FoldTask, stop: StopFlag, channel: TextIO) -> int:
-    def tell(**message: object) -> None:
-        channel.write(json.dumps(message) + "\n")
-        channel.flush()
+def _do(task: FoldTask, stop: StopFlag, send: Send) -> int:
+    report = report_of(task, stop, lambda line: send(say=line))
+    send(**report)
+    return 1 if "error" in report else 0
 
+
+def report_of(task: FoldTask, stop: StopFlag, say: Callable[[str], None]) -> dict[str, Any]:
+    """Train a fold in this process and return the last message of it: how it ended, or the error that ended it.
+
+    The traceback of what was not foreseen goes to standard error, which belongs into the fold's output.log.
+    """
     try:
         with use_kernels(task.run.options.kernels, task.run.options.known_kernels):
-            ended = run_task(task, stop, lambda line: tell(say=line))
+            return {"ended": run_task(task, stop, say)}
     except SagittalError as error:
-        tell(error={"message": error.message, "code": error.code, "type": type(error).__name__})
-        return 1
+        return {"error": {"message": error.message, "code": error.code, "type": type(error).__name__}}
     except Exception as error:
         traceback.print_exc()
         message = f"{type(error).__name__}: {error}; the traceback is in fold_{task.name}/{OUTPUT_LOG}"
-        tell(error={"message": message, "code": "bug", "type": type(error).__name__})
-        return 1
-    tell(ended=ended)
-    return 0
+        return {"error": {"message": message, "code": "bug", "type": type(error).__name__}}
 
 
 def _listen(stop: StopFlag) -> None:

@@ -8,8 +8,9 @@ from typing import Any
 
 from sagittal.bundle import hash_case
 from sagittal.data.dataset import Dataset
-from sagittal.errors import SagittalError
+from sagittal.errors import DataError, SagittalError
 from sagittal.evaluation import FAST_METRICS, CaseScore, ClassSet, Evaluation, EvaluationSettings
+from sagittal.evaluation.joining import join_evaluations
 from sagittal.plan.base import write_atomically
 from sagittal.plan.plan import Plan
 from sagittal.report.evaluation import METRICS_CSV, METRICS_JSON, REPORT_HTML, draw_cases
@@ -40,11 +41,8 @@ def write_joint_report(
     if len(scored) < 2:
         return None
     classes = ClassSet.of_spec(plan.dataset)
-    # Own splits may hold a case out twice: then it is two results.
     fold_of = {score.case: name for name, cases in scored.items() for score in cases}
-    evaluation = Evaluation.of_cases(
-        classes, [score for cases in scored.values() for score in cases], settings=_common_settings(reports)
-    )
+    evaluation = _joined(reports, classes)
     chosen = {item.score.case for item in highlights(evaluation)}
     scans = {
         _files(run_folder, data, plan, fold_of[case.id], case.id): case.images[0]
@@ -52,7 +50,7 @@ def write_joint_report(
         if case.id in chosen
     }
     pictures, complaints = draw_cases(scans, classes, is_ct=plan.dataset.channel_names[0] == "CT")
-    evaluation = evaluation.replace(warnings=tuple(complaints))
+    evaluation = evaluation.replace(warnings=(*evaluation.warnings, *complaints))
     folder = run_folder / REPORT_FOLDER
     page = write_report(folder / REPORT_HTML, evaluation, page=_page(plan, metrics, scored), pictures=pictures)
     write_atomically(folder / METRICS_CSV, evaluation.to_csv().encode())
@@ -73,6 +71,24 @@ def _words(value: Mapping[str, Any]) -> str:
     bounds = value["ci95"]
     told = "too few for an interval" if bounds is None else f"95 % interval {bounds[0]:.3f} to {bounds[1]:.3f}"
     return f"{value['mean']:.3f} ({told}, {value['n']} cases)"
+
+
+def _joined(reports: Mapping[str, Evaluation], classes: ClassSet) -> Evaluation:
+    """Return one evaluation over the cases of all folds, what could not be scored and the warnings included."""
+    try:
+        return join_evaluations({f"fold {name}": told for name, told in reports.items()})
+    except DataError as error:
+        if error.code not in ("repeated_case", "classes_differ"):
+            raise
+    # Own splits may hold a case out twice: then it is two results. A fold of an earlier version measured less.
+    parts = reports.values()
+    return Evaluation.of_cases(
+        classes,
+        [score for part in parts for score in part.cases],
+        failures=[failure for part in parts for failure in part.failures],
+        warnings=list(dict.fromkeys(warning for part in parts for warning in part.warnings)),
+        settings=_common_settings(reports),
+    )
 
 
 def _common_settings(reports: Mapping[str, Evaluation]) -> EvaluationSettings:

@@ -22,6 +22,7 @@ import torch
 import sagittal
 from sagittal.errors import DataError, ResourceError
 from sagittal.kernels import cpu_available
+from sagittal.kernels.choice import kernels_mode, kernels_on
 from sagittal.plan.base import write_atomically
 from sagittal.plan.plan import Plan
 from sagittal.training.run_folder import RUN_JSON
@@ -111,7 +112,8 @@ def facts_of(
         "torch": torch.__version__,
         "cuda": torch.version.cuda,
         "numpy": np.__version__,
-        "kernels": "compiled" if cpu_available() else "torch",
+        "kernels": ", ".join(dict.fromkeys(kernels_on(device, on_cpu=cpu_available()) for device in devices)),
+        "kernels_switch": kernels_mode(),
         "platform": f"{platform.system()} {platform.machine()}",
         "devices": [str(device) for device in devices],
         "device_names": [device_name(device) for device in devices],

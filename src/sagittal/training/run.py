@@ -33,6 +33,7 @@ from sagittal.training.joining import bundle_at, finished_before, weights_name
 from sagittal.training.manifest import attempt, facts_of, now, remember_data
 from sagittal.training.peers import process_device, require_enough_samples, require_shared, together
 from sagittal.training.precision import require_precision
+from sagittal.training.run_folder import HANDED_OUT
 from sagittal.training.side_by_side import places_on
 from sagittal.training.split import SplitSources, folds_of
 from sagittal.training.stages import (
@@ -172,6 +173,12 @@ def _devices(fold: FoldName, options: RunOptions) -> tuple[torch.device, ...]:
         ResourceError: this machine lacks one.
         TrainingError: several devices, and nothing that they could share out.
     """
+    if options.carrier is not None and (options.devices or options.world.size > 1):
+        what = f"--devices {','.join(options.devices)}" if options.devices else "torchrun"
+        raise TrainingError(
+            f"{what}: with --on the folds are trained on other machines, each on the --device there. Leave out {what}.",
+            code="options",
+        )
     if not options.devices:
         return (process_device(options.device, options.world),)
     if fold != "all" or options.world.size > 1:
@@ -188,7 +195,8 @@ def _fit_budget(
     ready: _Ready, devices: tuple[torch.device, ...], choice: PlanChoice, budget: Budget, options: RunOptions
 ) -> tuple[Plan, float]:
     """Fit the plan's schedule to the time, measured with the threads that a fold will have."""
-    before, rounds = torch.get_num_threads(), math.ceil(len(ready.names) / len(devices))
+    at_once = max(len(devices), options.at_once)
+    before, rounds = torch.get_num_threads(), math.ceil(len(ready.names) / at_once)
     torch.set_num_threads(places_on(devices)[0].threads)
     try:
         cases = cases_of(ready.cache, ready.folds, ready.names[0])
@@ -278,9 +286,10 @@ def _stored_plan(out: Path, folder: Path, fold: FoldName, options: RunOptions) -
             "--resume, choose another --out, or remove it.",
             code="would_overwrite",
         )
-    if options.resume and not again:
+    handed_out = options.resume and (folder / HANDED_OUT).is_file()
+    if options.resume and not again and not handed_out:
         options.say(f"resume: no checkpoint in {folder}, training starts afresh")
-    if (begun or held) and (folder / "plan.json").exists():
+    if (begun or held or handed_out) and (folder / "plan.json").exists():
         return folder / "plan.json"
     return out / "plan.json" if held else None
 

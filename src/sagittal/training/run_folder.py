@@ -15,6 +15,8 @@ from sagittal.plan.plan import Plan
 from sagittal.training.log import read_log
 
 RUN_JSON = "run.json"
+HANDED_OUT = "handed_out.json"
+"""Written by what trains folds elsewhere without this process to wait for them: they may begin at any time."""
 SILENT_S = 600.0
 """A run that wrote nothing for so long, and no end either, was most likely killed."""
 _OVER = ("finished", "shortened", "stale")
@@ -78,7 +80,7 @@ def read_run(folder: Path) -> RunStanding:
     attempts = _attempts(folder / RUN_JSON)
     plan = Plan.read(folder / "plan.json") if (folder / "plan.json").is_file() else None
     begun = [path for path in sorted(folder.glob("fold_*")) if (path / "log.jsonl").is_file()]
-    folds = () if plan is None else tuple(_fold(path, plan.schedule.steps) for path in begun)
+    folds = () if plan is None else tuple(fold_standing(path, plan.schedule.steps) for path in begun)
     last = attempts[-1] if attempts else {}
     outcome = last.get("outcome")
     if not last:
@@ -112,7 +114,8 @@ def _unended(folder: Path) -> str:
     return f"killed, or stuck: not heard of for {silent_s / 60:.0f} min"
 
 
-def _fold(folder: Path, steps: int) -> FoldStanding:
+def fold_standing(folder: Path, steps: int) -> FoldStanding:
+    """Return how far a fold is, by the log in its folder; `steps` is what its plan says."""
     records = read_log(folder / "log.jsonl")
     validation = next((record for record in reversed(records) if record["kind"] == "validation"), None)
     shortened = next((record for record in reversed(records) if record["kind"] == "shortening"), None)

@@ -6,10 +6,10 @@ import hashlib
 import math
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
 
@@ -37,6 +37,14 @@ from sagittal.training.split import SplitSources
 from sagittal.training.step import measure_step_s
 from sagittal.training.validation import measure_case_s
 
+if TYPE_CHECKING:
+    from sagittal.training.cross_validation import Run
+    from sagittal.training.side_by_side import Ending
+    from sagittal.training.signals import StopFlag
+
+    Carrier = Callable[[Run, list[str], StopFlag], Iterable[Ending]]
+    """Takes what folds share, those to train and the word to stop, and yields how each ended."""
+
 
 @dataclass(frozen=True)
 class RunOptions:
@@ -59,6 +67,9 @@ class RunOptions:
         trackers: what else receives the log: `tensorboard`, `mlflow`.
         world: the processes that train together, of which this is one; `python -m torch.distributed.run` starts them.
         devices: where folds are trained side by side, one at a time on each; empty for one after the other on `device`.
+        carrier: trains folds on other machines and yields how each ended (see `cluster`); None trains them here.
+        at_once: how many folds it trains at a time, by which a budget is shared out.
+        validate_all: whether all held-out cases are scored at a fold's end, also where that takes longer than a budget.
         live: whether a terminal shows how far training is in a table in place.
         say: receives lines for a person to read.
     """
@@ -79,6 +90,9 @@ class RunOptions:
     trackers: tuple[str, ...] = ()
     world: World = ALONE
     devices: tuple[str, ...] = ()
+    carrier: Carrier | None = None
+    at_once: int = 1
+    validate_all: bool = False
     live: bool = False
     say: Callable[[str], None] = lambda line: None
 

@@ -11,21 +11,27 @@
   const choice = document.getElementById("class-choice");
   const search = document.getElementById("case-search");
   const told = document.getElementById("case-told");
+  const more = document.getElementById("case-more");
+  const portion = 200; // Rows laid out at once: thousands make a phone slow.
+  let room = portion;
   const words = new Intl.Collator("en", { numeric: true });
   const text = (row, column) => row.cells[column].textContent.trim();
 
   const show = () => {
     const name = choice.value, part = search.value.trim().toLowerCase();
-    let shown = 0, last = null;
+    let found = 0, last = null;
     for (const row of body.rows) {
       const mine = row.cells[0].textContent.trim();
-      row.hidden = (name !== "" && row.dataset.class !== name) || !mine.toLowerCase().includes(part);
+      const fits = (name === "" || row.dataset.class === name) && mine.toLowerCase().includes(part);
+      found += fits;
+      row.hidden = !fits || found > room;
       if (row.hidden) continue;
       row.classList.toggle("again", mine === last);
       last = mine;
-      shown += 1;
     }
-    told.textContent = shown + (shown === 1 ? " row" : " rows");
+    told.textContent = (found > room ? room + " of " : "") + found + (found === 1 ? " row" : " rows");
+    more.hidden = found <= room;
+    more.textContent = "Show " + Math.min(portion, found - room) + " more of " + (found - room) + " rows";
   };
 
   const sort = (column, down) => {
@@ -51,8 +57,18 @@
     head.append(button);
     button.addEventListener("click", () => sort(column, head.getAttribute("aria-sort") === "ascending"));
   });
-  choice.addEventListener("change", show);
-  search.addEventListener("input", show);
+  const again = () => { room = portion; show(); };
+  choice.addEventListener("change", again);
+  search.addEventListener("input", again);
+  more.addEventListener("click", () => { room += portion; show(); });
+  addEventListener("hashchange", () => {
+    const row = document.getElementById(location.hash.slice(1));
+    if (!rows.includes(row) || !row.hidden) return;
+    room = Infinity; choice.value = ""; search.value = "";
+    show();
+    row.scrollIntoView();
+  });
+  addEventListener("beforeprint", () => { room = Infinity; show(); });
   tools.hidden = false;
   show();
 })();

@@ -12,13 +12,16 @@ import os
 import select
 import subprocess
 import time
+from collections.abc import Sequence
 from pathlib import Path
+from types import TracebackType
 from typing import Any, Self
 
 FLAGS = (
     "--headless=new",
     "--no-sandbox",  # tests run as root in containers; the pages are our own
-    "--disable-gpu",
+    "--use-angle=swiftshader",  # WebGL2 without a graphics card, for the viewer of the service's page
+    "--enable-unsafe-swiftshader",
     "--disable-dev-shm-usage",
     "--disable-background-networking",
     "--disable-component-update",
@@ -27,7 +30,12 @@ FLAGS = (
     "--hide-scrollbars",
     "--remote-debugging-pipe",
 )
-PATIENCE_S = 60.0
+PATIENCE_S = 180.0
+"""For an answer, and for what a page waits for; of a service on a busy machine that may be long."""
+KEY_CODES = {
+    "Tab": 9, "Enter": 13, "Escape": 27, "PageUp": 33, "PageDown": 34, "End": 35, "Home": 36,
+    "ArrowLeft": 37, "ArrowUp": 38, "ArrowRight": 39, "ArrowDown": 40,
+}  # fmt: skip
 COMPLAINTS = ("Runtime.exceptionThrown", "Log.entryAdded", "Runtime.consoleAPICalled")
 _FIRST_FREE = 10
 """Descriptors from here on: those of the protocol, 3 and 4, must not be among the ones that are copied to them."""
@@ -90,18 +98,42 @@ class Browser:
                 return result
             self._note(answer)
 
-    def open(self, page: Path, *, width: int, dark: bool = False, script: bool = True) -> None:
-        """Open a file at a width in CSS pixels and wait until it is loaded."""
+    def open(
+        self,
+        page: Path | str,
+        *,
+        width: int,
+        dark: bool = False,
+        script: bool = True,
+        height: int = 900,
+        touch: bool = False,
+    ) -> None:
+        """Open a file or an address at a width and height in CSS pixels and wait until it is loaded."""
+        # The page before may still ask a service that has ended, which is no complaint of this one.
+        self._go("about:blank")
         self.complaints.clear()
         self.requests.clear()
         self.call(
-            "Emulation.setDeviceMetricsOverride", width=width, height=900, deviceScaleFactor=1, mobile=width < 600
+            "Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=width < 600
         )
+        self.call("Emulation.setTouchEmulationEnabled", enabled=touch, maxTouchPoints=2)
         scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
         self.call("Emulation.setEmulatedMedia", media="", features=[scheme])
         self.call("Emulation.setScriptExecutionDisabled", value=not script)
+        self._go(page.as_uri() if isinstance(page, Path) else page)
+
+    def reload(self) -> None:
+        """Load the page again and wait until it is loaded: before, the old one would answer, or none."""
         self._events.clear()
-        self.call("Page.navigate", url=page.as_uri())
+        self.call("Page.reload")
+        self._wait_for_load()
+
+    def _go(self, address: str) -> None:
+        self._events.clear()
+        self.call("Page.navigate", url=address)
+        self._wait_for_load()
+
+    def _wait_for_load(self) -> None:
         while not any(event["method"] == "Page.loadEventFired" for event in self._events):
             self._note(self._receive())
 
@@ -113,11 +145,46 @@ class Browser:
 
     def press(self, key: str) -> None:
         """Press and release a key, for example "Tab" or "Enter"."""
-        codes = {"Tab": 9, "Enter": 13, " ": 32}
-        text = {"Enter": "\r", " ": " "}.get(key, "")
-        known = {"key": key, "windowsVirtualKeyCode": codes[key]}
+        text = {"Enter": "\r"}.get(key, key if len(key) == 1 else "")
+        code = KEY_CODES.get(key, ord(key.upper()) if len(key) == 1 else 0)
+        known = {"key": key, "windowsVirtualKeyCode": code}
         self.call("Input.dispatchKeyEvent", type="keyDown", text=text, **known)
         self.call("Input.dispatchKeyEvent", type="keyUp", **known)
+
+    def until(self, expression: str, seconds: float = PATIENCE_S) -> Any:
+        """Wait until a JavaScript expression gives something that counts as true, and return it."""
+        end = time.monotonic() + seconds
+        while not (found := self.value(expression)):
+            assert time.monotonic() < end, f"in vain: {expression}"
+            time.sleep(0.05)
+        return found
+
+    def choose(self, element: str, *paths: Path) -> None:
+        """Give files to a file input, as its dialog would."""
+        node = self.call("Runtime.evaluate", expression=f"document.querySelector('{element}')")["result"]["objectId"]
+        self.call("DOM.setFileInputFiles", files=[str(path) for path in paths], objectId=node)
+
+    def drop(self, element: str, *paths: Path) -> None:
+        """Drag files or folders from outside over an element's middle and drop them there."""
+        x, y = self.middle(element)
+        data = {"items": [], "files": [str(path) for path in paths], "dragOperationsMask": 1}
+        for kind in ("dragEnter", "dragOver", "drop"):
+            self.call("Input.dispatchDragEvent", type=kind, x=x, y=y, data=data)
+
+    def touch(self, *moments: Sequence[tuple[float, float]]) -> None:
+        """Put fingers on the page, move them through the moments (x and y of each finger, CSS pixels), lift them."""
+        for number, moment in enumerate(moments):
+            points = [{"x": x, "y": y, "id": finger} for finger, (x, y) in enumerate(moment)]
+            self.call("Input.dispatchTouchEvent", type="touchMove" if number else "touchStart", touchPoints=points)
+        self.call("Input.dispatchTouchEvent", type="touchEnd", touchPoints=[])
+
+    def middle(self, element: str) -> tuple[float, float]:
+        """Return x and y of an element's middle in CSS pixels of the window."""
+        x, y = self.value(
+            f"(box => [box.left + box.width / 2, box.top + box.height / 2])"
+            f"(document.querySelector('{element}').getBoundingClientRect())"
+        )
+        return float(x), float(y)
 
     def picture(self) -> bytes:
         """Return the whole page as a PNG."""
