@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnxruntime
@@ -55,6 +57,7 @@ def test_openvino_files_are_whole_and_take_any_size(bundle: Path, tmp_path: Path
     assert [network.sizes for network in model.networks] == ["open", "open"]
     assert model.bundle_sha256 == read_bundle(bundle).manifest.manifest_sha256
     assert [line.split(":")[0] for line in told] == ["fold_0.xml", "fold_1.xml"]
+    assert told[0].endswith("at 16 x 24 x 33 and at 2 images of 41 x 57 x 35")
     assert sys.modules["openvino_telemetry"] is None
     from sagittal.export.openvino_graph import openvino_runner
 
@@ -150,7 +153,33 @@ def test_what_can_not_be_left_open_is_fixed(bundle: Path, tmp_path: Path, monkey
     told: list[str] = []
     model = export_bundle(bundle, "torch", tmp_path / "out", say=told.append)
     assert [network.sizes for network in model.networks] == ["fixed", "fixed"]
-    assert told[0].startswith("fold_0.pt2: D, H, W (16, 24, 33)")
+    assert told[0].startswith("fold_0.pt2: D, H, W 16 x 24 x 33 alone, ")
+
+
+def test_a_graph_that_is_right_at_the_window_alone_is_fixed(
+    bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written, shapes = export_module._written, []
+
+    def wrong_elsewhere(path: Path, *given: Any) -> Callable[[np.ndarray], np.ndarray]:
+        run = written(path, *given)
+
+        def answer(image: np.ndarray) -> np.ndarray:
+            shapes.append(image.shape)
+            return np.asarray(run(image)) * (1.0 if image.shape[2:] == (16, 24, 33) else 1.001)
+
+        return answer
+
+    monkeypatch.setattr(export_module, "_written", wrong_elsewhere)
+    model = export_bundle(bundle, "openvino", tmp_path / "out")
+    assert {network.sizes for network in model.networks} == {"fixed"}
+    assert shapes == [(1, 2, 16, 24, 33), (2, 2, 41, 57, 35), *[(1, 2, 16, 24, 33)] * 2]
+
+
+def test_the_second_size_differs_along_every_axis() -> None:
+    for window in ((41, 57, 35), (43, 64, 35), (128, 128, 128)):
+        other = export_module.other_size(window)
+        assert all(a != b and a % 2 and a > 33 for a, b in zip(other, window, strict=True)) and len(set(other)) == 3
 
 
 def test_foreign_operators_are_refused() -> None:

@@ -242,11 +242,29 @@ def test_scans_in_other_units_are_refused(tmp_path: Path, monkeypatch: pytest.Mo
         exported(tmp_path, plan, [conv(plan, 0)], monkeypatch)([tmp_path / "scan.nii.gz"])
 
 
+def test_scans_that_do_not_go_together_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plan = changed(untrained_spec(3, 2), [ZSCORE, ZSCORE], (8, 8, 8))
+    segment, paths = exported(tmp_path, plan, [conv(plan, 0)], monkeypatch), {}
+    moved = np.diag([1.0, 1.0, 1.5, 1.0])
+    given: dict[str, tuple[tuple[int, ...], np.ndarray]] = {"one": ((9, 10, 11), np.eye(4))}
+    given |= {"longer": ((9, 10, 12), np.eye(4)), "coarser": ((9, 10, 11), moved), "film": ((9, 10, 11, 2), np.eye(4))}
+    for name, (shape, affine) in given.items():
+        paths[name] = tmp_path / f"{name}.nii.gz"
+        nibabel.save(nibabel.Nifti1Image(np.ones(shape, np.int16), affine), paths[name])
+    for names in (["one"], ["one", "longer"], ["film", "film"], ["one"] * 3):
+        with pytest.raises(AssertionError, match=r"3D scans of one size: \['channel_0', 'channel_1'\]"):
+            segment([paths[name] for name in names])
+    with pytest.raises(AssertionError, match="grids differ"):
+        segment([paths["one"], paths["coarser"]])
+
+
 @pytest.mark.parametrize("runtime", ["onnx", "openvino", "torch"])
-def test_the_reader_is_one_page_without_sagittal(runtime: Any) -> None:
-    text = reader_text(runtime, post_processing=True)
+@pytest.mark.parametrize("rules", [False, True])
+def test_the_reader_has_sixty_lines_without_sagittal(runtime: Any, rules: bool) -> None:
+    text = reader_text(runtime, post_processing=rules)
     compile(text, READER, "exec")
     _, _, program = text.split('"""', 2)
-    code = [line for line in program.splitlines() if line.strip()]
-    assert len(code) <= 78 and max(map(len, text.splitlines())) <= 120
+    # OpenVINO needs a line against its telemetry, the rules on the label map need two.
+    assert len(text.splitlines()) <= 60 + (runtime == "openvino") + 2 * rules
+    assert max(map(len, text.splitlines())) <= 120 and ";" not in program
     assert "sagittal" not in program and ("torch" in program) == (runtime == "torch")

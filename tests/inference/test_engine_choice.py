@@ -12,7 +12,8 @@ import sagittal.inference.engines as room
 from sagittal.bundle import Bundle, read_bundle
 from sagittal.errors import PlanError, ResourceError
 from sagittal.inference.engines import choice
-from sagittal.inference.engines.choice import engine_named, load_engine
+from sagittal.inference.engines.choice import engine_named, load_engine, torch_hint
+from sagittal.kernels import cpu_available
 from sagittal.testing.bundle import write_random_bundle
 from sagittal.testing.plans import untrained_plan, untrained_spec
 
@@ -98,17 +99,17 @@ def test_torch_where_openvino_is_absent_or_can_not(monkeypatch: pytest.MonkeyPat
 def test_what_is_asked_for_is_taken_or_refused(monkeypatch: pytest.MonkeyPatch, bundle: Bundle) -> None:
     install(monkeypatch, FakeOpenVINO())
     assert load_engine(bundle, "cpu", "torch").name == "torch"
-    with pytest.raises(PlanError, match="engine 'torch' computes in fp32 only; precision bf16 is OpenVINO's"):
+    with pytest.raises(PlanError, match="PyTorch computes in bf16 on CUDA devices only, and device 'cpu' is none here"):
         load_engine(bundle, "cpu", "torch", "bf16")
-    with pytest.raises(ResourceError, match="precision bf16 is computed by OpenVINO on a CPU only"):
-        load_engine(bundle, "cuda", precision="bf16")
+    with pytest.raises(ResourceError, match="precision int8 is computed by OpenVINO on a CPU only"):
+        load_engine(bundle, "cuda", precision="int8")
     with pytest.raises(ResourceError, match="engine 'openvino' can't be used: it is for CPUs"):
         load_engine(bundle, "cuda", "openvino")
     install(monkeypatch, FakeOpenVINO("no OpenVINO form of unetr"))
     with pytest.raises(ResourceError, match=r"can't be used: no OpenVINO form of unetr\.") as caught:
         load_engine(bundle, "cpu", "openvino")
     assert caught.value.code == "engine"
-    with pytest.raises(ResourceError, match="OpenVINO can't be used: no OpenVINO form of unetr"):
+    with pytest.raises(ResourceError, match=r"by OpenVINO on a CPU, and.*can't be used: no OpenVINO form"):
         load_engine(bundle, "cpu", precision="bf16")
 
 
@@ -136,3 +137,27 @@ def test_a_build_without_cuda_is_not_asked(
     assert choice._torch_finds_accelerator() is found
     monkeypatch.setitem(sys.modules, "torch", None)
     assert choice._torch_finds_accelerator() is False
+
+
+def test_pytorch_is_hinted_at_where_its_kernels_are_built_and_nothing_was_asked_for(
+    monkeypatch: pytest.MonkeyPatch, bundle: Bundle, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(choice, "_kernels_are_built", lambda: True)
+    install(monkeypatch, FakeOpenVINO())
+    assert "--engine torch may be faster" in str(torch_hint([bundle], "auto", "fp32", "openvino fp32"))
+    assert torch_hint([bundle], "openvino", "fp32", "openvino fp32") is None
+    assert torch_hint([bundle], "auto", "bf16", "openvino bf16") is None
+    assert torch_hint([bundle], "auto", "fp32", "torch fp32") is None
+    plan = untrained_plan("segformer3d", untrained_spec(3), patch_size=(16, 16, 16))
+    assert torch_hint([bundle, Bundle(tmp_path, bundle.manifest, plan, {})], "auto", "fp32", "openvino fp32") is None
+    monkeypatch.setattr(choice, "_kernels_are_built", lambda: False)
+    assert torch_hint([bundle], "auto", "fp32", "openvino fp32") is None
+    install(monkeypatch, FakeOpenVINO(), missing=("torch",))
+    monkeypatch.setattr(choice, "_kernels_are_built", lambda: True)
+    assert torch_hint([bundle], "auto", "fp32", "openvino fp32") is None
+
+
+def test_the_library_of_the_kernels_is_found_by_its_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert choice._kernels_are_built() == cpu_available()
+    monkeypatch.setattr(choice, "EXTENSION_SUFFIXES", [".absent"])
+    assert not choice._kernels_are_built()

@@ -210,7 +210,7 @@ assert sys.modules["openvino_telemetry"] is None
 assert not [name for name in sys.modules if name.startswith("openvino_telemetry.")]
 assert "torch" not in sys.modules
 """
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False, timeout=120)
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False, timeout=400)
     assert done.returncode == 0, done.stderr
 
 
@@ -235,7 +235,7 @@ stated = engine.memory((64, 48, 64))
 engine.features(numpy.zeros((1, 1, 64, 48, 64), numpy.float32))
 print(highest() - before, stated.fixed_bytes + stated.per_window_bytes)
 """
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False, timeout=120)
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False, timeout=400)
     assert done.returncode == 0, done.stderr
     taken, stated = (int(number) for number in done.stdout.split())
     assert 0.6 * stated < taken < stated

@@ -19,7 +19,8 @@ from sagittal.data.label_index import label_index
 from sagittal.errors import BundleError, DataError, PlanError, ResourceError
 from sagittal.inference.engines import openvino_int8
 from sagittal.inference.engines.choice import load_engine
-from sagittal.inference.engines.openvino_int8 import REPORT, folder_of, load, quantize, read_report
+from sagittal.inference.engines.int8_folder import REPORT, read_report
+from sagittal.inference.engines.openvino_int8 import folder_of, load, quantize
 from sagittal.testing.bundle import write_random_bundle
 from sagittal.testing.datasets import write_tiny_dataset
 from sagittal.testing.plans import untrained_plan, untrained_spec
@@ -192,3 +193,28 @@ def test_a_folder_of_something_else_is_never_replaced(
     assert (tmp_path / "mine" / "thesis.txt").read_text() == "the only copy"
     quantize(bundle, dataset, out=tmp_path / "new" / "int8")
     assert quantize(bundle, dataset, out=tmp_path / "new" / "int8") == read_report(tmp_path / "new" / "int8")
+
+
+@pytest.mark.usefixtures("nncf")
+def test_a_disk_that_fills_up_leaves_the_former_networks(
+    bundle: Bundle, dataset: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(openvino_int8, "_mean_dice", losing(0))
+    before = quantize(bundle, dataset)
+
+    def full(*arguments: object, **options: object) -> None:
+        raise RuntimeError("Can't open bin file")
+
+    monkeypatch.setattr(openvino_int8.openvino, "save_model", full)
+    with pytest.raises(ResourceError, match="fold_0 can't be written there") as caught:
+        quantize(bundle, dataset)
+    assert caught.value.code == "disk" and read_report(folder_of(bundle)) == before
+    assert {path.name for path in bundle.path.parent.iterdir()} == {"b", "b.int8"}
+
+
+@pytest.mark.usefixtures("nncf")
+def test_networks_that_were_put_aside_are_found(bundle: Bundle, dataset: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(openvino_int8, "_mean_dice", losing(0))
+    quantize(bundle, dataset)
+    folder_of(bundle).rename(bundle.path.with_name(".b.int8.previous"))
+    assert load(bundle).precision == "int8"

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import tempfile
 from itertools import permutations, product
 from pathlib import Path
 from typing import Any
@@ -13,10 +14,12 @@ from torch import Tensor, nn
 import sagittal
 from sagittal.bundle import read_bundle, write_bundle
 from sagittal.errors import BundleError, DataError, ResourceError
+from sagittal.inference import blending, scratch
 from sagittal.inference import predictor as predictor_module
 from sagittal.inference.engines.torch_engine import TorchEngine
 from sagittal.inference.memory import Choice, Workload
 from sagittal.inference.predictor import Predictor, load
+from sagittal.inference.scratch import ScratchBlocks
 from sagittal.networks.build import build_network
 from sagittal.plan import DatasetSpec, Label
 from sagittal.testing.bundle import write_random_bundle
@@ -242,8 +245,47 @@ def test_a_file_takes_what_windows_share_where_memory_is_short(tmp_path: Path, m
     got = load(bundle, device="cpu", scratch=tmp_path / "out").predict(scan, mirror=False, memory_gib=8.0)
     np.testing.assert_array_equal(got.array, expected.array)
     assert chosen[0].may_use_file and not any((tmp_path / "out").iterdir())
-    load(bundle, device="cpu").predict(scan, mirror=False)
+    in_memory = load(bundle, device="cpu")
+    Predictor(in_memory.plan, in_memory.engine).predict(scan, mirror=False)
     assert not chosen[1].may_use_file
+
+
+def test_a_plain_load_takes_a_file_in_the_temporary_folder_where_memory_is_short(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    made: list[Path] = []
+    blocks = blending.ScratchBlocks
+
+    def noted(folder: Path, *given: Any) -> ScratchBlocks:
+        made.append(folder)
+        return blocks(folder, *given)
+
+    monkeypatch.setattr(blending, "ScratchBlocks", noted)
+    monkeypatch.setattr(scratch, "_is_in_memory", lambda _: False)
+    plain = load(write_random_bundle(tmp_path / "b", tiny_plan()), device="cpu")
+    scan, works = scan_of((50, 33, 34)), list[Workload]()
+
+    def tight(work: Workload, *_: Any, **__: Any) -> Choice:
+        works.append(work)
+        return Choice(1, levels_in_file=2)
+
+    expected = plain.predict(scan, mirror=False)
+    assert not made
+    monkeypatch.setattr(predictor_module, "choose", tight)
+    np.testing.assert_array_equal(plain.predict(scan, mirror=False).array, expected.array)
+    assert works[0].may_use_file and set(made) == {tmp_path}
+    assert [path.name for path in tmp_path.iterdir()] == ["b"]
+
+
+def test_a_refusal_tells_why_a_file_could_not_help(tmp_path: Path) -> None:
+    bundle = write_random_bundle(tmp_path / "b", tiny_plan())
+    absent = load(bundle, device="cpu", scratch=tmp_path / "absent")
+    with pytest.raises(ResourceError, match=r"a part of it, but .*absent: no file can be made there \(No such file"):
+        absent.predict(scan_of((50, 33, 34)), mirror=False, memory_gib=0.01)
+    with pytest.raises(ResourceError) as caught:
+        load(bundle, device="cpu", scratch=tmp_path).predict(scan_of((50, 33, 34)), mirror=False, memory_gib=0.01)
+    assert "a part of it" not in caught.value.message
 
 
 @pytest.mark.parametrize(

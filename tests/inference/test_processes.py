@@ -6,7 +6,6 @@ import logging
 import os
 import signal
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -167,10 +166,9 @@ def test_a_model_that_can_not_be_loaded_ends_the_run(
         predict_on(PLACES[:1], Loading(where, engine), Job(tmp_path, Choices()), write_scans(tmp_path / "in", 1), print)
 
 
-def test_no_case_starts_no_process(tmp_path: Path) -> None:
-    began = time.monotonic()
+def test_no_case_starts_no_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(processes.subprocess, "Popen", lambda *_, **__: pytest.fail("a process was started"))
     predict_on(PLACES, Loading(tmp_path, "torch"), Job(tmp_path, Choices()), [], print)
-    assert time.monotonic() - began < 1
 
 
 def test_places_share_the_threads() -> None:
@@ -180,10 +178,31 @@ def test_places_share_the_threads() -> None:
 
 def test_processes_share_the_memory_that_is_available(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(memory, "available_bytes", lambda: 10 * memory.GIB)
-    assert processes._share_gib(None, 2) == 4.0 and processes._share_gib(6.0, 2) == 3.0
-    assert processes._share_gib(None, 1) is None
+    assert processes._share_gib(None, 2) == 4.0 and processes._share_gib(None, 1) is None
     monkeypatch.setattr(memory, "available_bytes", lambda: None)
     assert processes._share_gib(None, 2) is None
+
+
+def test_a_budget_counts_the_process_that_hands_out_the_cases(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(processes, "own_bytes", lambda: memory.GIB // 4)
+    grows = processes._PARENT_GROWS_BYTES / memory.GIB
+    assert processes._share_gib(6.0, 2) == (5.75 - grows) / 2 and processes._share_gib(6.0, 1) == 5.75 - grows
+    with pytest.raises(ResourceError, match=r"--memory-gib 0\.2: .* takes 0\.25 GiB by itself.*for 3 that") as caught:
+        processes._share_gib(0.2, 3)
+    assert caught.value.code == "memory"
+
+
+def test_the_memory_of_this_process_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = memory.own_bytes()
+    held = np.ones(8 << 20)
+    grown = memory.own_bytes() - before
+    assert 0.9 * held.nbytes < grown < 1.3 * held.nbytes
+
+    def absent(*_: object, **__: object) -> str:
+        raise FileNotFoundError
+
+    monkeypatch.setattr(Path, "read_text", absent)
+    assert memory.own_bytes() == memory.PROCESS_BYTES["torch"]
 
 
 def test_a_process_has_its_share_of_the_threads_and_says_how_far_it_is(

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from sagittal.errors import ResourceError
 from sagittal.inference import scratch
-from sagittal.inference.scratch import ScratchBlocks, has_room
+from sagittal.inference.scratch import ScratchBlocks, disk_folder, lacking
 
 SIZES = st.tuples(st.integers(0, 3), st.integers(1, 4), st.integers(1, 5))
 
@@ -48,11 +48,52 @@ def test_blocks_that_differ_by_a_row_lie_in_the_same_place(tmp_path: Path) -> No
 
 
 def test_room_is_asked_of_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    usage = shutil.disk_usage(tmp_path)._replace(free=10_000)
+    usage = shutil.disk_usage(tmp_path)._replace(free=10 << 30)
     monkeypatch.setattr(scratch.shutil, "disk_usage", lambda _: usage)
-    assert has_room(tmp_path, 7_000) and not has_room(tmp_path, 9_000)
+    assert lacking(tmp_path, 7 << 30) is None
+    assert lacking(tmp_path, 9 << 30) == f"{tmp_path}: 11.25 GiB are needed there and 10.00 GiB are free."
     monkeypatch.undo()
-    assert not has_room(tmp_path / "not there", 1)
+    assert "No such file" in str(lacking(tmp_path / "not there", 1))
+
+
+def test_a_folder_that_takes_no_file_is_known_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(**_: object) -> None:
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr(scratch.tempfile, "TemporaryFile", refuse)
+    assert lacking(tmp_path, 1) == f"{tmp_path}: no file can be made there (Read-only file system)."
+    with pytest.raises(ResourceError, match=r"Read-only file system.*Allow writing there, choose another folder"):
+        ScratchBlocks(tmp_path, np.float32)
+
+
+@pytest.mark.parametrize(
+    ("kinds", "taken"),
+    [({"tmp": "ext4"}, "tmp"), ({"tmp": "tmpfs"}, "var"), ({"tmp": "tmpfs", "var": "tmpfs"}, None), ({}, "tmp")],
+)
+def test_temporary_folders_in_main_memory_are_no_disk(
+    kinds: dict[str, str], taken: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # A space in the name of a mount is told as \\040.
+    folders = {name: tmp_path / f"a {name}" for name in ("tmp", "var")}
+    mounts = ["none / overlay rw 0 0"]
+    for name, folder in folders.items():
+        folder.mkdir()
+        if name in kinds:
+            mounts += [f"none {folder} nfs rw 0 0".replace("a ", "a\\040"), f"none {folder} ".replace("a ", "a\\040")]
+            mounts[-1] += f"{kinds[name]} rw 0 0"
+    monkeypatch.setattr(scratch.tempfile, "tempdir", str(folders["tmp"]))
+    monkeypatch.setattr(scratch, "_KEPT_TEMPORARY", str(folders["var"]))
+    monkeypatch.setattr(Path, "read_text", lambda *_, **__: "\n".join(mounts))
+    assert disk_folder() == (None if taken is None else folders[taken])
+
+
+def test_elsewhere_than_on_linux_the_temporary_folder_is_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def absent(*_: object, **__: object) -> str:
+        raise FileNotFoundError
+
+    monkeypatch.setattr(Path, "read_text", absent)
+    monkeypatch.setattr(scratch.tempfile, "tempdir", str(tmp_path))
+    assert disk_folder() == tmp_path
 
 
 def test_a_folder_that_cant_be_written_is_named(tmp_path: Path) -> None:
@@ -61,8 +102,8 @@ def test_a_folder_that_cant_be_written_is_named(tmp_path: Path) -> None:
     assert caught.value.code == "disk"
 
 
-def test_a_full_disk_is_told(tmp_path: Path) -> None:
-    blocks = ScratchBlocks(tmp_path, np.float32)
+def test_a_full_disk_is_told_with_what_is_needed(tmp_path: Path) -> None:
+    blocks = ScratchBlocks(tmp_path, np.float32, 3 << 30)
 
     class Full:
         def __init__(self, file: Any) -> None:
@@ -75,6 +116,9 @@ def test_a_full_disk_is_told(tmp_path: Path) -> None:
             raise OSError(errno.ENOSPC, "No space left on device")
 
     file, blocks._file = blocks._file, Full(blocks._file)  # type: ignore[assignment]
-    with pytest.raises(ResourceError, match="No space left on device"):
+    with pytest.raises(
+        ResourceError,
+        match=r"No space left on device.*3\.00 GiB in all\. .* GiB are free now\. Free space there, choose",
+    ):
         blocks.write(0, np.zeros((1, 2, 3, 4), np.float32))
     file.close()

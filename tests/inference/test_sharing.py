@@ -51,7 +51,7 @@ def test_several_engines_give_every_bit_of_one(
 
 
 def test_windows_are_computed_at_the_same_time() -> None:
-    both = threading.Barrier(2, timeout=20)
+    both = threading.Barrier(2, timeout=120)
 
     class Waiting(Known):
         def features(self, windows: Array) -> Array:

@@ -67,3 +67,22 @@ def test_an_unknown_name_is_told_with_the_closest() -> None:
     with pytest.raises(PlanError, match="Did you mean 'pancreas'") as caught:
         chosen_spec(ORGANS, ["liver", "pancras"])
     assert caught.value.code == "unknown_class"
+
+
+@pytest.mark.parametrize("name", ["SPLEN", "splen", "Splen"])
+def test_the_closest_is_told_as_the_model_spells_it(name: str) -> None:
+    with pytest.raises(PlanError, match=f"--subset {name}: .* Did you mean 'Spleen'"):
+        chosen_spec(ORGANS, [name])
+
+
+def test_a_name_unlike_any_is_told_with_all() -> None:
+    with pytest.raises(PlanError, match="Known: Spleen, liver, pancreas"):
+        chosen_spec(ORGANS, ["xyz"])
+
+
+def test_classes_that_differ_in_case_alone_are_told_apart() -> None:
+    veins = tuple(Label(name=name, values=(value,)) for name, value in (("vein", 1), ("Vein", 2)))
+    spec = ORGANS.replace(labels=veins, label_map=())
+    assert [label.values for label in chosen_spec(spec, ["Vein"]).labels] == [(2,)]
+    with pytest.raises(PlanError, match="It has vein and Vein: write one of them"):
+        chosen_spec(spec, ["VEIN"])

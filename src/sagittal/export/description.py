@@ -37,7 +37,8 @@ class Network(Frozen):
     sizes: Literal["open", "fixed"]
     """Whether N, D, H, W may be anything (about 33 voxels or more per axis), or must be 1 and `windows.size`."""
     largest_difference: float
-    """From the bundle's network on one window of noise, as a share of the largest logit; measured when exported."""
+    """From the bundle's network on noise, as a share of the largest logit; measured when exported, at `windows.size`
+    and, where sizes are open, with two images of another size at once."""
 
 
 class Channel(Frozen):

@@ -1,7 +1,7 @@
 """Write a bundle for other people's software: one graph per set of weights, model.json, a reader, the model card.
 
 The folder appears whole or not at all, and only after every graph gave, on a window of noise, what the bundle's own
-network gives.
+network gives; a graph of open sizes also on two images of another size.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import hashlib
 import os
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from importlib import import_module, resources
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
@@ -27,7 +27,8 @@ from sagittal.bundle.manifest import MODEL_CARD, FileEntry
 from sagittal.errors import PlanError, ResourceError, did_you_mean
 from sagittal.export.description import FILE, ExportedModel, Format, Network, describe, require_volumes
 from sagittal.export.torch_graph import Run, export_program, network_of, runner
-from sagittal.plan.base import cannot_write
+from sagittal.plan import Plan
+from sagittal.plan.base import Triple, cannot_write
 
 Sizes = Literal["open", "fixed"]
 Say = Callable[[str], None]
@@ -37,31 +38,31 @@ TOLERANCE = 1e-4
 """Largest difference of a graph's logits from the network's, as a share of the largest logit."""
 _NEEDS = {"onnx": ("onnx", "onnxscript", "onnxruntime"), "openvino": ("openvino",), "torch": ()}
 _ENDINGS = {"onnx": ".onnx", "openvino": ".xml", "torch": ".pt2"}
+_OTHER_SIZE = (41, 57, 35)
 _PART = ".part"
-_ONNX_LINES = (
-    "import onnxruntime\n",
-    "    session = onnxruntime.InferenceSession(path)\n"
-    '    return lambda images: session.run(["logits"], {"image": images})[0]\n',
+_ONNX_PARTS = (
+    "import nibabel, numpy as np, onnxruntime, scipy.ndimage as ndimage\n",
+    "onnxruntime.InferenceSession(file)",
+    'network.run(["logits"], {"image": np.flip(padded[place], axes)[None].copy()})[0][0]',
 )
-_READER_LINES = {
-    "onnx": _ONNX_LINES,
+_READER_PARTS = {
+    "onnx": _ONNX_PARTS,
     "openvino": (
         # OpenVINO tells its maker of every import, and what reads scans tells nobody anything.
         'sys.modules["openvino_telemetry"] = None  # or every import is told to the maker of OpenVINO\n'
-        "import openvino\n",
-        '    network = openvino.Core().compile_model(path, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})\n'
-        "    return lambda images: network(images)[0]\n",
+        "import nibabel, numpy as np, openvino, scipy.ndimage as ndimage\n",
+        'openvino.Core().compile_model(file, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})',
+        "network(np.flip(padded[place], axes)[None].copy())[0][0]",
     ),
     "torch": (
-        "import torch\n",
-        "    network = torch.export.load(path).module()\n"
-        "    return lambda images: network(torch.from_numpy(images)).detach().numpy()\n",
+        "import nibabel, numpy as np, scipy.ndimage as ndimage, torch\n",
+        "torch.export.load(file).module()",
+        "network(torch.from_numpy(np.flip(padded[place], axes)[None].copy())).detach().numpy()[0]",
     ),
 }
-"""What of the reader depends on the runtime: an import and the body of `load`."""
-_LAST_LINE = "    return type(files[0])("
+"""What of the reader depends on the runtime: an import, how a graph is loaded, and how it is run on one window."""
+_LAST_LINE = "    return type(scans[0])("
 _POST_PROCESSING = """    from post_process import post_process
-
     labels = post_process(labels, MODEL["post_processing"], float(np.prod(spacing)) / 1000)
 """
 
@@ -120,7 +121,7 @@ def export_bundle(
 
 def reader_text(runtime: Format, *, post_processing: bool) -> str:
     """Return the program that predicts with an exported model, for one runtime, with or without rules afterwards."""
-    changes = dict(zip(_ONNX_LINES, _READER_LINES[runtime], strict=True))
+    changes = dict(zip(_ONNX_PARTS, _READER_PARTS[runtime], strict=True))
     if post_processing:
         changes[_LAST_LINE] = _POST_PROCESSING + _LAST_LINE
     text = _template(READER)
@@ -136,8 +137,7 @@ def _fill(folder: Path, bundle: Bundle, runtime: Format, say: Say) -> ExportedMo
         # All have the same graph: what the first could not leave open, the others need not try.
         tried: tuple[Sizes, ...] = (networks[0].sizes,) if networks else ("open", "fixed")
         networks.append(_write_network(folder, bundle, name, runtime, tried))
-        sizes = "any D, H, W" if networks[-1].sizes == "open" else f"D, H, W {bundle.plan.patch.size}"
-        say(f"{networks[-1].file}: {sizes}, {networks[-1].largest_difference:.1e} from the bundle's network")
+        say(_told(networks[-1], bundle.plan.patch.size))
     text = reader_text(runtime, post_processing=bool(bundle.plan.postprocessing))
     (folder / READER).write_text(text, encoding="utf-8")
     if bundle.plan.postprocessing:
@@ -155,32 +155,69 @@ def _fill(folder: Path, bundle: Bundle, runtime: Format, say: Say) -> ExportedMo
     return model
 
 
+def _told(network: Network, window: Triple) -> str:
+    at, difference = sized(window), f"{network.largest_difference:.1e} from the bundle's network"
+    if network.sizes == "open":
+        return f"{network.file}: any D, H, W, {difference} at {at} and at 2 images of {sized(other_size(window))}"
+    return f"{network.file}: D, H, W {at} alone, {difference}"
+
+
 def _write_network(folder: Path, bundle: Bundle, name: str, runtime: Format, tried: tuple[Sizes, ...]) -> Network:
-    """Write one network, with the first of the forms `tried` that takes the plan's window."""
+    """Write one network, in the first of the forms `tried` that gives what the bundle's network gives."""
     network, path = network_of(bundle, name), folder / f"{name}{_ENDINGS[runtime]}"
-    window = np.random.default_rng(0).standard_normal(
-        (1, len(bundle.plan.dataset.channel_names), *bundle.plan.patch.size), np.float32
-    )
-    expected = runner(network)(window)
-    sizes: Sizes
     for sizes in tried:
         try:
-            logits = _written(path, bundle, name, network, runtime, sizes)(window)
+            run = _written(path, bundle, name, network, runtime, sizes)
+            difference = max(_difference(run, network, shape, name) for shape in _shapes(bundle.plan, sizes))
         except (PlanError, RuntimeError, AssertionError):
             # A size that torch.export could not leave open shows when it is traced or when it is run.
             if sizes == tried[-1]:
                 raise
             continue
-        break
+        return Network(name=name, file=path.name, sizes=sizes, largest_difference=difference)
+    raise AssertionError("there is a form to try")
+
+
+def _shapes(plan: Plan, sizes: Sizes) -> Iterator[tuple[int, ...]]:
+    """Yield the shapes (N, C, D, H, W) that a graph is checked at."""
+    channels = len(plan.dataset.channel_names)
+    yield (1, channels, *plan.patch.size)
+    if sizes == "open":
+        yield (2, channels, *other_size(plan.patch.size))
+
+
+def other_size(window: Triple) -> Triple:
+    """Return the second size that a graph of open sizes is checked at: no axis is as long as the window's.
+
+    All are odd, so that every stage of a network rounds, and longer than a graph's least (`export_program`).
+    """
+    d, h, w = (size + 2 if size == own else size for size, own in zip(_OTHER_SIZE, window, strict=True))
+    return d, h, w
+
+
+def _difference(run: Run, network: nn.Module, shape: tuple[int, ...], name: str) -> float:
+    """Return how far a graph's logits are from the network's on noise, as a share of the largest logit.
+
+    Raises:
+        PlanError: it is too far.
+    """
+    image = np.random.default_rng(0).standard_normal(shape, np.float32)
+    logits, expected = run(image), runner(network)(image)
     same_shape = logits.shape == expected.shape
     difference = float(np.abs(logits - expected).max() / np.abs(expected).max()) if same_shape else float("inf")
     if not difference < TOLERANCE:
         raise PlanError(
             f"{name}: the exported graph differs from the bundle's network by {difference:.2g} of the largest logit, "
-            f"tolerance {TOLERANCE:g}. Nothing was written. Try another --format.",
+            f"tolerance {TOLERANCE:g}, on an image of {sized(shape[2:])} voxels. Nothing was written. Try another "
+            "--format.",
             code="not_exportable",
         )
-    return Network(name=name, file=path.name, sizes=sizes, largest_difference=difference)
+    return difference
+
+
+def sized(shape: Sequence[int]) -> str:
+    """Return sizes as people read them: `96 x 128 x 64`."""
+    return " x ".join(map(str, shape))
 
 
 def _written(path: Path, bundle: Bundle, name: str, network: nn.Module, runtime: Format, sizes: Sizes) -> Run:

@@ -84,12 +84,13 @@ class Blender:
         self._tiling, self._order = tiling, order
         self._shares = tuple(shares(tiling, axis) for axis in range(3))
         self._carries: list[_Carry | None] = []
-        for level in range(3):
-            shape = _carry_shape(tiling, order, level)
+        shapes = [_carry_shape(tiling, order, level) for level in range(3)]
+        in_file = sum(channels * prod(shape) for shape in shapes[:levels_in_file] if shape is not None)
+        for level, shape in enumerate(shapes):
             if shape is None:
                 self._carries.append(None)
             elif scratch is not None and level < levels_in_file:
-                self._carries.append(_CarryInFile(scratch, dtype))
+                self._carries.append(_CarryInFile(scratch, dtype, in_file * np.dtype(dtype).itemsize))
             else:
                 self._carries.append(_CarryInMemory((channels, *shape), dtype))
 
@@ -177,8 +178,8 @@ class _CarryInMemory:
 class _CarryInFile:
     """Pieces in a file, each whole as it comes and goes: what is inside of a window's span is asked for by it alone."""
 
-    def __init__(self, folder: Path, dtype: DTypeLike) -> None:
-        self._blocks = ScratchBlocks(folder, dtype)
+    def __init__(self, folder: Path, dtype: DTypeLike, needed_bytes: int) -> None:
+        self._blocks = ScratchBlocks(folder, dtype, needed_bytes)
 
     def add_to(self, block: Float32[np.ndarray, "F a b c"], where: tuple[slice, ...]) -> None:
         for channel, values in enumerate(self._blocks.read(_key(where))):

@@ -9,9 +9,7 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import sys
-import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator
@@ -24,6 +22,7 @@ from sagittal.errors import SagittalError
 from sagittal.inference.engines.choice import kernels_switched
 from sagittal.inference.ensemble import computed_by, predictor_of
 from sagittal.inference.fast import fast_settings_of
+from sagittal.inference.messages import Send, sent_by_standard_output
 from sagittal.inference.pipeline import CasePipeline, Job
 from sagittal.inference.run_report import CasePrediction, Choices
 
@@ -33,16 +32,7 @@ TELL_EVERY_S = 2.0
 
 def main() -> int:
     """Do the task on standard input and return the exit code."""
-    with os.fdopen(os.dup(1), "w", encoding="utf-8") as channel:
-        # What libraries print must not mix with the messages.
-        os.dup2(2, 1)
-        lock = threading.Lock()
-
-        def send(**message: Any) -> None:
-            with lock:
-                channel.write(json.dumps(message) + "\n")
-                channel.flush()
-
+    with sent_by_standard_output() as send:
         try:
             return _work(sys.stdin, send)
         except SagittalError as error:
@@ -55,7 +45,7 @@ def main() -> int:
         return 1
 
 
-def _work(lines: IO[str], send: Any) -> int:
+def _work(lines: IO[str], send: Send) -> int:
     first = lines.readline()
     if not first:
         return 1
@@ -65,7 +55,7 @@ def _work(lines: IO[str], send: Any) -> int:
         return _predict(task, lines, send)
 
 
-def _predict(task: dict[str, Any], lines: IO[str], send: Any) -> int:
+def _predict(task: dict[str, Any], lines: IO[str], send: Send) -> int:
     if task["debug"]:
         logging.basicConfig(stream=sys.stderr)
         logging.getLogger("sagittal").setLevel(logging.DEBUG)
@@ -100,7 +90,7 @@ def _predict(task: dict[str, Any], lines: IO[str], send: Any) -> int:
     return 0
 
 
-def _windows_told(send: Any) -> Callable[[str, int, int], None]:
+def _windows_told(send: Send) -> Callable[[str, int, int], None]:
     """Return what tells the parent how far a case is, now and then."""
     told_at = time.monotonic()
 
@@ -113,7 +103,7 @@ def _windows_told(send: Any) -> Callable[[str, int, int], None]:
     return tell
 
 
-def _cases(lines: IO[str], send: Any) -> Iterator[Case]:
+def _cases(lines: IO[str], send: Send) -> Iterator[Case]:
     while True:
         send(want=True)
         line = lines.readline()

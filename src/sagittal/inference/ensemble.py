@@ -30,6 +30,7 @@ from sagittal.inference.missing import channels_given, preprocessing_of
 from sagittal.inference.postprocessing import postprocess
 from sagittal.inference.predictor import Predictor, Scan
 from sagittal.inference.run_report import Choices
+from sagittal.inference.scratch import disk_folder
 from sagittal.inference.timings import Timings
 from sagittal.inference.uncertainty import Disagreement
 from sagittal.plan import Plan
@@ -316,6 +317,7 @@ def load(
     engine: str = "auto",
     precision: str = "fp32",
     cache_folder: str | os.PathLike[str] | None = None,
+    scratch: str | os.PathLike[str] | None = None,
 ) -> Predictor: ...
 
 
@@ -327,6 +329,7 @@ def load(
     engine: str = "auto",
     precision: str = "fp32",
     cache_folder: str | os.PathLike[str] | None = None,
+    scratch: str | os.PathLike[str] | None = None,
 ) -> Predictor | EnsemblePredictor: ...
 
 
@@ -337,6 +340,7 @@ def load(
     engine: str = "auto",
     precision: str = "fp32",
     cache_folder: str | os.PathLike[str] | None = None,
+    scratch: str | os.PathLike[str] | None = None,
 ) -> Predictor | EnsemblePredictor:
     """Read and verify a bundle and return its predictor; several folds are averaged, and several bundles too.
 
@@ -345,8 +349,11 @@ def load(
             the same channels and labels, predict the mean of their probabilities.
         device: `auto`, `cpu`, `cuda`, `cuda:1`, `mps`.
         engine: `torch`, `openvino`, or `auto`: OpenVINO on a CPU where it is installed and knows the network.
-        precision: `fp32`; `bf16` and `int8` where the engine has them.
+        precision: `fp32`; `bf16`, `fp16` and `int8` where the engine has them; see `engines.choice`.
         cache_folder: where OpenVINO keeps compiled networks for the next process, or None.
+        scratch: folder for what windows share where memory is short, and for the sums of several bundles. None is the
+            system's temporary folder (TMPDIR), or /var/tmp where that one is in main memory. Files there have no name
+            and are gone with the prediction.
 
     Raises:
         BundleError: a bundle is damaged, or its weights do not fit its plan.
@@ -356,9 +363,12 @@ def load(
     if not isinstance(bundle, list | tuple):
         bundle = [bundle]
     if len(bundle) == 1:
-        return single.load(bundle[0], device=device, engine=engine, precision=precision, cache_folder=cache_folder)
+        return single.load(
+            bundle[0], device=device, engine=engine, precision=precision, cache_folder=cache_folder, scratch=scratch
+        )
     read = [each if isinstance(each, Bundle) else read_bundle(each) for each in bundle]
-    return EnsemblePredictor(_members(read, device, engine, precision, cache_folder))
+    folder = disk_folder() if scratch is None else Path(scratch)
+    return EnsemblePredictor(_members(read, device, engine, precision, cache_folder), scratch=folder)
 
 
 def _members(

@@ -149,7 +149,8 @@ def _orientation(geometry: Geometry, plan: Plan) -> list[Flag]:
 def _sampled(channel: Shaped[np.ndarray, "D H W"]) -> Float64[np.ndarray, " n"]:
     """Return about a million voxels, every k-th along each axis."""
     step = max(1, math.ceil((channel.size / _SAMPLES) ** (1 / 3)))
-    return np.asarray(channel[::step, ::step, ::step], np.float64).reshape(-1)
+    with np.errstate(invalid="ignore"):  # some of a damaged file's NaNs can't be converted without a word
+        return np.asarray(channel[::step, ::step, ::step], np.float64).reshape(-1)
 
 
 def _is_named(name: str, words: Sequence[str]) -> bool:

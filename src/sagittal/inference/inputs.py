@@ -2,7 +2,8 @@
 
 imagesTs/CASE_0000.nii.gz       one file per channel: _0000, _0001, ...; without a number where there is one channel
 any/depth/CASE_0000.nii.gz      the case is any/depth/CASE, and so is the path of its output
-any/depth/SERIES/*.dcm          a folder of DICOM files is one scan
+any/depth/SERIES/*.dcm          a folder of DICOM files is one scan; a folder with nothing but series of one study, too
+STUDY#1.2.3                     one series of a DICOM folder, archive or DICOMDIR, by its UID or number
 list.csv, list.txt              a case per line: the paths of its channels
 """
 
@@ -17,7 +18,8 @@ from pathlib import Path, PurePosixPath
 
 from sagittal.data.dataset import CHANNEL_NUMBER, JSON_NAME, Case
 from sagittal.errors import DataError
-from sagittal.volumes.dicom_files import SLICE_SUFFIXES, is_archive
+from sagittal.volumes.dicom_catalogue import is_study
+from sagittal.volumes.dicom_files import SLICE_SUFFIXES, is_archive, split_series
 from sagittal.volumes.io import FORMATS, is_scan, known_suffix, scan_name
 
 LIST_SUFFIXES = (".csv", ".txt", ".tsv")
@@ -66,7 +68,7 @@ def find_cases(
     if not paths:
         raise DataError("no input. Expected scans, a folder of them or a list. Name one.")
     for path in paths:
-        if not path.exists():
+        if not split_series(path)[0].exists():
             raise DataError(f"{path}: no such file. Expected a scan, a folder of scans or a list. Check the path.")
     lists = [path for path in paths if path.is_file() and path.suffix.lower() in LIST_SUFFIXES]
     scans: list[tuple[str, Path]] = []
@@ -101,6 +103,8 @@ def _scans_at(path: Path, out: Path | None) -> list[tuple[str, Path]]:
     if _holds_slices(path):
         return [("", path)]
     found = list(_below(path, PurePosixPath(), None if out is None else out.resolve()))
+    if is_study(path, [item for _, item in found]):
+        return [("", path)]
     images = [item for item in found if not is_archive(item[1])]
     # An archive beside images is more likely their download than a series.
     if not found:
@@ -268,7 +272,7 @@ def _row(row: list[str], header: dict[str, int] | None, channel_names: Sequence[
             ),
         )
     for image in images:
-        if not image.exists():
+        if not split_series(image)[0].exists():
             return BadCase(case, DataError(f"{image}: no such file, but {path.name} names it.", code="unreadable"))
     return Case(case, tuple(images))
 

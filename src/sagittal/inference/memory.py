@@ -7,8 +7,10 @@ written. What each holds at its peak is added up here from shapes; what a call o
 from __future__ import annotations
 
 import math
+import mmap
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 from sagittal.errors import PlanError, ResourceError
 from sagittal.inference.engines.engine import NetworkMemory
@@ -87,6 +89,8 @@ class Workload:
     """Post-processing, beside the label map; 0 where there are no rules."""
     may_use_file: bool = False
     """Whether a file may take what is kept for the outermost axes."""
+    why_no_file: str = ""
+    """A sentence for whoever is refused, where a file could help but for its folder."""
     keeps_scan: bool = False
     """Whether the caller holds the scan's voxels all along."""
     process_bytes: int = PROCESS_BYTES["torch"]
@@ -180,9 +184,13 @@ def choose(
             return Choice(**{**vars(least), "slab_bytes": min(MIN_SLAB_BYTES + spare, MAX_SLAB_BYTES)})
     raise ResourceError(
         f"this prediction needs {gib(max(needs.values()))} of memory ({_listed(needs)}); "
-        f"{gib(allowed_bytes)} are allowed. Allow more with --memory-gib, or crop the scan.",
+        f"{gib(allowed_bytes)} are allowed.{_file_would_help(work)} Allow more with --memory-gib, or crop the scan.",
         code="memory",
     )
+
+
+def _file_would_help(work: Workload) -> str:
+    return f" A file could take a part of it, but {work.why_no_file}" if work.why_no_file else ""
 
 
 def _choices(work: Workload, batch: int, fewest: int, ahead: bool) -> Iterator[Choice]:
@@ -214,6 +222,15 @@ def budget_bytes(memory_gib: float | None) -> int | None:
     if not 0 < memory_gib < math.inf:
         raise PlanError(f"--memory-gib {memory_gib:g}: expected a number above 0, for example 8.", code="options")
     return int(memory_gib * GIB)
+
+
+def own_bytes() -> int:
+    """Return the main memory that this process takes now; where the system does not tell (not Linux), what is usual."""
+    try:
+        pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
+    except (OSError, ValueError, IndexError):
+        return PROCESS_BYTES["torch"]
+    return pages * mmap.PAGESIZE
 
 
 def row_bytes(channels: int, window: Triple, outer: int, shape: Triple, target: Triple) -> int:

@@ -4,6 +4,7 @@ OUT/CASE.nii.gz             the label map, written last: where it is, the rest i
 OUT/CASE.npz                probabilities
 OUT/entropy/CASE.nii.gz     entropy of each voxel; apart, so that it is not taken for a label map
 OUT/previews/CASE.png       three planes
+OUT/CASE.seg.dcm            DICOM objects of a DICOM series, see `dicom_outputs`
 OUT/dataset.json            what the label maps mean
 """
 
@@ -11,7 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,10 +20,12 @@ import numpy as np
 
 from sagittal.data.dataset import Case
 from sagittal.errors import DataError, ResourceError
+from sagittal.inference.dicom_outputs import KINDS, dicom_paths
 from sagittal.inference.probabilities import SUFFIX
 from sagittal.inference.run_report import JOURNAL, REPORT, Choices, FileStamp, InputStamp
 from sagittal.plan.dataset import DatasetSpec
 from sagittal.volumes import Volume
+from sagittal.volumes.dicom_files import split_series
 from sagittal.volumes.io import scan_files
 
 DECLARATION = "dataset.json"
@@ -40,6 +43,8 @@ class OutputPaths:
     probabilities: Path
     entropy: Path
     preview: Path
+    dicom: Mapping[str, Path]
+    """By kind, see `dicom_outputs.KINDS`."""
 
     def wanted(self, choices: Choices) -> tuple[Path, ...]:
         """Return those that were asked for, the label map first."""
@@ -48,7 +53,8 @@ class OutputPaths:
             self.entropy: choices.entropy,
             self.preview: choices.preview,
         }
-        return (self.labels, *(path for path, asked in extras.items() if asked))
+        objects = [self.dicom[kind] for kind in choices.dicom]
+        return (self.labels, *(path for path, asked in extras.items() if asked), *objects)
 
 
 def paths_of(folder: Path, case: str, file_ending: str) -> OutputPaths:
@@ -58,6 +64,7 @@ def paths_of(folder: Path, case: str, file_ending: str) -> OutputPaths:
         probabilities=folder / f"{case}{SUFFIX}",
         entropy=folder / ENTROPY_FOLDER / f"{case}{file_ending}",
         preview=folder / PREVIEW_FOLDER / f"{case}.png",
+        dicom=dicom_paths(folder, case),
     )
 
 
@@ -96,6 +103,8 @@ def declaration(spec: DatasetSpec) -> bytes:
     }
     if spec.label_map:
         content["label_map"] = {str(value): original for value, original in spec.label_map}
+    if spec.codes:
+        content["codes"] = dict(spec.codes)
     if spec.regions_class_order is not None:
         content["regions_class_order"] = list(spec.regions_class_order)
     return (json.dumps(content, indent=2) + "\n").encode()
@@ -110,7 +119,7 @@ def protect(cases: Iterable[Case], folder: Path, file_ending: str) -> None:
     cases = list(cases)
     scans = {path.resolve() for case in cases for path in case.images}
     for case in cases:
-        for target in paths_of(folder, case.id, file_ending).wanted(Choices(entropy=True)):
+        for target in paths_of(folder, case.id, file_ending).wanted(Choices(entropy=True, dicom=tuple(KINDS))):
             if target.resolve() in scans:
                 raise DataError(
                     f"{target}: the output would overwrite a scan. Choose another folder.", code="overwrites"
@@ -128,7 +137,7 @@ def tidy(cases: Iterable[Case], folder: Path, file_ending: str) -> None:
     names: dict[Path, set[str]] = {}
     for case in cases:
         for path in paths_of(folder, case.id, file_ending).wanted(
-            Choices(probabilities=True, entropy=True, preview=True)
+            Choices(probabilities=True, entropy=True, preview=True, dicom=tuple(KINDS))
         ):
             names.setdefault(path.parent, set()).add(path.name)
     for place, expected in names.items():
@@ -165,7 +174,7 @@ def stamp_input(case: Case) -> InputStamp:
         DataError: one of them can't be read.
     """
     try:
-        return InputStamp(sha256=_sha256(_files(case)), state=input_state(case))
+        return InputStamp(sha256=_contents(case), state=input_state(case))
     except OSError as error:
         raise DataError(f"{case.id}: {error.filename} can't be read ({error.strerror}).", code="unreadable") from None
 
@@ -173,15 +182,26 @@ def stamp_input(case: Case) -> InputStamp:
 def is_same_input(case: Case, stamp: InputStamp) -> bool:
     """Whether a case's files are those that were read; their contents are read only where their dates differ."""
     try:
-        return input_state(case) == stamp.state or _sha256(_files(case)) == stamp.sha256
+        return input_state(case) == stamp.state or _contents(case) == stamp.sha256
     except (OSError, DataError):
         return False
 
 
 def input_state(case: Case) -> str:
     """Return a hash over the names, sizes and times of change of a case's files."""
-    entries = [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in _files(case)]
+    entries: list[object] = [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in _files(case)]
+    entries.extend(_series(case))
     return hashlib.sha256(json.dumps(entries).encode()).hexdigest()
+
+
+def _contents(case: Case) -> str:
+    digest, series = _sha256(_files(case)), _series(case)
+    return hashlib.sha256(json.dumps([digest, *series]).encode()).hexdigest() if series else digest
+
+
+def _series(case: Case) -> list[str]:
+    """Return the series that are named of DICOM studies: another one of the same files is another input."""
+    return [series for series in (split_series(image)[1] for image in case.images) if series is not None]
 
 
 def _files(case: Case) -> list[Path]:

@@ -12,10 +12,10 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -25,19 +25,24 @@ from sagittal.data.preprocessing import Frame, frame_of
 from sagittal.errors import ResourceError, SagittalError
 from sagittal.inference.averaging import SCRATCH
 from sagittal.inference.consumers import SlabConsumer
+from sagittal.inference.dicom_outputs import NO_DICOM, OVERVIEW, write_dicom_outputs
 from sagittal.inference.input_check import check_grid, check_intensities, check_modality
 from sagittal.inference.missing import plan_of_scans
 from sagittal.inference.outputs import paths_of, stamp_input, stamp_output, volumes_ml
 from sagittal.inference.probabilities import ProbabilityFile
 from sagittal.inference.run_report import CasePrediction, Choices, FileStamp, Flag, InputStamp, Quality
+from sagittal.inference.series_choice import series_of
 from sagittal.inference.subset import chosen_spec, keep_only
 from sagittal.inference.timings import Timings
 from sagittal.inference.uncertainty import Disagreement, EntropyMap, quality_flags, quality_of
 from sagittal.plan.base import write_atomically
+from sagittal.plan.dataset import DatasetSpec
 from sagittal.plan.plan import Plan
 from sagittal.report.prediction import preview_png
 from sagittal.volumes import Volume
 from sagittal.volumes.dicom import dicom_modality
+from sagittal.volumes.dicom_objects import Origin
+from sagittal.volumes.dicom_source import DicomSource, read_source
 from sagittal.volumes.io import is_dicom, read_header
 from sagittal.volumes.volume import read_scans, read_volume
 
@@ -114,6 +119,7 @@ class _Loaded:
     volumes: tuple[Volume, ...] | None = None
     frame: Frame | None = None
     stamp: InputStamp | None = None
+    source: DicomSource | None = None
     flags: tuple[Flag, ...] = ()
     error: SagittalError | None = None
 
@@ -143,7 +149,9 @@ class _Computed:
         # Entropy is kept as bytes and written as float32; of probabilities one class is turned at a time, as float16.
         entropy = 0 if self.entropy is None else (1 + _FLOAT_BYTES) * voxels
         probabilities = 0 if self.probabilities is None else 2 * _HALF_BYTES * voxels
-        return self.labels.array.nbytes + self.loaded.held_bytes + entropy + probabilities
+        # DICOM objects are put together in memory: bits or numbers of each voxel, and the file they make.
+        objects = 0 if self.loaded.source is None else 3 * self.labels.array.nbytes
+        return self.labels.array.nbytes + self.loaded.held_bytes + entropy + probabilities + objects
 
 
 @dataclass
@@ -202,17 +210,23 @@ class CasePipeline:
         try:
             plan = plan_of_scans(self.predictor.plan, self.job.choices.missing)
             stamp = stamp_input(case)
+            images, of_series = series_of(case.images, plan.dataset.channel_names)
+            case = replace(case, images=images)
             volumes = read_scans(case.images)
             modalities = [dicom_modality(image) if is_dicom(image) else None for image in case.images]
             flags = (
+                *of_series,
                 *check_modality(case.images, modalities, plan),
                 *check_grid(volumes[0].geometry, plan),
                 *check_intensities(volumes, plan),
             )
+            source = read_source(case.images[0]) if self.job.choices.dicom and is_dicom(case.images[0]) else None
+            if self.job.choices.dicom and source is None:
+                flags = (*flags, NO_DICOM)
             needs_frame = self.job.choices.probabilities or self.job.choices.entropy
             frame = frame_of(volumes, plan.preprocessing) if needs_frame else None
             held = volumes if self._may_hold(sum(volume.array.nbytes for volume in volumes)) else None
-            return _Loaded(case, seconds(), held, frame, stamp, flags)
+            return _Loaded(case, seconds(), held, frame, stamp, source, flags)
         except SagittalError as error:
             return _Loaded(case, seconds(), error=error)
         except Exception as error:
@@ -373,8 +387,23 @@ class CasePipeline:
             scan = _first_channel(computed.loaded)
             picture = preview_png(computed.loaded.case.id, labels, scan, spec, volumes)
             files.append(stamp_output(job.folder, write_atomically(paths.preview, picture)))
+        if computed.loaded.source is not None:
+            files.extend(self._dicom_files(computed.loaded, labels, spec, volumes))
         paths.labels.parent.mkdir(parents=True, exist_ok=True)
         return (stamp_output(job.folder, labels.write(paths.labels)), *files), volumes
+
+    def _dicom_files(
+        self, loaded: _Loaded, labels: Volume, spec: DatasetSpec, volumes: Mapping[str, float]
+    ) -> list[FileStamp]:
+        """Write the DICOM objects of a series and return them."""
+        job = self.job
+        assert loaded.source is not None
+        places = paths_of(job.folder, loaded.case.id, self.predictor.plan.dataset.file_ending).dicom
+        origin = Origin(self.predictor.plan.dataset.name, (job.bundle_sha256 or "unknown")[:16])
+        shown = _first_channel(loaded) if OVERVIEW in job.choices.dicom else None
+        wanted = {kind: places[kind] for kind in job.choices.dicom}
+        made = write_dicom_outputs(wanted, labels, spec, loaded.source, shown, volumes, origin)
+        return [stamp_output(job.folder, path) for path in made]
 
 
 def _first_channel(loaded: _Loaded) -> Volume:

@@ -28,7 +28,7 @@ from sagittal.inference.labelling import plane_bytes
 from sagittal.inference.memory import PROCESS_BYTES, Choice, Workload, budget_bytes, choose, row_bytes
 from sagittal.inference.missing import channels_given, fill, preprocessing_of
 from sagittal.inference.postprocessing import postprocess, rules_bytes
-from sagittal.inference.scratch import has_room
+from sagittal.inference.scratch import disk_folder, lacking
 from sagittal.inference.slabs import halo_voxels, most_outputs
 from sagittal.inference.streaming import Target, stream
 from sagittal.inference.timings import Timings
@@ -58,7 +58,8 @@ class Predictor:
         engine: computes them.
         missing: names of channels that the scans lack, where the networks were trained to do without.
         postprocessing: whether the plan's rules are applied to label maps.
-        scratch: folder on a disk for what windows share, where memory is short; None keeps all of it in memory.
+        scratch: folder on a disk for what windows share, where memory is short; None keeps all of it in memory, so
+            that budgets may be refused, or cost accuracy, that a file would keep.
 
     Raises:
         DataError: channels can't be missing, or there are none of these names.
@@ -225,6 +226,7 @@ class Predictor:
         comparison = comparison_of(
             members, len(mirrors), (spec.num_outputs, channels), output_voxels, has_regions=spec.has_regions
         )
+        why_no_file = self._lacking(channels * sum(carried)) if outputs.stride == 1 else None
         return Workload(
             stored_bytes=sum(volume.array.nbytes for volume in volumes),
             stored_voxels=math.prod(frame.stored_shape),
@@ -248,13 +250,15 @@ class Predictor:
             rules_bytes=rules_bytes(label_bytes, math.prod(frame.stored_shape))
             if self._postprocessing and self.plan.postprocessing
             else 0,
-            may_use_file=outputs.stride == 1 and self._has_room(channels * sum(carried)),
+            may_use_file=outputs.stride == 1 and why_no_file is None,
+            why_no_file=why_no_file or "",
             keeps_scan=keeps_scan,
             process_bytes=PROCESS_BYTES[self.engine.name],
         )
 
-    def _has_room(self, values: int) -> bool:
-        return self._scratch is not None and has_room(self._scratch, _FLOAT_BYTES * values)
+    def _lacking(self, values: int) -> str | None:
+        """Return why no file can take so many values, None where one can; empty where none is wanted."""
+        return "" if self._scratch is None else lacking(self._scratch, _FLOAT_BYTES * values)
 
     def _choose(self, work: Workload, allowed_bytes: int | None) -> Choice:
         kind, engines = self.device.partition(",")[0].partition(":")[0], engines_in(self.engine)
@@ -287,9 +291,11 @@ def load(
         bundle: the folder that `sagittal train` wrote.
         device: `auto`, `cpu`, `cuda`, `cuda:1`, `mps`; `cuda:0,cuda:1` share each scan.
         engine: `torch`, `openvino`, or `auto`: OpenVINO on a CPU where it is installed and knows the network.
-        precision: `fp32`; `bf16` and `int8` where the engine has them.
+        precision: `fp32`; `bf16`, `fp16` and `int8` where the engine has them; see `engines.choice`.
         cache_folder: where OpenVINO keeps compiled networks for the next process, or None.
-        scratch: see `Predictor`.
+        scratch: folder for what windows share, used only where `memory_gib` or the memory that is free asks for it; the
+            file has no name and is gone with the prediction. None is the system's temporary folder (TMPDIR), or
+            /var/tmp where that one is in main memory.
 
     Raises:
         BundleError: the bundle is damaged, or its weights do not fit its plan.
@@ -298,7 +304,7 @@ def load(
     """
     bundle = bundle if isinstance(bundle, Bundle) else read_bundle(bundle)
     computes = load_engine(bundle, device, engine, precision, cache_folder=cache_folder)
-    return Predictor(bundle.plan, computes, scratch=scratch)
+    return Predictor(bundle.plan, computes, scratch=disk_folder() if scratch is None else scratch)
 
 
 def _read(image: Scan) -> tuple[Volume, ...]:

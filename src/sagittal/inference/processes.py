@@ -24,9 +24,12 @@ from sagittal.data.dataset import Case
 from sagittal.errors import ResourceError, SagittalError
 from sagittal.inference.engines.engine import KernelMode
 from sagittal.inference.engines.sharing import threads_each
-from sagittal.inference.memory import GIB, budget_bytes
+from sagittal.inference.memory import GIB, budget_bytes, gib, own_bytes
 from sagittal.inference.pipeline import Job
 from sagittal.inference.run_report import CasePrediction
+
+_PARENT_GROWS_BYTES = 16 << 20
+"""Of this process while it waits: what is known of thousands of cases, and its threads."""
 
 
 @dataclass(frozen=True)
@@ -83,7 +86,8 @@ def predict_on(
         on_window: called now and then with a case's id, windows done and windows in all, from this thread.
 
     Raises:
-        SagittalError: the disk is full, or the model can't be loaded on one of the devices.
+        SagittalError: the disk is full, the model can't be loaded on one of the devices, or the memory of the job does
+            not even suffice for this process.
         ResourceError: no process is left, and the last one died before it took a case.
     """
     if not cases:
@@ -160,11 +164,24 @@ def _task(place: Place, loading: Loading, job: Job, processes: int) -> dict[str,
 
 
 def _share_gib(memory_gib: float | None, processes: int) -> float | None:
-    """Return what each process may use; without a budget a share of what is available, since all take it at once."""
-    if memory_gib is None and processes > 1:
-        available = budget_bytes(None)
-        memory_gib = None if available is None else available / GIB
-    return None if memory_gib is None else memory_gib / processes
+    """Return what each process may use of a budget for all of them and this one, which waits and takes its part.
+
+    Without a budget it is a share of what is available, since all take it at once; this process is there already.
+
+    Raises:
+        ResourceError: this process leaves nothing.
+    """
+    if memory_gib is None:
+        available = budget_bytes(None) if processes > 1 else None
+        return None if available is None else available / GIB / processes
+    left = memory_gib * GIB - own_bytes() - _PARENT_GROWS_BYTES
+    if left <= 0:
+        raise ResourceError(
+            f"--memory-gib {memory_gib:g}: the process that hands out the cases takes {gib(own_bytes())} by itself, so "
+            f"nothing is left for {processes} that predict. Allow more, or give one device.",
+            code="memory",
+        )
+    return left / GIB / processes
 
 
 def _error(given: Mapping[str, str]) -> SagittalError:

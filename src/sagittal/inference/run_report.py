@@ -16,6 +16,7 @@ from typing import ClassVar, Literal
 from pydantic import Field
 
 from sagittal.errors import PlanError, ResourceError
+from sagittal.inference.engines.engine import Precision
 from sagittal.plan.base import Frozen, cannot_write
 
 REPORT = "prediction.json"
@@ -67,7 +68,7 @@ class InputStamp(Frozen):
 class Choices(Frozen):
     """What was asked for; a case that was predicted by other choices is not finished."""
 
-    precision: Literal["fp32", "bf16", "int8"] = "fp32"
+    precision: Precision = "fp32"
     mirror: bool = True
     step: float | None = None
     """Distance of neighbouring windows as a share of the window; None: the plan's."""
@@ -84,15 +85,19 @@ class Choices(Frozen):
     probabilities: bool = False
     entropy: bool = False
     quality: bool = False
+    dicom: tuple[str, ...] = ()
+    """Kinds of DICOM objects that are written for DICOM series, see `dicom_outputs.KINDS`."""
 
-    later_fields: ClassVar[tuple[str, ...]] = ("averaged_with",)
+    later_fields: ClassVar[tuple[str, ...]] = ("averaged_with", "dicom")
     _EXTRAS: ClassVar[tuple[str, ...]] = ("preview", "probabilities", "entropy", "quality")
 
     def covers(self, wanted: Choices) -> bool:
         """Whether what these choices gave holds all that is wanted; more does no harm."""
         extras = {name: getattr(wanted, name) for name in self._EXTRAS}
-        return all(getattr(self, name) or not asked for name, asked in extras.items()) and (
-            self.replace(**extras) == wanted
+        return (
+            all(getattr(self, name) or not asked for name, asked in extras.items())
+            and set(wanted.dicom) <= set(self.dicom)
+            and self.replace(**extras, dicom=wanted.dicom) == wanted
         )
 
 

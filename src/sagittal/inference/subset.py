@@ -14,20 +14,14 @@ from sagittal.plan.dataset import DatasetSpec
 def chosen_spec(spec: DatasetSpec, names: Sequence[str]) -> DatasetSpec:
     """Return the declaration of the classes or regions called `names` alone, in the model's order; all for none.
 
+    `LIVER` finds `liver`.
+
     Raises:
         PlanError: a name that the model does not have.
     """
     if not names:
         return spec
-    known = {label.name.lower(): label.name for label in spec.labels}
-    wanted = set()
-    for name in names:
-        if name.lower() not in known:
-            raise PlanError(
-                f"--subset {name}: the model has no such class.{did_you_mean(name.lower(), known)} Correct it.",
-                code="unknown_class",
-            )
-        wanted.add(known[name.lower()])
+    wanted = {_named(name, [label.name for label in spec.labels]) for name in names}
     kept = [place for place, label in enumerate(spec.labels) if label.name in wanted]
     order = spec.regions_class_order
     values = {value for place in kept for value in spec.labels[place].values}
@@ -35,7 +29,17 @@ def chosen_spec(spec: DatasetSpec, names: Sequence[str]) -> DatasetSpec:
         labels=tuple(spec.labels[place] for place in kept),
         regions_class_order=None if order is None else tuple(order[place] for place in kept),
         label_map=tuple(pair for pair in spec.label_map if pair[0] in values),
+        codes=tuple(pair for pair in spec.codes if pair[0] in wanted),
     )
+
+
+def _named(name: str, known: Sequence[str]) -> str:
+    """Return the class that a user means; upper and lower case count only where two classes differ in nothing else."""
+    alike = [each for each in known if each.casefold() == name.casefold()]
+    if name in alike or len(alike) == 1:
+        return name if name in alike else alike[0]
+    hint = f" It has {' and '.join(alike)}: write one of them." if alike else f"{did_you_mean(name, known)} Correct it."
+    raise PlanError(f"--subset {name}: the model has no such class.{hint}", code="unknown_class")
 
 
 def keep_only(labels: Integer[np.ndarray, "D H W"], chosen: DatasetSpec, whole: DatasetSpec) -> None:

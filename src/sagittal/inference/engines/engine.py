@@ -13,7 +13,8 @@ from sagittal.plan.base import Triple
 KernelMode = Literal["auto", "on", "off"]
 """Whether PyTorch takes this project's kernels: see `sagittal.kernels.choice`, which can't be read without PyTorch."""
 
-Precision = Literal["fp32", "bf16", "int8"]
+Precision = Literal["fp32", "bf16", "fp16", "int8"]
+"""What the products are computed in; `engines.choice` tells who has which."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -27,6 +27,7 @@ from sagittal.inference.engines.openvino_layers import Array, sum_by_planes
 from sagittal.inference.engines.openvino_memory import activation_bytes
 from sagittal.plan import Plan
 from sagittal.plan.base import Triple
+from sagittal.plan.lock import alone
 
 Builder = Callable[..., openvino.Model]
 
@@ -234,12 +235,19 @@ class OpenVINOEngine:
             while len(self._compiled) >= _KEPT:
                 self._compiled.popitem(last=False)
             try:
-                compiled = core().compile_model(self._joint_model(*key), "CPU", self._settings)
-                self._compiled[key] = compiled.create_infer_request()
+                self._compiled[key] = self._compile(self._joint_model(*key)).create_infer_request()
             except RuntimeError as error:
                 raise _explained(error) from None
         self._compiled.move_to_end(key)
         return self._compiled[key]
+
+    def _compile(self, model: openvino.Model) -> openvino.CompiledModel:
+        folder = self._settings.get("CACHE_DIR")
+        if folder is None:
+            return core().compile_model(model, "CPU", self._settings)
+        # OpenVINO writes a compiled network under the name that others read it by.
+        with alone(Path(folder) / "lock"):
+            return core().compile_model(model, "CPU", self._settings)
 
     def _joint_model(self, window: Triple, with_head: bool, apart: bool = False) -> openvino.Model:
         """Return all folds as one graph, so that they take turns with one set of volumes.

@@ -12,19 +12,17 @@ from __future__ import annotations
 
 import logging
 import os
-import shutil
-import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import openvino
 from jaxtyping import Float32, Integer, UInt
 
 from sagittal.bundle import Bundle
-from sagittal.bundle.manifest import FileEntry, entry_of, read_verified
+from sagittal.bundle.manifest import entry_of, read_verified
 from sagittal.data.dataset import Case, read_dataset
 from sagittal.data.label_index import LabelIndex, label_index
 from sagittal.data.labelled_case import named, read_case
@@ -32,42 +30,21 @@ from sagittal.data.preprocessing import prepare
 from sagittal.errors import BundleError, DataError, ResourceError
 from sagittal.evaluation.overlap import dice
 from sagittal.inference.engines.engine import Precision
+from sagittal.inference.engines.int8_folder import REPORT, Int8Report, read_report, replacing, standing
 from sagittal.inference.engines.openvino_core import core
 from sagittal.inference.engines.openvino_engine import BUILDERS, OpenVINOEngine, supports
 from sagittal.inference.engines.openvino_layers import Array
 from sagittal.inference.predictor import Predictor
 from sagittal.inference.windows import tile
 from sagittal.plan import Plan
-from sagittal.plan.base import Frozen, Triple
+from sagittal.plan.base import Triple
 from sagittal.volumes import Volume
 
-REPORT = "int8.json"
 MOST_POINTS_LOST = 0.5
 """Of the mean Dice, in points of a hundred."""
 _WINDOWS_PER_CASE = 4
 _LEAST_CASES = 2
 _ENDINGS = (".xml", ".bin")
-
-
-class Int8Report(Frozen):
-    """What is known of 8-bit networks."""
-
-    schema_version: Literal[1] = 1
-    bundle_sha256: str
-    """Of the manifest of the bundle that they were made of."""
-    openvino_version: str
-    calibration_cases: int
-    scored_cases: int
-    """None of them took part in the calibration."""
-    dice_fp32: float
-    """Mean over cases and classes, of a hundred points; predicted without mirroring."""
-    dice_int8: float
-    files: dict[str, FileEntry]
-
-    @property
-    def points_lost(self) -> float:
-        """How much lower the mean Dice is."""
-        return self.dice_fp32 - self.dice_int8
 
 
 class Int8Engine(OpenVINOEngine):
@@ -124,7 +101,7 @@ def load(bundle: Bundle, *, folder: str | os.PathLike[str] | None = None, thread
         ResourceError: there are none.
         BundleError: they were made of another bundle, or a file changed.
     """
-    where = folder_of(bundle) if folder is None else Path(folder)
+    where = standing(folder_of(bundle) if folder is None else Path(folder))
     report = read_report(where)
     if report.bundle_sha256 != bundle.manifest.manifest_sha256:
         raise BundleError(
@@ -143,23 +120,6 @@ def load(bundle: Bundle, *, folder: str | os.PathLike[str] | None = None, thread
     return Int8Engine(bundle.plan, models, folds, threads=threads)
 
 
-def read_report(folder: Path) -> Int8Report:
-    """Return what is known of the 8-bit networks in a folder.
-
-    Raises:
-        ResourceError: there are none.
-        PlanError: the report is not as it was written.
-    """
-    source = folder / REPORT
-    if not source.is_file():
-        raise ResourceError(
-            f"there are no 8-bit networks of this bundle: {source} is missing. Make them with 'sagittal "
-            "quantize BUNDLE DATASET', or use --precision fp32 or bf16.",
-            code="int8",
-        )
-    return Int8Report.from_json(source.read_bytes(), source=str(source))
-
-
 def quantize(
     bundle: Bundle,
     dataset: str | os.PathLike[str],
@@ -173,7 +133,7 @@ def quantize(
     Args:
         bundle: verified.
         dataset: labelled cases; every other one of those taken calibrates, the others are scored.
-        out: folder to write; None is beside the bundle. What it held is replaced.
+        out: folder to write; None is beside the bundle. What it held is replaced, whole or not at all.
         cases: how many to take at most, spread evenly over the data set.
         say: told what was measured.
 
@@ -188,22 +148,11 @@ def quantize(
     calibrating, scored = _chosen(dataset, cases)
     windows = [window for case in calibrating for window in _windows(case, bundle.plan)]
     folds = [bundle.weights(name) for name in bundle.weight_names]
-    where = folder_of(bundle) if out is None else Path(out)
-    if where.exists() and not (where / REPORT).is_file() and not (where.is_dir() and not any(where.iterdir())):
-        raise ResourceError(
-            f"{where}: exists and holds no 8-bit networks. Choose another folder; nothing was overwritten.",
-            code="exists",
-        )
-    where.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=where.parent, prefix=f".{where.name}.") as scratch:
-        folder = Path(scratch) / where.name
-        folder.mkdir()
+    with replacing(folder_of(bundle) if out is None else Path(out)) as folder:
         models = []
         for name, fold in zip(bundle.weight_names, folds, strict=True):
             quantized = _quantized(nncf, bundle.plan, fold, windows)
-            openvino.save_model(quantized, str(folder / f"{name}.xml"), compress_to_fp16=False)
-            text, numbers = ((folder / f"{name}{ending}").read_bytes() for ending in _ENDINGS)
-            models.append((text, numbers))
+            models.append(_saved(quantized, folder, name))
         engines = (OpenVINOEngine(bundle.plan, folds), Int8Engine(bundle.plan, models, folds))
         before, after = _mean_dice(bundle.plan, engines, scored)
         report = Int8Report(
@@ -222,10 +171,21 @@ def quantize(
             )
         _require_small_loss(report)
         report.write(folder / REPORT)
-        if where.exists():
-            shutil.rmtree(where)
-        folder.rename(where)
     return report
+
+
+def _saved(model: openvino.Model, folder: Path, name: str) -> tuple[bytes, bytes]:
+    """Write a network and return its two files as they lie on the disk."""
+    try:
+        openvino.save_model(model, str(folder / f"{name}.xml"), compress_to_fp16=False)
+        text, numbers = ((folder / f"{name}{ending}").read_bytes() for ending in _ENDINGS)
+    except (RuntimeError, OSError) as error:
+        raise ResourceError(
+            f"{folder.parent}: the 8-bit network {name} can't be written there ({error}). Nothing was replaced. Free "
+            "space, or allow writing there.",
+            code="disk",
+        ) from None
+    return text, numbers
 
 
 def _require_small_loss(report: Int8Report) -> None:
