@@ -9,8 +9,9 @@ import pytest
 from sagittal.cli import USAGE_CODES, run
 from sagittal.cli.evaluation_options import declared_classes, evaluation_settings, listed_patients
 from sagittal.errors import DataError, PlanError
-from sagittal.evaluation import EvaluationSettings
+from sagittal.evaluation import ClassSet, EvaluationSettings
 from sagittal.evaluation.lesions import LesionRule
+from sagittal.evaluation.protocols import PROTOCOLS
 from sagittal.evaluation.settings import ALL_METRICS
 from sagittal.volumes import Volume
 
@@ -67,6 +68,16 @@ def test_options_that_make_no_sense_are_slips_of_usage(protocol: str, options: d
 def test_tolerances_that_a_protocol_looks_at_are_taken() -> None:
     assert evaluation_settings("monai", ["3"]).tolerances_mm == (3.0,)
     assert evaluation_settings("msd", ["liver=7"]).class_tolerances_mm == (("liver", 7.0),)
+
+
+def test_a_given_tolerance_counts_where_it_is_our_default_too() -> None:
+    spleen = ClassSet.of_mapping({"spleen": 1})
+    settle = PROTOCOLS["msd"].settings
+    given = settle(evaluation_settings("msd", ["2"]), spleen)
+    assert (given.tolerances_mm, given.class_tolerances_mm) == ((2.0,), ())
+    assert settle(evaluation_settings("msd", None), spleen).class_tolerances_mm == (("spleen", 3.0),)
+    with pytest.raises(PlanError, match="one tolerance for each class, and several are given"):
+        evaluation_settings("msd", ["2,3"])
 
 
 def test_errors_of_settings_are_told_without_their_machinery() -> None:

@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
+import held_prediction
 import numpy as np
 import pytest
 
 from sagittal.bundle import read_bundle
 from sagittal.cli import run
 from sagittal.cli.progress import ProgressLines
+from sagittal.inference.predictor import Predictor
 from sagittal.inference.run_report import FolderResult
 from sagittal.testing.bundle import write_random_bundle
 from sagittal.testing.plans import untrained_plan, untrained_spec
@@ -128,8 +134,60 @@ def test_what_is_wrong_with_the_data_or_the_machine_ends_with_one(
     assert "absent" in capsys.readouterr().err and not (tmp_path / "out").exists()
 
 
+def test_an_output_folder_that_can_not_be_written_is_told_before_anything_is_computed(
+    bundle: Path, scans: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def read_only(*_: object, **__: object) -> None:
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    # Nothing keeps root, whom tests often run as, from writing, so the system is played.
+    monkeypatch.setattr(tempfile, "mkstemp", read_only)
+    monkeypatch.setattr(tempfile, "TemporaryFile", read_only)
+    monkeypatch.setattr(Path, "mkdir", read_only)
+    monkeypatch.setattr("sagittal.inference.predictor.Predictor.predict", lambda *_, **__: pytest.fail("computed"))
+    assert predict(bundle, scans, "--out", tmp_path / "out", "--device", "cpu") == 1
+    told = capsys.readouterr().err
+    assert f"{tmp_path / 'out'}" in told and "Read-only file system" in told and "choose another folder" in told
+
+
+def test_a_bundle_of_a_newer_version_says_what_to_do(
+    bundle: Path, scans: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    newer = Path(shutil.copytree(bundle, tmp_path / "newer"))
+    manifest = json.loads((newer / "manifest.json").read_text())
+    manifest |= {"schema_version": 99, "sagittal_version": "99.1"}
+    (newer / "manifest.json").write_text(json.dumps(manifest))
+    assert predict(newer, scans, "--out", tmp_path / "out") == 1
+    told = capsys.readouterr().err
+    assert "schema_version 99 is newer" in told and "99.1" in told and "Update sagittal" in told
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_scan_that_vanishes_while_another_is_computed_fails_alone(
+    bundle: Path, scans: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = Predictor.predict
+
+    def take_away(*given: Any, **options: Any) -> Volume:
+        (scans / "c02.nii.gz").unlink(missing_ok=True)
+        return whole(*given, **options)
+
+    monkeypatch.setattr(Predictor, "predict", take_away)
+    # A budget too small to read ahead: the scan is asked for when its turn comes.
+    monkeypatch.setattr("sagittal.inference.pipeline.CasePipeline._has_room", lambda *_: False)
+    assert predict(bundle, scans, "--out", tmp_path / "out", "--device", "cpu") == 1
+    told = capsys.readouterr().err
+    assert "1 of 3 cases failed" in told and "c02: " in told and "c02.nii.gz" in told
+    assert sorted(path.name for path in (tmp_path / "out").glob("c*")) == ["c00.nii.gz", "c01.nii.gz"]
+
+
 def command(bundle: Path, scans: Path, out: Path) -> list[str]:
     return [sys.executable, "-m", "sagittal", "predict", *map(str, (bundle, scans, "--out", out)), "--device", "cpu"]
+
+
+def held(case: str, command: list[str]) -> list[str]:
+    """Return a command that waits at a case for what ends it, however late that comes."""
+    return [sys.executable, held_prediction.__file__, case, *command[3:]]
 
 
 def wait_for(out: Path, names: Sequence[str], process: subprocess.Popen[str]) -> None:
@@ -143,9 +201,8 @@ def test_a_killed_run_leaves_nothing_half_written_and_goes_on(bundle: Path, tmp_
     out, whole = tmp_path / "out", tmp_path / "whole"
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "passive"}
     for name in ("c02", "c07", "c15"):
-        with subprocess.Popen(
-            command(bundle, tmp_path / "in", out), stdout=subprocess.PIPE, text=True, env=environment
-        ) as process:
+        words = held("c22", command(bundle, tmp_path / "in", out))
+        with subprocess.Popen(words, stdout=subprocess.PIPE, text=True, env=environment) as process:
             wait_for(out, [f"{name}.nii.gz"], process)
             process.send_signal(signal.SIGKILL)
         assert process.returncode == -signal.SIGKILL
@@ -167,9 +224,8 @@ def test_a_killed_run_leaves_nothing_half_written_and_goes_on(bundle: Path, tmp_
 def test_a_stopped_run_says_how_to_go_on(bundle: Path, tmp_path: Path) -> None:
     write_scans(tmp_path / "in", 40)
     out = tmp_path / "out"
-    with subprocess.Popen(
-        command(bundle, tmp_path / "in", out), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
-    ) as process:
+    words = held("c20", command(bundle, tmp_path / "in", out))
+    with subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as process:
         wait_for(out, ["c00.nii.gz"], process)
         process.send_signal(signal.SIGTERM)
         said = process.communicate()[1]

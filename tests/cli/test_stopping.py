@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import held_training
 import sagittal
 from sagittal.testing.datasets import TINY_SETTINGS
 from sagittal.training.log import read_log
@@ -30,6 +31,11 @@ def _command(dataset: Path, out: Path, *more: str) -> list[str]:
     ]
     command = [sys.executable, "-m", "sagittal", "train", str(dataset), "--out", str(out), "--fold", "none"]
     return [*command, "--device", "cpu", "--checkpoint-every", "0.001s", *settings, *more]
+
+
+def _held(step: int, command: list[str]) -> list[str]:
+    """Return a command whose training waits from a step on for what ends it, however late that comes."""
+    return [sys.executable, held_training.__file__, str(step), *command[3:]]
 
 
 def _log(out: Path) -> Path:
@@ -51,11 +57,8 @@ def _losses(out: Path) -> list[float]:
 def test_a_stop_before_the_first_step_is_told_and_leaves_nothing_half_written(
     tiny_dataset: Path, tmp_path: Path, number: signal.Signals, code: int
 ) -> None:
-    # A shell's background jobs ignore Ctrl-C, and so would their children.
-    command = [sys.executable, "-c", "import signal, sagittal.cli; signal.signal(2, signal.default_int_handler); "]
-    command[-1] += "sagittal.cli.main()"
-    arguments = [*_command(tiny_dataset, tmp_path / "out")[3:]]
-    with subprocess.Popen([*command, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+    command = _held(0, _command(tiny_dataset, tmp_path / "out"))
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None and process.stderr is not None
         assert process.stdout.readline().startswith("check:")
         process.send_signal(number)
@@ -88,7 +91,8 @@ def test_killed_runs_resume_to_the_losses_and_weights_of_an_undisturbed_one(tiny
     subprocess.run(_command(tiny_dataset, whole), check=True, capture_output=True)
     for attempt, steps in enumerate((3, 7, 9)):
         more = ("--resume",) if attempt else ()
-        with subprocess.Popen(_command(tiny_dataset, killed, *more), stdout=subprocess.PIPE, text=True) as process:
+        command = _held(steps + 2, _command(tiny_dataset, killed, *more))
+        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
             _stop_after(steps, process, killed, signal.SIGKILL)
         assert process.returncode == -signal.SIGKILL
         assert not killed.exists()
@@ -105,9 +109,8 @@ def test_a_stopped_run_ends_cleanly_and_says_how_to_go_on(
     tiny_dataset: Path, tmp_path: Path, number: signal.Signals, code: int
 ) -> None:
     out = tmp_path / "out"
-    with subprocess.Popen(
-        _command(tiny_dataset, out), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    ) as process:
+    command = _held(5, _command(tiny_dataset, out))
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
         _stop_after(2, process, out, number)
         said = process.communicate()[0]
     assert process.returncode == code, said

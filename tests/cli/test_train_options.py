@@ -68,3 +68,25 @@ def test_determinism_is_written_into_the_plan_with_its_origin(
     assert run([*command, "--deterministic", "--workers", "2", *settings]) == 0
     plan = Plan.read(tmp_path / "b" / "plan.json")
     assert plan.training.deterministic and "--set" in plan.reasons["training.deterministic"]
+
+
+@pytest.mark.parametrize(
+    ("wrong", "told"),
+    [
+        (["--store", "s3://bucket/x"], "--store belong to --on"),
+        (["--on", "ray", "--store", "x", "--fold-processes", "2"], "--store and --fold-processes exclude each other"),
+        (["--on", "slurm", "--store", "x"], "--store are Ray's"),
+    ],
+)
+def test_a_store_is_for_folds_on_ray(
+    tiny_dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], wrong: list[str], told: str
+) -> None:
+    assert run(["train", str(tiny_dataset), "--out", str(tmp_path / "b"), *wrong]) == 2
+    assert told in " ".join(capsys.readouterr().err.split())
+    assert not (tmp_path / "b.run").exists()
+
+
+def test_a_sweep_takes_no_store(tiny_dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["sweep", str(tiny_dataset), "--out", str(tmp_path / "b"), "--networks", "mednext-s,mednext-b"]
+    assert run([*command, "--budget", "1m", "--on", "ray", "--store", "x"]) == 2
+    assert "--store is for the folds of 'train'" in " ".join(capsys.readouterr().err.split())

@@ -1,6 +1,7 @@
 """The command line: one file per verb; heavy imports happen inside the verbs, so that `--help` is quick.
 
-Exit codes: 0 done, 1 failed, 2 usage, 75 stopped and resumable (SIGTERM), 130 Ctrl-C.
+Exit codes: 0 done, 1 failed, 2 usage, 75 stopped and resumable (SIGTERM), 143 stopped with nothing to resume
+(evaluate, compare, qc), 130 Ctrl-C.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from sagittal.cli.compare import compare
 from sagittal.cli.convert import convert
 from sagittal.cli.datasets import datasets
 from sagittal.cli.demo import demo
+from sagittal.cli.dicom import dicom
 from sagittal.cli.doctor import doctor
 from sagittal.cli.evaluate import evaluate
 from sagittal.cli.export import export
@@ -36,7 +38,10 @@ from sagittal.cli.plan import plan
 from sagittal.cli.predict import predict
 from sagittal.cli.qc import qc
 from sagittal.cli.quantize import quantize
+from sagittal.cli.serve import serve
+from sagittal.cli.sweep import sweep
 from sagittal.cli.train import train
+from sagittal.cli.view import view
 from sagittal.errors import ResourceError, SagittalError
 
 USAGE_CODES = frozenset(
@@ -75,13 +80,17 @@ for verb in (
     doctor,
     plan,
     train,
+    sweep,
     predict,
+    serve,
+    view,
     evaluate,
     compare,
     qc,
     import_weights,
     import_nnunet,
     convert,
+    dicom,
     info,
     networks,
     datasets,

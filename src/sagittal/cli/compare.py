@@ -15,11 +15,15 @@ from sagittal.cli.evaluation_options import (
     evaluation_settings,
     listed_patients,
 )
+from sagittal.cli.options import Workers
+from sagittal.cli.progress import CountLines
+from sagittal.cli.stopping import ended_by_sigterm
 from sagittal.errors import PlanError
 
 if TYPE_CHECKING:
     from sagittal.evaluation import Metric
-    from sagittal.evaluation.comparison import Comparison, Contest
+    from sagittal.evaluation.comparison import Comparison
+    from sagittal.evaluation.contests import Contest
 
 Switch = Annotated[bool, Parameter(negative="")]
 
@@ -37,6 +41,7 @@ def compare(
     margin: float = 0.005,
     missing: Literal["refuse", "worst"] = "refuse",
     rescore: Switch = False,
+    workers: Workers = None,
     json: Switch = False,
 ) -> int:
     """Compare the predictions of several methods on the same cases: any tool's, not only ours.
@@ -51,28 +56,31 @@ def compare(
         names: names of the methods, with commas between; by default those of the folders
         labels: dataset.json whose labels are scored; by default the one beside the references
         patients: table with the columns case and patient: scans of a patient are one piece of evidence
-        protocol: whose definitions: sagittal, nnunet, monai, brats2021, brats2023, msd, nnformer-synapse or acdc
+        protocol: whose definitions: sagittal, nnunet, monai, brats2021, brats2023 (also -ssa, -men, -ped, -met), msd,
+            nnformer-synapse or acdc
         margin: difference that counts as none, of metrics between 0 and 1: for equality and for the patients needed
         missing: what becomes of a case that a method lacks: refuse it, or count it as the worst result
         rescore: score again even where a metrics.json in the folder of predictions would do
+        workers: cases at the same time; by default the processors
         json: print the whole comparison as JSON
     """
     from sagittal.evaluation.comparison import ComparisonSettings
-    from sagittal.report.comparison import COMPARISON_HTML, compare_folders, name_methods
+    from sagittal.report.comparison import COMPARISON_HTML, Scoring, compare_folders, name_methods
 
     if not 0 < margin < math.inf:
         raise PlanError(f"--margin {margin:g}: expected a number above 0, for example 0.005.", code="usage")
     named = None if names is None else names.split(",")
-    comparison = compare_folders(
-        name_methods(predictions, named),
-        reference,
-        out,
-        labels=declared_classes(labels),
-        settings=evaluation_settings(protocol, tolerance_mm, metrics=metrics),
-        statistics=ComparisonSettings(margin=margin, missing=missing),
-        patients=listed_patients(patients),
-        reuse=not rescore,
-    )
+    with ended_by_sigterm():
+        comparison = compare_folders(
+            name_methods(predictions, named),
+            reference,
+            out,
+            labels=declared_classes(labels),
+            settings=evaluation_settings(protocol, tolerance_mm, metrics=metrics),
+            statistics=ComparisonSettings(margin=margin, missing=missing),
+            patients=listed_patients(patients),
+            scoring=Scoring(reuse=not rescore, workers=workers, told=CountLines("scored")),
+        )
     if json:
         print(comparison.to_json(), end="")
     else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -18,10 +19,13 @@ from sagittal.cli.evaluation_options import (
     named_cases,
 )
 from sagittal.cli.options import Workers
-from sagittal.errors import DataError
+from sagittal.cli.progress import CountLines
+from sagittal.cli.stopping import ended_by_sigterm
+from sagittal.errors import DataError, PlanError
 
 if TYPE_CHECKING:
     from sagittal.evaluation import Evaluation
+    from sagittal.report.scoring_pool import ScoreAll
 
 Switch = Annotated[bool, Parameter(negative="")]
 
@@ -42,6 +46,7 @@ def evaluate(
     lesions: Switch = False,
     lesion_rule: LesionRules = None,
     workers: Workers = None,
+    on: str | None = None,
     log: Path | None = None,
     json: Switch = False,
 ) -> int:
@@ -58,34 +63,45 @@ def evaluate(
         images: folder of the scans, for the pictures of the report
         probabilities: folder of CASE.npz, as 'sagittal predict --probabilities' writes them, for the calibration
         patients: table with the columns case and patient: scans of a patient are one piece of evidence
-        protocol: whose definitions: sagittal, nnunet, monai, brats2021, brats2023, msd, nnformer-synapse or acdc
+        protocol: whose definitions: sagittal, nnunet, monai, brats2021, brats2023 (also -ssa, -men, -ped, -met), msd,
+            nnformer-synapse or acdc
         lesions: match and count the lesions of every class, one by one
         workers: cases at the same time; by default the processors
+        on: a Ray cluster that scores the cases: ray, ray:HOST:PORT or ray://HOST:PORT; its nodes see the same folders
         log: log.jsonl of the training, for its curve in the report
         json: print the whole result as JSON
     """
     from sagittal.report.evaluation import REPORT_HTML, Beside
     from sagittal.report.evaluation import evaluate as evaluate_folders
     from sagittal.report.page import Page
+    from sagittal.report.scoring_pool import score_all
     from sagittal.training.log import read_log
 
     if log is not None and not log.is_file():
         raise DataError(f"{log}: no such file. Expected a training's log, BUNDLE.run/fold_0/log.jsonl for example.")
     settings = evaluation_settings(protocol, tolerance_mm, metrics=metrics, lesion_rules=lesion_rule, lesions=lesions)
     wanted = named_cases(cases)
-    result = evaluate_folders(
-        predictions,
-        references,
-        out,
-        labels=declared_classes(labels),
-        settings=settings,
-        beside=Beside(images=images, probabilities=probabilities, patients=listed_patients(patients), cases=wanted),
-        workers=workers,
-        page=Page(
-            curve=read_log(log) if log is not None else (),
-            facts={} if wanted is None else {"Compared": {"Cases": f"the {len(wanted)} that were named"}},
-        ),
-    )
+    with ended_by_sigterm():
+        result = evaluate_folders(
+            predictions,
+            references,
+            out,
+            labels=declared_classes(labels),
+            settings=settings,
+            beside=Beside(
+                images=images,
+                probabilities=probabilities,
+                patients=listed_patients(patients),
+                cases=wanted,
+                told=CountLines("scored"),
+                score=score_all if on is None else _scored_on(on),
+            ),
+            workers=workers,
+            page=Page(
+                curve=read_log(log) if log is not None else (),
+                facts={} if wanted is None else {"Compared": {"Cases": f"the {len(wanted)} that were named"}},
+            ),
+        )
     if json:
         print(result.to_json(), end="")
     else:
@@ -93,6 +109,23 @@ def evaluate(
         dice = "" if "dice" not in result.metrics else f" dice {_number(result.mean_dice, 4)}"
         print(f"report: {out / REPORT_HTML}{dice}" if out is not None else f"mean{dice}")
     return 1 if result.failures else 0
+
+
+def _scored_on(on: str) -> ScoreAll:
+    """Return what scores the cases on a cluster."""
+    from functools import partial
+
+    from sagittal.cluster.evaluate import score_on_ray
+    from sagittal.cluster.places import parse_place
+
+    place = parse_place(on)
+    if place.kind != "ray":
+        raise PlanError(
+            f"--on {on}: cases are scored on Ray. Expected ray or ray:HOST:PORT; in a SLURM queue, give the command "
+            "without --on inside a job (srun sagittal evaluate ...).",
+            code="usage",
+        )
+    return partial(score_on_ray, place, say=partial(print, file=sys.stderr, flush=True))
 
 
 def _print(result: Evaluation) -> None:

@@ -102,6 +102,12 @@ def _refuse_unused(given: Mapping[str, Any]) -> None:
         )
     if (shared or own) and taken == "none":
         raise PlanError(f"--tolerance-mm: --protocol {protocol} has no tolerances. Leave the option out.", code="usage")
+    if taken == "by_class" and len(given.get("tolerances_mm", ())) > 1:
+        raise PlanError(
+            f"--tolerance-mm: --protocol {protocol} has one tolerance for each class, and several are given for all. "
+            "Give one number, or CLASS=NUMBER for classes of their own.",
+            code="usage",
+        )
     if own and taken == "shared":
         raise PlanError(
             f"--tolerance-mm: --protocol {protocol} has one tolerance for all classes. Give it without a class.",

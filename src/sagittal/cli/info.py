@@ -4,26 +4,38 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Annotated
+
+from cyclopts import Parameter
 
 
-def info(path: Path) -> int:
-    """Say what an image, a data set, a plan, a bundle or the folder of a run (OUT.run) is and holds.
+def info(path: Path, /, *, json: Annotated[bool, Parameter(negative="")] = False) -> int:
+    """Say what an image, a DICOM study, a data set, a plan, a bundle or the folder of a run (OUT.run) is and holds.
+
+    Of a DICOM study (folder, zip archive or DICOMDIR) every series is listed; STUDY#UID shows one of them.
 
     Args:
         path: a file or folder
+        json: print the series of a DICOM study as JSON
     """
     from rich.console import Console
     from rich.table import Table
 
     from sagittal.bundle import is_package
-    from sagittal.errors import DataError
+    from sagittal.cli.series_table import print_series
+    from sagittal.errors import DataError, PlanError
     from sagittal.training.run_folder import is_run_folder
-    from sagittal.volumes.io import is_scan
+    from sagittal.volumes.dicom_catalogue import list_series
+    from sagittal.volumes.dicom_files import split_series, with_series
+    from sagittal.volumes.io import is_dicom, is_scan
 
-    if not path.exists():
+    study, series_uid = split_series(path)
+    if not study.exists():
         raise DataError(
             f"{path}: does not exist. Give an image, a data set, a plan, a bundle or OUT.run.", code="missing"
         )
+    if json and not (is_scan(study) and is_dicom(study)):
+        raise PlanError(f"{path}: --json is for DICOM studies. Leave it out.", code="usage")
     more: list[str] = []
     if path.name == "dataset.json":
         path = path.parent
@@ -33,6 +45,13 @@ def info(path: Path) -> int:
         kind, facts = "data set", _dataset_facts(path)
     elif path.is_dir() and is_run_folder(path):
         kind, (facts, more) = "run", _run_facts(path)
+    elif series_uid is None and is_scan(path) and is_dicom(path):
+        found = list_series(path)
+        print_series(path, found, json)
+        usable = [series.series_uid for series in found if series.usable]
+        if json or len(usable) != 1:
+            return 0
+        kind, facts = "image", _image_facts(with_series(path, usable[0]))
     elif path.is_dir() and not is_scan(path):
         known = "a bundle (manifest.json), a data set (dataset.json), a run (run.json) nor a DICOM series"
         raise DataError(f"{path}: neither {known}. Check the path.", code="unknown_kind")
@@ -109,7 +128,7 @@ def _run_facts(path: Path) -> tuple[dict[str, str], list[str]]:
     bundle = whole.with_name(whole.name.removesuffix(".run"))
     facts = {"state": run.state}
     for fold in run.folds:
-        dice = "not validated" if fold.dice is None else f"Dice {fold.dice:.4f} at step {fold.dice_step}"
+        dice = "no validation on the way" if fold.dice is None else f"Dice {fold.dice:.4f} at step {fold.dice_step}"
         facts[f"fold {fold.name}"] = f"step {fold.step} of {fold.end}; {dice}; {path / f'fold_{fold.name}'}"
     facts["bundle"] = str(bundle) if (bundle / "manifest.json").is_file() else "not written yet"
     command = run.command or "the same call of sagittal.train, with RunOptions(resume=True)"

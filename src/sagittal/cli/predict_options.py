@@ -13,7 +13,8 @@ if TYPE_CHECKING:
     from sagittal.inference.fast import Fast
     from sagittal.inference.run_report import Choices
 
-Precision = Literal["fp32", "bf16", "int8"]
+Precision = Literal["fp32", "bf16", "fp16", "int8"]
+"""As `inference.engines.engine` has it, which the command line loads only where something is computed."""
 
 _Flag = Annotated[bool, Parameter(negative="")]
 _Share = Annotated[float | None, Parameter(validator=validators.Number(gt=0, lte=1))]
@@ -31,6 +32,8 @@ class HowToPredict:
         postprocessing: apply the rules of the plan to label maps (--no-postprocessing leaves them out)
         missing: names of channels that the scans lack, with commas: t1ce; for models trained with channel dropout
         kernels: with the engine torch, Sagittal's kernels or plain PyTorch; auto takes them where they are faster
+        series: of a DICOM study, the UID or number of the series to take, one per channel in the channels' order with
+            commas; `sagittal info STUDY` lists them
         others: a further bundle, of the same channels and labels, to average the probabilities with; may be repeated
     """
 
@@ -40,7 +43,27 @@ class HowToPredict:
     postprocessing: bool = True
     missing: str | None = None
     kernels: Literal["auto", "on", "off"] = "auto"
+    series: str | None = None
     others: Annotated[tuple[Path, ...], Parameter(name="--with", negative="")] = ()
+
+    def inputs(self, given: Sequence[Path]) -> list[Path]:
+        """Return the scans to predict: as given, or the named series of the one study that is given.
+
+        Raises:
+            PlanError: series are named of several inputs.
+        """
+        from sagittal.errors import PlanError
+        from sagittal.volumes.dicom_files import with_series
+
+        if self.series is None:
+            return list(given)
+        if len(given) != 1:
+            raise PlanError(
+                f"--series {self.series}: {len(given)} inputs. Expected the one study that holds the series. Give one, "
+                "or name the series as STUDY#UID.",
+                code="usage",
+            )
+        return [with_series(given[0], uid) for uid in _listed(self.series)]
 
 
 @Parameter(name="*")
@@ -55,6 +78,7 @@ class Writing:
         entropy: entropy/CASE with how unsure each voxel is, 0 to 1
         quality: how far mirrored copies or folds agree, and which cases to look at because of it; needs mirroring
             or several folds
+        dicom: DICOM objects beside the label maps of DICOM series, with commas: seg, labelmap, rtstruct, overview, sr
     """
 
     subset: str | None = None
@@ -62,15 +86,17 @@ class Writing:
     probabilities: _Flag = False
     entropy: _Flag = False
     quality: _Flag = False
+    dicom: str | None = None
 
     def choices(
         self,
         how: HowToPredict,
-        precision: Literal["fp32", "bf16", "int8"],
+        precision: Precision,
         say: Callable[[str], None],
         fast: Sequence[Fast] = (),
     ) -> Choices:
         """Return what the library is told."""
+        from sagittal.inference.dicom_outputs import parse_kinds
         from sagittal.inference.run_report import Choices
 
         mirror, step = how.mirror and not how.fast, how.step
@@ -90,6 +116,7 @@ class Writing:
             probabilities=self.probabilities,
             entropy=self.entropy,
             quality=self.quality,
+            dicom=parse_kinds(self.dicom),
         )
 
 

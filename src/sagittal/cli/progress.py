@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -40,6 +41,31 @@ class ProgressLines:
             self._said_at = now
             elapsed = time_in_words(now - self._began)
             self._say(f"{case}: window {done} of {of}; {self._done} of {self._cases} cases done; {elapsed}")
+
+
+class CountLines:
+    """Says now and then how many cases are done: plain lines on stderr, beside results that may be piped.
+
+    Args:
+        what: was done with them, for example "scored".
+        every_s: seconds between two lines at the least.
+    """
+
+    def __init__(self, what: str, every_s: float = EVERY_S) -> None:
+        self._what, self._every_s = what, every_s
+        self._began = self._said_at = time.monotonic()
+        self._lock = threading.Lock()
+
+    def __call__(self, done: int, of: int, where: str = "") -> None:
+        """Say that `done` of `of` cases are done, where it is time for it; from any thread."""
+        with self._lock:
+            now = time.monotonic()
+            if now - self._said_at < self._every_s:
+                return
+            self._said_at = now
+            before = f"{where}: " if where else ""
+            told = f"{before}{done} of {of} cases {self._what}; {time_in_words(now - self._began)}"
+            print(told, file=sys.stderr, flush=True)
 
 
 def time_in_words(seconds: float) -> str:

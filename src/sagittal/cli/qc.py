@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 from cyclopts import Parameter
 
 from sagittal.cli.options import Workers
+from sagittal.cli.progress import CountLines
+from sagittal.cli.stopping import ended_by_sigterm
 
 if TYPE_CHECKING:
     from sagittal.report.qc import QualityCheck
@@ -41,7 +43,10 @@ def qc(
 
     place = out or (predictions.parent if predictions.is_file() else predictions) / "qc"
     read = None if bundle is None else read_bundle(bundle)
-    result = check_predictions(predictions, place, bundle=read, images=images, workers=workers)
+    with ended_by_sigterm():
+        result = check_predictions(
+            predictions, place, bundle=read, images=images, workers=workers, told=CountLines("measured")
+        )
     if json:
         print(result.to_json(), end="")
     else:

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import os
 import shlex
-import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from types import FrameType
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Parameter
 
 from sagittal.cli.options import Settings, parse_duration_s, parse_settings_option, require_known_names
+from sagittal.cli.stopping import STOPPED, sigterm_raises
+from sagittal.cli.train_cluster import OnMachines
 from sagittal.cli.train_options import HowToRun
 
 if TYPE_CHECKING:
@@ -24,8 +24,6 @@ if TYPE_CHECKING:
     from sagittal.training.run import TrainResult
 
 Config = Literal["3d", "3d-low", "2d", "3d,3d-low"]
-STOPPED = 75
-"""Exit code after SIGTERM: the same command can go on."""
 
 
 def train(
@@ -43,6 +41,7 @@ def train(
     deterministic: Annotated[bool, Parameter(negative="")] = False,
     settings: Settings = None,
     how: HowToRun = HowToRun(),  # noqa: B008 - frozen
+    machines: OnMachines = OnMachines(),  # noqa: B008 - frozen
 ) -> int:
     """Train a network and write a bundle; every step that is missing (check, plan, preprocess) is done and named.
 
@@ -60,12 +59,13 @@ def train(
         freeze_encoder: epochs (of 250 steps) in which the encoder stays as --init-from has it
         deterministic: bit-equal weights on the same machine, also on a GPU, where it is slower
         how: see HowToRun
+        machines: see OnMachines
     """
     wishes: dict[str, Any] = {
         "network": network,
         "preset": preset,
         "fold": fold,
-        "init_from": init_from,
+        "init_from": None if init_from is None else init_from.absolute(),
         "freeze_encoder_epochs": freeze_encoder,
     }
     # From here on, not from where training begins: to import torch alone takes a second or more.
@@ -74,14 +74,22 @@ def train(
         always = {"training.deterministic": True} if deterministic else {}
         wishes["settings"] = {**parse_settings_option(settings), **always}
         wishes["budget_s"] = None if budget is None else parse_duration_s(budget)
-        trains = _way_of(plan, network, config)
+        trains = _way_of(None if plan is None else plan.absolute(), network, config)
         from sagittal.training.distributed import world_from_environment
 
         world = world_from_environment(os.environ)
         _share_processors(int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
-        options = how.options(world=world, live=world.main, say=_say if world.main else _say_nothing)
-        before.begun = True
-        result = trains(dataset, out, options=options, **wishes)
+        machines.require_alone(device=how.device, devices=how.devices, processes=world.size)
+        say = _say if world.main else _say_nothing
+        if machines.fold_processes > 1 and not machines.is_slurm:
+            before.begun = before.resumable = True
+            return _told(machines.together(trains, dataset, out, how, wishes), world)
+        with machines.told(how.device, say, budgeted=budget is not None) as elsewhere:
+            options = how.options(world=world, live=world.main, say=say, **elsewhere)
+            before.begun = True
+            if elsewhere:  # other machines know nothing of the folder that this command was started in
+                dataset, out = dataset.absolute(), out.absolute()
+            result = trains(dataset, out, options=options, **wishes)
     return _told(result, world)
 
 
@@ -125,30 +133,25 @@ class _Before:
 
     begun: bool = False
     """Whether the data set may have been looked at."""
+    resumable: bool = False
+    """Whether other machines may have left checkpoints."""
 
 
 @contextmanager
 def _stoppable_before_training() -> Iterator[_Before]:
     """Let SIGTERM unwind imports, check, plan and preprocessing, as Ctrl-C does; training handles both itself."""
-
-    def end(number: int, frame: FrameType | None) -> None:
-        raise SystemExit(STOPPED)
-
     before = _Before()
     try:
-        previous = signal.signal(signal.SIGTERM, end)
-    except ValueError:  # not the main thread, which alone receives signals
-        yield before
-        return
-    try:
-        yield before
+        with sigterm_raises(lambda: SystemExit(STOPPED)):
+            yield before
     except (KeyboardInterrupt, SystemExit):
         done = "cases prepared so far are kept" if before.begun else "nothing was begun"
         if os.environ.get("RANK", "0") == "0":
-            print(f"stopped; {done}; begin again with: sagittal {shlex.join(sys.argv[1:])}", file=sys.stderr)
+            words = sys.argv[1:]
+            if before.resumable:
+                words = [*(word for word in words if word != "--resume"), "--resume"]
+            print(f"stopped; {done}; begin again with: sagittal {shlex.join(words)}", file=sys.stderr)
         raise
-    finally:
-        signal.signal(signal.SIGTERM, previous)
 
 
 def _program(processes: int) -> str:

@@ -51,7 +51,7 @@ class HowToRun:
     log: str | None = None
 
     def options(self, **more: Any) -> RunOptions:
-        """Return what the library is told; `more` are fields that no option gives.
+        """Return what the library is told; `more` are fields that no option gives, and the device of this machine.
 
         Raises:
             PlanError: a time that is none, or --device and --devices together.
@@ -65,14 +65,14 @@ class HowToRun:
             if text is not None:
                 parse_devices(text, option)
         return RunOptions(
-            device=self.device,
+            device=more.pop("device", self.device),
             devices=_listed(self.devices),
-            cache=self.cache,
+            cache=None if self.cache is None else self.cache.absolute(),
             known=known_folder(),
             known_kernels=kernels_file(),
             resume=self.resume,
             memory_gib=self.memory_gib,
-            splits=self.splits,
+            splits=None if self.splits is None else self.splits.absolute(),
             checkpoint_every_s=parse_duration_s(self.checkpoint_every, "--checkpoint-every"),
             keep_checkpoints=self.keep_checkpoints,
             loader_workers=self.workers,
