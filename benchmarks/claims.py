@@ -134,15 +134,16 @@ def other_spacings(dataset: Path, bundle: Path) -> str:
     """Predict the held-out cases on grids of other spacings than that of training; return the mean Dice of each."""
     from sagittal.bundle import read_bundle
     from sagittal.data.dataset import read_dataset
-    from sagittal.inference.predictor import load
+    from sagittal.inference.predictor import Predictor, load
     from sagittal.volumes import read_labels
 
     found, told = read_bundle(bundle), []
+    engine = load(found, device="cpu").engine
     held_out = read_splits(bundle)
     for factor in (1.0, *OTHER_SPACINGS):
-        predictor = load(found, device="cpu")
         spacing = tuple(edge * factor for edge in found.plan.preprocessing.spacing_mm)
-        predictor.plan = found.plan.replace(preprocessing=found.plan.preprocessing.replace(spacing_mm=spacing))
+        plan = found.plan.replace(preprocessing=found.plan.preprocessing.replace(spacing_mm=spacing))
+        predictor = Predictor(plan, engine)
         dice = []
         for case in read_dataset(dataset).cases:
             if case.id in held_out:

@@ -26,8 +26,8 @@ fi
 # uv installs the rest in a third of pip's time; where it can't reach a registry, pip does it.
 pip install "$(grep '^uv==' constraints.txt)" 2>/dev/null || true
 .venv/bin/uv pip install --quiet --python .venv/bin/python --constraint constraints.txt \
-    --override scripts/overrides.txt --editable '.[torch,openvino,int8,onnx,baselines,demo,dicom,metrics,mlflow,tensorboard,dev]' 2>/dev/null ||
-    pip install --constraint constraints.txt --editable '.[torch,openvino,int8,onnx,baselines,demo,dicom,metrics,mlflow,tensorboard,dev]'
+    --override scripts/overrides.txt --editable '.[torch,openvino,int8,onnx,baselines,demo,dicom,serve,ray,slurm,metrics,mlflow,tensorboard,dev]' 2>/dev/null ||
+    pip install --constraint constraints.txt --editable '.[torch,openvino,int8,onnx,baselines,demo,dicom,serve,ray,slurm,metrics,mlflow,tensorboard,dev]'
 
 installed=$(.venv/bin/python -c "import importlib.metadata as m; print(m.version('torch').split('+')[0])")
 [ "$installed" = "$torch" ] || { echo "setup: torch $installed is installed where constraints.txt pins $torch." >&2; exit 1; }
