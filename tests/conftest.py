@@ -8,12 +8,25 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 
 from browser import Browser
 from sagittal.testing.datasets import write_tiny_dataset
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
+
+
+def pytest_collectstart(collector: pytest.Collector) -> None:
+    """What a test module draws while it is imported is the same in every run: torch would begin at another seed."""
+    if isinstance(collector, pytest.Module):
+        torch.manual_seed(0)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup() -> None:
+    """A test, its fixtures too, draws the same numbers whichever tests its process ran before."""
+    torch.manual_seed(0)
 
 
 @pytest.fixture(scope="session")
