@@ -125,6 +125,8 @@ def test_the_picture_is_written_and_its_points_are_listed(tmp_path: Path, capsys
     ("arguments", "expected"),
     [
         (("--paper", "--picture", "x.svg"), "exclude each other"),
+        (("--paper", "--input", "1x64x64x64"), "belong to inputs of their own"),
+        (("--picture", "x.svg", "--classes", "4"), "belong to inputs of their own"),
         (("--json", "--markdown"), "exclude each other"),
         (("--network", "mednext-x"), "Did you mean"),
         (("--network", "mednext-s", "--classes", "0"), "--classes 0: expected a number of at least 1"),

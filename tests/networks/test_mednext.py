@@ -373,6 +373,7 @@ def test_positional_and_keyword_construction_agree() -> None:
         ({"grn": "v1"}, "grn='v1'"),
         ({"spatial_dims": 4}, "spatial_dims=4"),
         ({"checkpointing": "all"}, "checkpointing='all'.*none, expansion, block"),
+        ({"checkpointing": 3}, "checkpointing=.*none, expansion, block"),
         ({"checkpointing": ("block",) * 8}, "checkpointing=.*9, one per stage"),
         ({"strides": ((2, 2, 2),) * 3}, "strides=.*4 times 3 numbers"),
         ({"strides": ((2, 2),) * 4}, "strides=.*4 times 3 numbers"),

@@ -16,14 +16,17 @@ if TYPE_CHECKING:
     from sagittal.report.cost_tables import Cost
     from sagittal.report.text_table import TextTable
 
+INPUT = "1x128x128x128"
+CLASSES = 3
+
 Shown = tuple["TextTable", dict[str, Any]]
 """A table, and the same for --json."""
 
 
 def networks(
     *,
-    input: Annotated[str, Parameter(help="channels and D, H, W")] = "1x128x128x128",
-    classes: int = 3,
+    input: Annotated[str | None, Parameter(help=f"channels and D, H, W; {INPUT} by default")] = None,
+    classes: int | None = None,
     network: Annotated[
         list[str] | None, Parameter(negative="", help="only this network; may be repeated; all by default")
     ] = None,
@@ -39,7 +42,7 @@ def networks(
     but weights and their gradients, batch 1, float32, on PyTorch's own operators.
 
     Args:
-        classes: outputs of the network, background included
+        classes: outputs of the network, background included; 3 by default
         paper: set what is computed beside the figures that both papers publish, at the inputs they belong to
         picture: write the picture of parameters against published Dice to this SVG file
         json: print JSON instead of a table
@@ -49,7 +52,12 @@ def networks(
 
     if (paper and picture is not None) or (json and markdown):
         raise PlanError("--paper and --picture exclude each other, and so do --json and --markdown.", code="options")
-    if classes < 1:
+    if (paper or picture is not None) and (input is not None or classes is not None):
+        raise PlanError(
+            "--input and --classes go with neither --paper nor --picture, whose figures belong to inputs of their own.",
+            code="options",
+        )
+    if classes is not None and classes < 1:
         raise PlanError(f"--classes {classes}: expected a number of at least 1.", code="options")
     if picture is not None and picture.suffix.lower() != ".svg":
         raise PlanError(
@@ -63,7 +71,7 @@ def networks(
     elif paper:
         shown = _beside_the_papers(network)
     else:
-        shown = _list(network, parse_input_shape(input), classes)
+        shown = _list(network, parse_input_shape(input or INPUT), classes or CLASSES)
     _print(shown, as_json=json, as_markdown=markdown)
     return 0
 

@@ -312,7 +312,7 @@ def _check_numbers(
 def _checked_checkpointing(
     checkpointing: bool | Checkpointing | Sequence[bool | Checkpointing],
 ) -> tuple[Checkpointing, ...]:
-    every = (checkpointing,) * STAGES if isinstance(checkpointing, bool | str) else tuple(checkpointing)
+    every = (checkpointing,) * STAGES if isinstance(checkpointing, int | str) else tuple(checkpointing)
     styles = tuple(("block" if style else "none") if isinstance(style, bool) else style for style in every)
     if len(styles) != STAGES or not set(styles) <= set(CHECKPOINTING):
         raise PlanError(
