@@ -129,6 +129,15 @@ def test_channels_are_series_named_in_their_order(
     assert "grids differ" in capsys.readouterr().err
 
 
+def test_one_series_for_two_channels_is_refused(
+    study: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bundle, out = a_bundle(tmp_path, "CT", "cta"), str(tmp_path / "out")
+    for scans in ([str(study), str(study)], [str(study), "--series", "7,7"], [str(study), "--series", f"7,{UID}.7"]):
+        assert run(["predict", bundle, *scans, "--out", out]) == 1
+        assert "series 7 (CT, 10 x 17 x 16) would be both CT and cta" in capsys.readouterr().err
+
+
 def test_series_that_fit_equally_well_are_refused_with_their_numbers(
     study: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

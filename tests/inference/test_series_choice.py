@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -94,6 +95,49 @@ def test_where_nothing_is_usable_reading_says_why(study: tuple[Path, list[Series
     folder, found = study
     found.extend([a_series(1, usable=False), a_series(2, usable=False)])
     assert series_of([folder], ["CT"]) == ((folder,), ())
+
+
+@pytest.mark.parametrize("others", [[], [a_series(2, depth=5)]], ids=["alone", "the largest"])
+def test_one_series_is_not_taken_for_two_channels(
+    study: tuple[Path, list[SeriesInfo]], others: list[SeriesInfo]
+) -> None:
+    folder, found = study
+    found.extend([a_series(1), *others])
+    with pytest.raises(DataError) as caught:
+        series_of([folder, folder], ["arterial", "venous"])
+    assert caught.value.code == "channel_count"
+    assert "series 1 (CT, 9 x 8 x 7) would be both arterial and venous" in caught.value.message
+
+
+@pytest.mark.parametrize("second", ["1.1", "1"])
+def test_naming_one_series_for_two_channels_is_refused_by_uid_and_by_number(
+    study: tuple[Path, list[SeriesInfo]], second: str
+) -> None:
+    folder, found = study
+    found.extend([a_series(1), a_series(2)])
+    named = [folder.with_name(f"study#{name}") for name in ("1.1", second)]
+    with pytest.raises(DataError) as caught:
+        series_of(named, ["T1", "T2"])
+    assert caught.value.code == "channel_count"
+    apart = (named[0], folder.with_name("study#2"))
+    assert series_of(apart, ["T1", "T2"]) == (apart, ())
+
+
+def test_volumes_of_one_series_are_channels_of_their_own(study: tuple[Path, list[SeriesInfo]]) -> None:
+    folder, found = study
+    found.extend([replace(a_series(1), series_uid="1.1@1"), replace(a_series(1), series_uid="1.1@2")])
+    paths = (folder.with_name("study#1.1@1"), folder.with_name("study#1@2"))
+    assert series_of(paths, ["echo 1", "echo 2"]) == (paths, ())
+    with pytest.raises(DataError, match="both echo 1 and echo 2"):
+        series_of((paths[1], folder.with_name("study#1.1@2")), ["echo 1", "echo 2"])
+
+
+def test_series_of_two_folders_may_share_a_uid(study: tuple[Path, list[SeriesInfo]], tmp_path: Path) -> None:
+    folder, found = study
+    other = tmp_path / "other"
+    other.mkdir()
+    found.append(a_series(1))
+    assert series_of([folder, other], ["T1", "T2"]) == ((folder, other), ())
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from serving import TestClient, scan_bytes, send, service
+from serving import TINY, TestClient, scan_bytes, send, service
 
 from dicom_scans import SECRET, write_series  # isort: skip - beside the tests of the readers
 from sagittal.bundle import read_bundle
@@ -22,6 +22,7 @@ from sagittal.errors import DataError, ResourceError, SagittalError
 from sagittal.serve.engines import WarmEngines
 from sagittal.serve.jobs import InputRef, Job, JobOptions, Outcome
 from sagittal.serve.worker import JobTask, Task, Worker, failure_of, plain_message
+from sagittal.testing.bundle import write_untrained_bundle
 from sagittal.testing.datasets import AFFINE
 from sagittal.volumes import Volume, read_volume
 
@@ -33,8 +34,14 @@ def told() -> list[dict[str, Any]]:
 
 @pytest.fixture(scope="module")
 def worker(tiny_bundle: Path, told: list[dict[str, Any]]) -> Worker:
-    task = Task(
-        models={"tiny": str(tiny_bundle)},
+    made = Worker(_task(tiny_bundle), lambda **message: told.append(message))
+    assert "cpu" in made.warm_up()
+    return made
+
+
+def _task(bundle: Path) -> Task:
+    return Task(
+        models={bundle.name: str(bundle)},
         device="cpu",
         engine="auto",
         precision="fp32",
@@ -45,9 +52,6 @@ def worker(tiny_bundle: Path, told: list[dict[str, Any]]) -> Worker:
         allowed_folders=(),
         debug=False,
     )
-    made = Worker(task, lambda **message: told.append(message))
-    assert "cpu" in made.warm_up()
-    return made
 
 
 def _run(worker: Worker, client: TestClient, job: str, **options: Any) -> tuple[Outcome, Path]:
@@ -126,6 +130,27 @@ def test_a_study_becomes_every_dicom_object_and_its_series_can_be_named(
     assert {file.format for file in outcome.results} == {"nifti", "json", "png", "seg"}
     assert read_volume(out / "labels.nii.gz").array.shape[1] == 9
     assert all(SECRET not in flag for flag in outcome.flags)
+
+
+@pytest.mark.parametrize("series_uid", [None, "1.2.3.1", "1.2.3.1,1.2.3.1"])
+def test_a_study_of_one_series_is_no_scan_of_two_channels(tmp_path: Path, series_uid: str | None) -> None:
+    path = write_untrained_bundle(tmp_path / "two", "mednext-s", 3, channels=2, settings=TINY)
+    volume = Volume(np.zeros((1, 5, 12, 10), np.int16), AFFINE)
+    write_series(tmp_path / "job/input/0", volume, series_uid="1.2.3.1")
+    worker = Worker(_task(path), lambda **message: None)
+    task = JobTask(
+        id="1",
+        model=path.name,
+        options=JobOptions(series_uid=series_uid),
+        input=InputRef(kind="upload", files=("input/0", "input/0"), dicom=True),
+        folder=str(tmp_path / "job"),
+        out=str(tmp_path / "out"),
+    )
+    with pytest.raises(DataError) as caught:
+        worker.read(task, read_bundle(path))
+    failure = failure_of(caught.value, task)
+    assert failure["code"] == "channel_count"
+    assert failure["message"].startswith("image 1: series (MR, 5 x 12 x 10) would be both channel_0 and channel_1.")
 
 
 def test_a_scan_that_cannot_be_read_fails_without_a_path(worker: Worker, client: TestClient, nifti: bytes) -> None:
