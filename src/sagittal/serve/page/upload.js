@@ -60,6 +60,7 @@ function showModel() {
   find('model-facts').replaceChildren(...facts, make('div', { className: 'chips', 'aria-label': 'Labels' }, ...chips));
   for (const name of ['fast', 'mirror']) find(name).closest('label').hidden = !options[name];
   find('options').hidden = !options.fast && !options.mirror;
+  if (listed && find('series-list').dataset.channels !== channels.join()) showSeries();
   offer();
 }
 
@@ -120,7 +121,7 @@ async function submit() {
     const job = listed ? await submitSeries() : await submitFiles();
     if (job) {
       chosen = null;
-      forgetSeries();
+          forgetSeries();
       onJob(job, called);
     }
   } catch (error) {
@@ -198,29 +199,34 @@ async function submitStudy() {
   listed = { ...found, usable };
   if (usable.length === 1 && model().channels.length === 1) return submitSeries();
   showSeries();
+  find('series-list').querySelector('input:enabled').focus();
+  announce(`${usable.length} series can be used. Choose one${model().channels.length > 1 ? ' per channel' : ''}.`);
   return null;
 }
 
 function submitSeries() {
-  const names = model().channels.map((_, index) => document.querySelector(`[name="series-${index}"]:checked`)?.value ?? listed.usable[0].series_uid);
-  const series = [...new Set(names)].length === 1 ? names[0] : names.join(',');
-  return api.submitUpload(listed.upload, model().name, { ...options(), series_uid: series }, mark);
+  const { channels } = model();
+  const names = channels.map((_, index) => document.querySelector(`[name="series-${index}"]:checked`)?.value ?? (channels.length === 1 ? listed.usable[0].series_uid : ''));
+  if (names.includes('')) throw new Error(`Choose a series for ${channels[names.indexOf('')]}.`);
+  if (new Set(names).size < names.length) throw new Error('One series stands for two channels. Choose another for each.');
+  return api.submitUpload(listed.upload, model().name, { ...options(), series_uid: names.join(',') }, mark);
 }
 
 function showSeries() {
-  const groups = model().channels.map((channel, index) => {
+  const { channels } = model();
+  const groups = channels.map((channel, index) => {
     const rows = listed.series.map((each, number) => seriesRow(each, index, number));
-    const title = model().channels.length > 1 ? [make('h3', {}, channel)] : [];
+    const title = channels.length > 1 ? [make('h3', {}, channel)] : [];
     return make('div', { role: 'radiogroup', 'aria-label': `Series for ${channel}` }, ...title, ...rows);
   });
   find('series-list').replaceChildren(...groups);
+  find('series-list').dataset.channels = channels.join();
   find('series').hidden = false;
-  find('series-list').querySelector('input:checked')?.focus();
-  announce(`${listed.usable.length} series can be used. Choose one.`);
 }
 
 function seriesRow(each, channel, number) {
-  const first = listed.series.findIndex((other) => other.usable);
+  // With several channels nothing is chosen beforehand: nobody would notice a wrong guess.
+  const first = model().channels.length === 1 ? listed.series.findIndex((other) => other.usable) : -1;
   const id = `series-${channel}-${number}`;
   const input = make('input', { type: 'radio', id, name: `series-${channel}`, value: each.series_uid, disabled: !each.usable, checked: number === first });
   const size = each.shape ? `${each.shape.join(' × ')} voxels` : `${each.frames} pictures`;
