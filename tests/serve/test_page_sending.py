@@ -84,3 +84,50 @@ def test_every_channel_gets_a_series_of_its_own(browser: Browser, service: Runni
     assert begin() == ""
     job = service.job(browser.value("location.hash.slice(5)"))
     assert (job["model"], job["options"]["series_uid"]) == (TWO, "1.2.3.2,1.2.3.3")
+
+
+_DEAF = """
+(() => {
+  const send = XMLHttpRequest.prototype.send;
+  window.sent = [];
+  XMLHttpRequest.prototype.send = function (form) {
+    const asked = new XMLHttpRequest();
+    asked.open('POST', 'api/v1/jobs');
+    asked.setRequestHeader('Idempotency-Key', this.mark);
+    asked.onload = () => { sent.push(JSON.parse(asked.responseText).id); this.dispatchEvent(new Event('error')); };
+    send.call(asked, form);
+  };
+  const set = XMLHttpRequest.prototype.setRequestHeader;
+  XMLHttpRequest.prototype.setRequestHeader = function (name, value) {
+    if (name === 'Idempotency-Key') this.mark = value;
+    set.call(this, name, value);
+  };
+})()
+"""
+"""Has the service take each form, and the page hear of a broken connection."""
+
+
+def test_what_is_sent_again_after_a_broken_connection_makes_one_job(
+    browser: Browser, service: Running, scan: Path
+) -> None:
+    open_page(browser, service)
+    browser.value(_DEAF)
+
+    def begin() -> list[str]:
+        count = browser.value("sent.length")
+        browser.until("!document.getElementById('start').disabled")
+        browser.value("document.getElementById('start').click()")
+        browser.until(f"sent.length > {count} && {visible('problem')} && !document.getElementById('start').disabled")
+        assert "it makes one job only" in text(browser, "problem")
+        return list(browser.value("sent"))
+
+    browser.choose("#files", scan)
+    begin()
+    first, again = begin()
+    assert first == again
+    browser.value("document.getElementById('mirror').click()")
+    *_, other = begin()
+    assert other != first
+    browser.choose("#files", scan)
+    *_, anew = begin()
+    assert anew not in (first, other)

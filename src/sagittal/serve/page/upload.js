@@ -12,6 +12,11 @@ let sending = null;
 let mark = '';
 let onJob = () => {};
 
+/** What is asked for now is another job. What is sent again unchanged keeps its mark, and makes no second one. */
+const renewMark = () => {
+  mark = api.newMark();
+};
+
 const model = () => models.find((each) => each.name === find('model').value) ?? models[0];
 
 /** Connect the form; `submitted` gets each new job and what its scan is called here. */
@@ -36,6 +41,7 @@ export function connectUpload(submitted) {
     filesOfDrop(event.dataTransfer).then(take, () => showProblem('What was dropped can’t be read.'));
   });
   find('model').addEventListener('change', showModel);
+  find('upload').addEventListener('change', renewMark);
   find('upload').addEventListener('submit', (event) => {
     event.preventDefault();
     if (!find('start').disabled) submit();
@@ -60,12 +66,14 @@ function showModel() {
   find('model-facts').replaceChildren(...facts, make('div', { className: 'chips', 'aria-label': 'Labels' }, ...chips));
   for (const name of ['fast', 'mirror']) find(name).closest('label').hidden = !options[name];
   find('options').hidden = !options.fast && !options.mirror;
+  renewMark();
   if (listed && find('series-list').dataset.channels !== channels.join()) showSeries();
   offer();
 }
 
 async function take(files) {
   showProblem('');
+  renewMark();
   forgetSeries();
   try {
     chosen = files.length ? await recognise(files) : chosen;
@@ -78,7 +86,6 @@ async function take(files) {
 
 /** Show what was chosen and whether it can be sent. */
 function offer() {
-  mark = api.newMark();
   const count = model().channels.length;
   find('chosen').hidden = !chosen;
   find('channels').hidden = chosen?.kind !== 'images' || count < 2;
@@ -121,7 +128,8 @@ async function submit() {
     const job = listed ? await submitSeries() : await submitFiles();
     if (job) {
       chosen = null;
-          forgetSeries();
+      renewMark();
+      forgetSeries();
       onJob(job, called);
     }
   } catch (error) {
