@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import re
+import zipfile
 from collections.abc import Iterable, Mapping
+from pathlib import Path, PurePath, PurePosixPath
 
 from sagittal.errors import SagittalError
+from sagittal.volumes.dicom_files import is_archive
+from sagittal.volumes.io import scan_files
 
 STATUSES = {
     "disk": 503,
@@ -16,6 +20,8 @@ STATUSES = {
 """Status by the code of an error that is no RefusalError; every other error of a user's is a 422."""
 
 
+_SHORT_NAME = 2
+"""Letters of a name that tells nothing, and would be found in every word."""
 _PATH = re.compile(r"(?<![\w.])/(?:[^/:,;'\"()]+/)*[^\s/:,;'\"()]+")
 
 
@@ -64,3 +70,20 @@ def without_paths(message: str, known: Iterable[str] = ()) -> str:
         # A series or a file below it belongs to it; within a longer word it is something else.
         message = re.sub(rf"(?<!\w){re.escape(name)}(?!\w)(#[0-9][0-9.@]*|/[^\s:,;'\"()]*)?", "a file", message)
     return _PATH.sub("a file", message)
+
+
+def names_within(path: Path) -> set[str]:
+    """Return the names of the files and folders that make a scan, which may be patients': for `without_paths`."""
+    try:
+        found = _parts(path)
+    except (SagittalError, OSError, ValueError, zipfile.BadZipFile):
+        return set()
+    return {text for part in found for text in (part.as_posix(), *part.parts) if len(text) > _SHORT_NAME}
+
+
+def _parts(path: Path) -> list[PurePath]:
+    if path.is_file() and is_archive(path):
+        with zipfile.ZipFile(path) as archive:
+            return [PurePosixPath(name) for name in archive.namelist()]
+    root = path if path.is_dir() else path.parent
+    return [part.relative_to(root) for part in scan_files(path)]

@@ -17,10 +17,10 @@ from sagittal.serve.disk import without_path
 from sagittal.serve.forms import MAX_IMAGES, PARTS, Received
 from sagittal.serve.jobs import InputRef
 from sagittal.serve.kinds import kind_of
-from sagittal.serve.refusals import RefusalError, without_paths
+from sagittal.serve.refusals import RefusalError, names_within, without_paths
 from sagittal.serve.settings import Limits
 from sagittal.volumes.dicom_catalogue import choose_series, list_series
-from sagittal.volumes.io import read_header, scan_files
+from sagittal.volumes.io import is_dicom, read_header, scan_files
 
 INPUT = "input"
 
@@ -118,7 +118,7 @@ def at_paths(paths: Sequence[str], allowed: Sequence[Path], channels: int, limit
             f"more than {MAX_IMAGES} paths. Expected one per channel.", code="too_many_files", status=413
         )
     roots = [folder.resolve() for folder in allowed]
-    files = []
+    files, series = [], []
     for number, text in enumerate(paths):
         path = _allowed(text, roots)
         with _nameless(path):
@@ -128,11 +128,14 @@ def at_paths(paths: Sequence[str], allowed: Sequence[Path], channels: int, limit
         # A link within an allowed folder must not lead out of it, nor a header to voxels elsewhere.
         if any(not _is_below(part.resolve(), roots) for part in parts):
             raise _not_allowed()
-        if not path.is_dir():
-            with _nameless(path):
+        is_series = is_dicom(path)
+        with _nameless(path):
+            if is_series:
+                _require_series(path)
+            else:
                 read_header(path)
         files.append(path)
-    series = [path.is_dir() or path.suffix.lower() == ".zip" for path in files]
+        series.append(is_series)
     given = InputRef(kind="path", files=tuple(str(path) for path in files), dicom=all(series))
     return in_channels(given, channels, any(series))
 
@@ -143,7 +146,7 @@ def _nameless(path: Path) -> Iterator[None]:
     try:
         yield
     except SagittalError as error:
-        told = without_paths(error.message, (str(path), path.name, path.parent.name))
+        told = without_paths(error.message, {str(path), path.name, path.parent.name} | names_within(path))
         raise type(error)(told, code=error.code) from None
 
 

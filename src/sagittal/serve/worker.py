@@ -41,7 +41,7 @@ from sagittal.plan.base import Frozen, cannot_write
 from sagittal.report.colours import class_colour
 from sagittal.serve.engines import Key, WarmEngines
 from sagittal.serve.jobs import InputRef, JobOptions, Outcome, Stage
-from sagittal.serve.refusals import without_paths
+from sagittal.serve.refusals import names_within, without_paths
 from sagittal.serve.results import Made, keep, write_results
 from sagittal.serve.security import where_raised
 from sagittal.volumes import Volume
@@ -60,8 +60,6 @@ _READ, _COMPUTED = 0.05, 0.95
 _FLOAT_BYTES = 4
 _OOM_SCORE = "500"
 _LEAST_GIB = 1e-3
-_SHORT_NAME = 2
-"""Letters of a name that tells nothing, and would be found in every word."""
 _GZIPPED_NIFTI = ".nii.gz"
 
 
@@ -302,16 +300,8 @@ def plain_message(message: str, job: JobTask) -> str:
         message = re.sub(rf"{re.escape(str(path))}(#[0-9][0-9.@]*)?(?![/\w])", f"image {number + 1}", message)
         if job.input.kind == "path":
             # Somebody else's names, which may be patients'.
-            names |= {str(path), path.name} | _names_in(path)
+            names |= {str(path), path.name} | names_within(path)
     return without_paths(message, names)
-
-
-def _names_in(path: Path) -> set[str]:
-    try:
-        found = [part.relative_to(path) for part in scan_files(path)] if path.is_dir() else []
-    except (SagittalError, OSError, ValueError):
-        return set()
-    return {text for part in found for text in (part.as_posix(), *part.parts) if len(text) > _SHORT_NAME}
 
 
 def failure_of(error: Exception, job: JobTask) -> dict[str, str]:
