@@ -51,6 +51,13 @@ def test_a_single_image_of_another_format_comes_out(tmp_path: Path) -> None:
     assert _unpack(tmp_path, _zip({"scan.nii": b"n" * 400})) == {"image": b"n" * 400}
 
 
+def test_what_other_archives_took_of_the_limit_is_counted_once(tmp_path: Path) -> None:
+    for number, members in enumerate(({"scan.nii": b"n" * 400}, {"a": SLICE, "b": SLICE})):
+        (tmp_path / "sent").write_bytes(_zip(members))
+        size = sum(map(len, members.values()))
+        assert unpack(tmp_path / "sent", tmp_path / f"out{number}", LIMITS, spent_bytes=10_000) == size
+
+
 @pytest.mark.parametrize("name", ["../../etc/passwd", "/etc/passwd", "C:\\windows\\x", "a/../../x", "\\\\host\\x"])
 def test_names_that_lead_out_are_refused(tmp_path: Path, name: str) -> None:
     _refused(tmp_path, _zip({name: SLICE}), 422, "leads out")

@@ -69,7 +69,7 @@ def unpack(archive: Path, folder: Path, limits: Limits, *, spent_bytes: int = 0)
             if images and nested:
                 raise _unsafe("holds an archive within the archive")
             if not images:
-                return written + _one_image(opened, others, folder, limits.unpacked_bytes - written)
+                return _one_image(opened, others, folder, limits.unpacked_bytes - written)
     return written - spent_bytes
 
 
