@@ -81,3 +81,35 @@ def test_a_study_without_a_volume_is_refused_without_its_names(served: Served, s
     client = served(allowed_folders=(study.parent,))
     refused = client.post("/api/v1/jobs", json={"paths": [str(path)]})
     assert SECRET not in error_of(refused, 422, "no_series")
+
+
+def test_a_listed_upload_stays_where_the_queue_filled_meanwhile(
+    client: TestClient, study: Path, nifti: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    listed = client.post("/api/v1/series", files={"image": _packed(study)})
+    assert listed.status_code == 201, listed.text
+    first, *_ = [send(client, nifti).json()["id"] for _ in range(4)]
+    # As if there had been room when it was asked for.
+    monkeypatch.setattr("sagittal.serve.routes_jobs.require_capacity", lambda *given: None)
+    asked = {"upload": listed.json()["upload"], "options": {"series_uid": SERIES[0]}}
+    error_of(client.post("/api/v1/jobs", json=asked), 429, "queue_full")
+    assert client.post(f"/api/v1/jobs/{first}/cancel").status_code == 200
+    sent = client.post("/api/v1/jobs", json=asked)
+    assert sent.status_code == 202, sent.text
+    held = service(client)
+    stored = held.store.get(sent.json()["id"])
+    assert (held.settings.job_folder(stored.id) / stored.input.files[0]).is_dir()
+
+
+def test_what_a_full_queue_refuses_leaves_nothing(
+    served: Served, study: Path, nifti: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client = served(allowed_folders=(study.parent,))
+    for _ in range(4):
+        send(client, nifti)
+    monkeypatch.setattr("sagittal.serve.routes_jobs.require_capacity", lambda *given: None)
+    error_of(send(client, nifti), 429, "queue_full")
+    error_of(client.post("/api/v1/jobs", json={"paths": [str(study)]}), 429, "queue_full")
+    held = service(client).settings
+    assert list(held.uploads_folder.iterdir()) == []
+    assert len(list(held.jobs_folder.iterdir())) == 4

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -31,7 +32,7 @@ def queue_job(
 ) -> Job:
     """Make an upload's folder that of a job, and put the job into the queue.
 
-    The same key of the same sender gives the same job, and the folder is deleted.
+    The same key of the same sender gives the same job, and the folder is deleted. Where this raises, the folder stays.
 
     Raises:
         RefusalError: the queue is full (429), formats make no sense (422), or the upload is gone (404).
@@ -58,7 +59,9 @@ def queue_job(
             most_queued=service.settings.limits.queued,
         )
     except BaseException:
-        service.forget_files(job_id)
+        # What could not be queued now may be sent again; callers delete what is theirs.
+        with suppress(OSError):
+            target.rename(folder)
         raise
     if job.id != job_id:
         service.forget_files(job_id)

@@ -290,7 +290,11 @@ def _submit_named(service: Service, named: NamedScan, owner: str, key: str | Non
         given = at_paths(named.paths, settings.allowed_folders, channels, settings.limits)
         folder = settings.uploads_folder / new_id()
         folder.mkdir(parents=True)
-        return queue_job(service, folder, model, named.options, given, Sender(owner, key), folder.name)
+        try:
+            return queue_job(service, folder, model, named.options, given, Sender(owner, key), folder.name)
+        except BaseException:
+            shutil.rmtree(folder, ignore_errors=True)
+            raise
     folder = settings.uploads_folder / named.upload
     try:
         note: dict[str, Any] = json.loads((folder / "upload.json").read_text())
