@@ -144,6 +144,23 @@ def test_slicer_sends_a_session_and_gets_a_label_map(
     assert b"DOE" not in b"".join(path.read_bytes() for path in tmp_path.rglob("*") if path.is_file())
 
 
+def test_a_kept_scan_is_copied_where_the_disk_knows_no_second_names(
+    client: TestClient, nifti: bytes, labels: tuple[np.ndarray, bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def link(*names: object) -> None:
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr("os.link", link)
+    session = client.put("/session/", files={"files": nifti}).json()["session_id"]
+    with computing(client, labels[1]) as done:
+        answer = client.post(f"/infer/tiny?session_id={session}", headers={"content-length": "0"})
+    assert answer.status_code == 200, answer.text
+    (job,) = done
+    held = service(client).settings
+    assert (held.uploads_folder / session / "input/0/image.nii.gz").read_bytes() == nifti
+    assert not (held.uploads_folder / job.id).exists()
+
+
 def test_slicer_sends_an_image_under_a_name_that_is_not_kept(
     client: TestClient, nifti: bytes, labels: tuple[np.ndarray, bytes]
 ) -> None:

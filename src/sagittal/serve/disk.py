@@ -33,3 +33,11 @@ def without_path(error: OSError) -> RefusalError:
     """Return what a caller is told of a disk that can't be written or read; the log has the number alone too."""
     _log.error("disk: %s", os.strerror(error.errno or 0))
     return RefusalError("the service's disk can't be used. Send this again later.", code="disk", status=503)
+
+
+def link_or_copy(source: str, target: str) -> None:
+    """Give a file a second name; where the disk has no such thing, a copy."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copyfile(source, target)

@@ -34,6 +34,7 @@ from fastapi import Path as InPath
 from starlette.concurrency import run_in_threadpool
 from starlette.responses import JSONResponse, Response
 
+from sagittal.serve.disk import link_or_copy, without_path
 from sagittal.serve.forms import read_small, receive
 from sagittal.serve.jobs import InputRef, Job, JobOptions, new_id
 from sagittal.serve.label_answers import Answer, label_answer, multipart
@@ -369,7 +370,10 @@ def _of_kept(service: Service, owner: str, session: str, image: str, folder: Pat
         return fetch_named(service, image, folder, channels)
     given = in_channels(given, channels, given.dicom)
     # The scan is asked for again with the next model, so the job gets its files under a second name.
-    shutil.copytree(service.settings.uploads_folder / upload / INPUT, folder / INPUT, copy_function=os.link)
+    try:
+        shutil.copytree(service.settings.uploads_folder / upload / INPUT, folder / INPUT, copy_function=link_or_copy)
+    except OSError as error:
+        raise without_path(error) from None
     return given
 
 
