@@ -7,12 +7,15 @@ import json
 import re
 import subprocess
 import sys
+import warnings
 import zipfile
 from io import BytesIO
 from pathlib import Path
 from typing import Any
 
+import highdicom
 import numpy as np
+import pydicom
 import pytest
 from serving import TINY, TestClient, scan_bytes, send, service
 
@@ -130,6 +133,19 @@ def test_a_study_becomes_every_dicom_object_and_its_series_can_be_named(
     assert {file.format for file in outcome.results} == {"nifti", "json", "png", "seg"}
     assert read_volume(out / "labels.nii.gz").array.shape[1] == 9
     assert all(SECRET not in flag for flag in outcome.flags)
+
+
+@pytest.mark.parametrize("other", ["seg", "labelmap"])
+def test_the_report_refers_to_whichever_segmentation_is_written(
+    worker: Worker, client: TestClient, tmp_path: Path, other: str
+) -> None:
+    options = {"formats": [other, "sr"], "series_uid": "1.2.3.1"}
+    _, out = _run(worker, client, send(client, _study(tmp_path), options=options).json()["id"])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        groups = highdicom.sr.srread(out / "volumes.sr.dcm").content.get_volumetric_roi_measurement_groups()
+    referred = {group.referenced_segment.referenced_sop_instance_uid for group in groups}
+    assert referred == {pydicom.dcmread(out / f"labels.{other}.dcm").SOPInstanceUID}
 
 
 @pytest.mark.parametrize("series_uid", [None, "1.2.3.1", "1.2.3.1,1.2.3.1"])

@@ -40,6 +40,8 @@ from sagittal.volumes.dicom_volumes import write_volumes_sr
 
 NIFTI, PNG, JSON, DICOM = "application/gzip", "image/png", "application/json", "application/dicom"
 LABELS, SCAN, VOLUMES, PREVIEW = "labels.nii.gz", "image.nii.gz", "volumes.json", "preview.png"
+_MEASURED: tuple[Format, ...] = ("seg", "labelmap")
+"""What a report refers to: the first of these that was written."""
 _READ_BYTES = 4 << 20
 _OWNER_ALONE = 0o600
 
@@ -111,8 +113,8 @@ def _overview(made: Made, source: DicomSource, path: Path) -> Path:
 
 
 def _report(made: Made, source: DicomSource, path: Path) -> Path:
-    beside = path.with_name(WRITERS["seg"].name)
-    segmentation = beside if beside.exists() else None
+    beside = [path.with_name(WRITERS[name].name) for name in _MEASURED]
+    segmentation = next((file for file in beside if file.exists()), None)
     return write_volumes_sr(made.volumes_ml, made.segments, source, path, origin=made.origin, segmentation=segmentation)
 
 
