@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import gc
 import logging
 import shutil
 import warnings
@@ -93,6 +94,9 @@ def as_dicomdir(folder, target):
             if file.is_file() and file.suffix != ".txt" and file.name not in ("seg.dcm", "rt.dcm", "report"):
                 files.add(file)
         files.write(target)
+        # It leaves its temporary folder to the collector, which would warn in the middle of some other test.
+        del files
+        gc.collect()
     return target / "DICOMDIR"
 
 
