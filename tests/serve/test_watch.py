@@ -16,7 +16,7 @@ from sagittal.errors import PlanError, ResourceError, SagittalError
 from sagittal.serve.arrivals import Arrival
 from sagittal.serve.jobs import JobError, Outcome, ResultFile
 from sagittal.serve.service import Service
-from sagittal.serve.settings import WatchSettings, settings_of
+from sagittal.serve.settings import ApiKey, WatchSettings, hash_of_key, settings_of
 from sagittal.serve.watch import MAX_TRIES, OUTBOX, RESULT, FolderPlace, Watch
 from sagittal.serve.watch_state import Watched, WatchStore
 from sagittal.volumes import Volume
@@ -203,6 +203,28 @@ def test_the_api_tells_of_it_and_begins_anew_what_failed(client: TestClient) -> 
     assert client.post("/api/v1/watch/1.2.3/retry").status_code == 204
     watch.advance()
     assert state(watch).state == "computing" and state(watch).round == 2
+
+
+def test_a_key_sees_how_a_watch_goes_but_neither_its_jobs_nor_whose_series_they_are(
+    served: Callable[..., TestClient],
+) -> None:
+    client = served(api_keys=(ApiKey(name="ward", sha256=hash_of_key(SECRET * 4)),))
+    held, shelf, ward = service(client), Shelf(liver()), {"X-API-Key": SECRET * 4}
+    held.watch = watch = Watch(held, RULE, shelf)
+    watch.look()
+    watch.look()
+    watch.advance()
+    end_job(held)
+    job = state(watch).job
+    assert client.get("/api/v1/jobs", headers=ward).json()["jobs"] == []
+    for method, path in (("GET", ""), ("POST", "/cancel"), ("DELETE", ""), ("GET", f"/results/{RESULT}")):
+        error_of(client.request(method, f"/api/v1/jobs/{job}{path}", headers=ward), 404, "not_found")
+    told = client.get("/api/v1/watch", headers=ward).json()
+    (row,) = told["series"]
+    assert told["counts"] == {"computing": 1} and row["state"] == "computing" and job is not None
+    assert (row["series_uid"], row["study_uid"], row["job"]) == (None, None, None)
+    watch.advance()
+    assert shelf.stored == [("1.2.3", b"segmentation")]
 
 
 def test_a_folder_is_watched_and_gets_the_segmentation(client: TestClient, tmp_path: Path) -> None:

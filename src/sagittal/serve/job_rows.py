@@ -81,13 +81,13 @@ def one(rows: sqlite3.Connection, job_id: str, owner: str | None = None) -> Job:
     Args:
         rows: that it is in.
         job_id: of the job.
-        owner: whose it must be, or everybody's; None: anybody's.
+        owner: whose it must be; None: anybody's. What came without a key is no key's.
 
     Raises:
         RefusalError: there is none, or it is another owner's (404).
     """
     row = rows.execute(
-        f"SELECT {_COLUMNS} FROM jobs AS j WHERE j.id = :id AND (:owner IS NULL OR j.owner IN ('', :owner))",
+        f"SELECT {_COLUMNS} FROM jobs AS j WHERE j.id = :id AND (:owner IS NULL OR j.owner = :owner)",
         {"id": job_id, "owner": owner},
     ).fetchone()
     if row is None:
@@ -108,7 +108,7 @@ def number_of(rows: sqlite3.Connection, job_id: str, owner: str | None) -> int:
         RefusalError: see `one`.
     """
     row = rows.execute(
-        "SELECT number FROM jobs WHERE id = :id AND (:owner IS NULL OR owner IN ('', :owner))",
+        "SELECT number FROM jobs WHERE id = :id AND (:owner IS NULL OR owner = :owner)",
         {"id": job_id, "owner": owner},
     ).fetchone()
     if row is None:
@@ -127,7 +127,7 @@ def listed(
     """Return jobs, the latest first: of a state, before a place, of an owner; None: any."""
     found = rows.execute(
         f"SELECT {_COLUMNS} FROM jobs AS j WHERE (:state IS NULL OR j.state = :state) "
-        "AND (:before IS NULL OR j.number < :before) AND (:owner IS NULL OR j.owner IN ('', :owner)) "
+        "AND (:before IS NULL OR j.number < :before) AND (:owner IS NULL OR j.owner = :owner) "
         "ORDER BY j.number DESC LIMIT :limit",
         {"state": state, "before": before, "owner": owner, "limit": limit},
     ).fetchall()

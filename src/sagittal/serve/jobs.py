@@ -140,7 +140,7 @@ class JobStore:
 
         Args:
             job_id: of the job.
-            owner: whose it must be, or everybody's; None: anybody's.
+            owner: whose it must be; None: anybody's. What came without a key is no key's.
 
         Raises:
             RefusalError: there is none, or it is another owner's (404).

@@ -14,13 +14,15 @@ from sagittal.serve.views import View
 from sagittal.serve.watch_state import WatchState
 
 router = APIRouter(prefix="/api/v1", tags=["watch"])
+_PRIVATE = ("series_uid", "study_uid", "job")
+"""What leads to a patient. A watch's jobs are no key's, so neither is this."""
 
 
 class WatchedView(View):
-    """A series that the rule matched."""
+    """A series that the rule matched; where the service has keys, no key learns which one it is, nor its job."""
 
-    series_uid: str
-    study_uid: str
+    series_uid: str | None
+    study_uid: str | None
     state: WatchState
     instances: int
     job: str | None
@@ -44,14 +46,17 @@ def watch(request: Request, limit: Annotated[int, Query(ge=1, le=1000)] = 100) -
     found = service_of(request).watch
     if found is None:
         return WatchView(watching=False, counts={}, series=[])
-    names = WatchedView.model_fields
-    series = [WatchedView(**{name: getattr(each, name) for name in names}) for each in found.store.latest(limit)]
+    hidden = {} if owner_of(request) is None else dict.fromkeys(_PRIVATE)
+    names = WatchedView.model_fields.keys()
+    series = [
+        WatchedView(**{name: getattr(each, name) for name in names} | hidden) for each in found.store.latest(limit)
+    ]
     return WatchView(watching=True, counts=found.store.counts(), series=series)
 
 
 @router.post("/watch/{series_uid}/retry", status_code=204, response_class=Response)
 def retry(request: Request, series_uid: Annotated[str, InPath(pattern=r"^[0-9][0-9.]{0,63}$")]) -> Response:
-    """Begin a series that failed once more."""
+    """Begin a series that failed once more; its UID comes from whoever can look into the PACS or the folder."""
     service = service_of(request)
     found = service.watch.store.get(series_uid) if service.watch is not None else None
     if service.watch is None or found is None or found.state != "failed":

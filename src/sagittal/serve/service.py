@@ -123,6 +123,6 @@ def service_of(request: HTTPConnection) -> Service:
 
 
 def owner_of(request: HTTPConnection) -> str | None:
-    """Return whose jobs a request may see: the name of its key; None, everybody's, where the service has no keys."""
+    """Return whose jobs a request may see: the name of its key; None, all of them, where the service has no keys."""
     owner: str | None = getattr(request.state, "owner", None)
     return owner
