@@ -194,6 +194,22 @@ def test_a_stop_gives_time_and_then_puts_the_job_back_as_if_it_had_not_begun(mak
     assert (supervisor.settings.job_folder(later.id) / "input").exists()
 
 
+def test_a_worker_that_a_shutdown_ended_first_costs_the_job_no_attempt(make: Make) -> None:
+    wait = "    while not Path(job['folder'], 'go').exists(): time.sleep(0.01)\n"
+    supervisor, store = make(DONE + wait + "    os._exit(9)\n")
+    job = _send(supervisor, store)
+    supervisor.start()
+    _until(lambda: store.state(job.id) == "running")
+    stopping = threading.Thread(target=supervisor.stop, args=(PATIENCE_S,))
+    stopping.start()
+    _until(lambda: supervisor.is_stopping)
+    (supervisor.settings.job_folder(job.id) / "go").touch()
+    stopping.join()
+    back = store.get(job.id)
+    assert (back.state, back.attempt) == ("queued", 0)
+    assert (supervisor.settings.job_folder(job.id) / "input").exists()
+
+
 def test_a_job_of_a_model_that_is_gone_fails_with_that(make: Make) -> None:
     supervisor, store = make(DONE + "    done(job)\n")
     job = _send(supervisor, store, "former")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import re
+import signal
 import subprocess
 import sys
 import warnings
@@ -17,14 +18,16 @@ import highdicom
 import numpy as np
 import pydicom
 import pytest
-from serving import TINY, TestClient, scan_bytes, send, service
+from serving import TINY, TestClient, scan_bytes, send, service, until
 
 from dicom_scans import SECRET, write_series  # isort: skip - beside the tests of the readers
 from sagittal.bundle import read_bundle
 from sagittal.errors import DataError, ResourceError, SagittalError
 from sagittal.serve.engines import WarmEngines
 from sagittal.serve.jobs import InputRef, Job, JobOptions, Outcome
+from sagittal.serve.supervisor import WORKER
 from sagittal.serve.worker import JobTask, Task, Worker, failure_of, plain_message
+from sagittal.serve.worker_process import WorkerProcess
 from sagittal.testing.bundle import write_untrained_bundle
 from sagittal.testing.datasets import AFFINE
 from sagittal.volumes import Volume, read_volume
@@ -293,6 +296,41 @@ def test_a_packed_file_that_goes_on_after_its_voxels_is_not_read_to_its_end(
     job = send(client, flood).json()["id"]
     with pytest.raises(DataError, match="bytes follow the"):
         _run(worker, client, job)
+
+
+def test_signals_that_ask_to_end_leave_a_worker_to_its_service(tiny_bundle: Path, tmp_path: Path) -> None:
+    task = Task(
+        models={"tiny": str(tiny_bundle)},
+        device="cpu",
+        engine="auto",
+        precision="fp32",
+        threads=1,
+        memory_gib=None,
+        cache_folder=None,
+        unpacked_bytes=1 << 30,
+        allowed_folders=(),
+        debug=False,
+    )
+    child = WorkerProcess(WORKER, task, debug=False)
+    try:
+        assert "ready" in until(lambda: child.next(1.0))
+        for number in (signal.SIGTERM, signal.SIGINT):
+            child._process.send_signal(number)
+        given = InputRef(kind="upload", files=("input/none.nii",))
+        job = JobTask(
+            id="1", model="tiny", options=JobOptions(), input=given, folder=str(tmp_path), out=str(tmp_path / "out")
+        )
+        child.send(job.model_dump(mode="json"))
+        said: list[dict[str, Any]] = []
+
+        def last() -> dict[str, Any] | None:
+            said.append(child.next(1.0) or {})
+            return said[-1] if "failed" in said[-1] or child.has_said_all else None
+
+        # A worker that the signals ended would say nothing more.
+        assert "failed" in until(last)
+    finally:
+        child.end()
 
 
 def test_the_worker_goes_before_the_service_where_memory_runs_out() -> None:

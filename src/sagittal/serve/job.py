@@ -96,7 +96,7 @@ class Job(Frozen):
     flags: tuple[str, ...]
     results: tuple[ResultFile, ...]
     owner: str
-    """Name of the key that sent it; empty: everybody's."""
+    """Name of the key that sent it; empty: it came without one."""
     source: Source
     worker: str | None
     """What computes it; None where nothing does."""

@@ -14,7 +14,7 @@ from sagittal.serve.service import Service
 
 
 class Sender(NamedTuple):
-    """Who wants a job: the name of a key (empty: everybody's), the sender's own name for the job, and which way."""
+    """Who wants a job: the name of a key (empty: none), the sender's own name for the job, and which way."""
 
     owner: str = ""
     key: str | None = None

@@ -150,6 +150,15 @@ class Supervisor:
             debug=settings.debug,
         )
 
+    def take_back(self, worker: str) -> None:
+        """Put what a worker that is gone had begun back into the queue, or end it where that happened too often."""
+        if self.is_stopping:
+            # Whoever stops the service may end its workers too, a shutdown for example: no fault of the job's.
+            self.store.release(worker)
+            return
+        for job in self.store.requeue_lost(worker):
+            _log_lost(self, job)
+
     def hopeless(self, error: SagittalError) -> None:
         """Tell that a worker could not even be started; only where none ever was."""
         if self.on_hopeless is not None and not self.has_worked:
@@ -240,8 +249,7 @@ class _Seat:
         if self._child is not None:
             self._child.end()
             # Whatever it had claimed and did not end is lost with it.
-            for job in self._supervisor.store.requeue_lost(self._child.name):
-                _log_lost(self._supervisor, job)
+            self._supervisor.take_back(self._child.name)
             self._child = None
 
     def _longer_pause(self) -> float:
@@ -293,8 +301,7 @@ class _Attempt:
             child.end()
             self._clean()
             _log.warning("job %s: its worker ended with %s", job.id, child.how_it_ended)
-            for lost in supervisor.store.requeue_lost(child.name):
-                _log_lost(supervisor, lost)
+            supervisor.take_back(child.name)
             self._forget_if_ended()
             return True
         limit = supervisor.settings.limits.job_s

@@ -4,7 +4,8 @@ It is sent lines of JSON: first what it serves (`Task`), then a job at a time. I
 {"ready": "cpu (openvino)"}, {"progress": 0.4, "stage": "computing"}, {"done": {...}}, {"failed": {...}}, {"fatal":
 {...}}. It never touches the database. What it makes lies in a folder of this attempt alone, which the supervisor turns
 into the job's results; so an attempt that outlives its supervisor by a moment disturbs no other. When its input ends,
-which it does even where the parent was killed, it ends at once.
+which it does even where the parent was killed, it ends at once. Signals that ask to end are for the service, which ends
+its workers itself: systemd and a shutdown send them to every process.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import os
 import queue
 import re
 import shutil
+import signal
 import sys
 import threading
 import time
@@ -324,6 +326,8 @@ def be_first_to_go() -> None:
 
 def main() -> int:
     """Compute what standard input asks for, and return the exit code."""
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)
     be_first_to_go()
     with sent_by_standard_output() as send:
         try:
