@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -12,6 +14,7 @@ from typing import Any, ClassVar
 import pytest
 
 from sagittal.errors import ResourceError
+from sagittal.serve import dicomweb
 from sagittal.serve.dicomweb import DicomWeb
 from sagittal.serve.settings import Limits
 
@@ -74,6 +77,30 @@ def test_what_the_pacs_does_not_keep_is_told(pacs: DicomWeb, tmp_path: Path, sta
     with pytest.raises(ResourceError, match=r"^the PACS at 127.0.0.1 ") as caught:
         pacs.store("1.2", [tmp_path / "a.dcm"])
     assert "word" not in caught.value.message
+
+
+@pytest.mark.parametrize("status", [408, 429, 502, 503, 504])
+def test_a_pacs_that_a_proxy_finds_away_can_t_be_reached(pacs: DicomWeb, tmp_path: Path, status: int) -> None:
+    (tmp_path / "a.dcm").write_bytes(b"object")
+    Odd.answer = (status, {}, b"<html>Bad Gateway")
+    for ask in (
+        lambda: pacs.series(("CT",)),
+        lambda: pacs.fetch("1.2", "1.2.3", tmp_path, Limits()),
+        lambda: pacs.store("1.2", [tmp_path / "a.dcm"]),
+    ):
+        with pytest.raises(ResourceError, match=str(status)) as caught:
+            ask()
+        assert caught.value.code == "pacs_unreachable"
+
+
+def test_a_full_disk_is_no_fault_of_the_pacs(pacs: DicomWeb, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def take(parts: Any, piece: bytes) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(dicomweb._Parts, "take", take)
+    Odd.answer = (200, {"Content-Type": "multipart/related; boundary=b"}, b"--b\r\n\r\nobject\r\n--b--\r\n")
+    with pytest.raises(OSError, match=os.strerror(errno.ENOSPC)):
+        pacs.fetch("1.2", "1.2.3", tmp_path, Limits())
 
 
 @pytest.mark.parametrize(

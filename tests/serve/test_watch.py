@@ -171,7 +171,12 @@ def test_what_passes_by_itself_is_waited_for_without_end(client: TestClient) -> 
     watch.look()
     for _ in range(3 * MAX_TRIES):
         watch.advance(LATER)
-    assert state(watch).state == "found" and state(watch).next_try - time.time() <= 3600
+    assert state(watch).state == "found" and 60 < state(watch).next_try - time.time() <= 3600
+    # Nor does the wait leave fewer tries for what does not pass.
+    shelf.errors = {"1.2.3": ResourceError("refused", code="pacs")}
+    for _ in range(MAX_TRIES - 1):
+        watch.advance(LATER)
+    assert (state(watch).state, state(watch).tries) == ("found", MAX_TRIES - 1)
     # More images came than there were when the series was found.
     shelf.errors, shelf.comes = {}, 5
     watch.advance(LATER)

@@ -36,6 +36,8 @@ _STUDY, _SERIES, _MODALITY = "0020000D", "0020000E", "00080060"
 _DESCRIPTION, _STUDY_DESCRIPTION, _BODY_PART, _COUNT = "0008103E", "00081030", "00180015", "00201209"
 _FAILED, _REASON = "00081198", "00081197"
 _UNREACHABLE = "pacs_unreachable"
+_AWAY = frozenset({408, 429, 502, 503, 504})
+"""Of a PACS that has no time, or of a proxy before one that is away: asking later may help."""
 _DUPLICATE = 0x0111
 """The PACS has an object of this UID already."""
 
@@ -100,7 +102,7 @@ class DicomWeb:
                 raise self._refused("answered a series in another form than multipart/related")
             parts = _Parts(boundary, folder, limits)
             try:
-                while piece := answer.read(_PIECE_BYTES):
+                while piece := self._read(answer, _PIECE_BYTES):
                     parts.take(piece)
             except MultipartParseError:
                 raise self._refused("answered a series whose parts can't be told apart") from None
@@ -155,7 +157,7 @@ class DicomWeb:
                 return list(found.values())
 
     def _json(self, answer: http.client.HTTPResponse) -> Any:
-        content = answer.read(_MAX_JSON_BYTES + 1)
+        content = self._read(answer, _MAX_JSON_BYTES + 1)
         if answer.length and len(content) <= _MAX_JSON_BYTES:
             # Python tells of what is missing only where all of an answer is read at once.
             raise self._refused("ended its answer too early", _UNREACHABLE)
@@ -165,6 +167,22 @@ class DicomWeb:
             return json.loads(content) if content.strip() else []
         except (ValueError, RecursionError):
             raise self._refused("answered no JSON") from None
+
+    def _read(self, answer: http.client.HTTPResponse, size: int) -> bytes:
+        with self._talking():
+            return answer.read(size)
+
+    @contextmanager
+    def _talking(self) -> Iterator[None]:
+        """Tell errors of the network as such; those of the disk, which name a file, stay what they are."""
+        try:
+            yield
+        except (http.client.HTTPException, TimeoutError, ConnectionError, ssl.SSLError) as error:
+            raise self._refused(f"can't be reached, or broke off ({type(error).__name__})", _UNREACHABLE) from None
+        except OSError as error:
+            if error.filename is not None:
+                raise
+            raise self._refused(f"can't be reached ({error.strerror})", _UNREACHABLE) from None
 
     @contextmanager
     def _asked(
@@ -186,21 +204,18 @@ class DicomWeb:
             headers = headers | {"Authorization": f"Basic {base64.b64encode(self.credentials.encode()).decode()}"}
         answer = None
         try:
-            connection.request(method, where.path.rstrip("/") + path, body, headers)
-            answer = connection.getresponse()
+            with self._talking():
+                connection.request(method, where.path.rstrip("/") + path, body, headers)
+                answer = connection.getresponse()
             if answer.status in (401, 403):
                 raise self._refused(f"refuses the credentials (status {answer.status})", "pacs_credentials")
             if answer.status == 404 and method == "GET":
                 raise self._refused("has no such address or series (status 404)", "pacs_not_found")
+            if answer.status in _AWAY:
+                raise self._refused(f"has no time, or is away (status {answer.status})", _UNREACHABLE)
             if answer.status not in expected:
                 raise self._refused(f"answered with status {answer.status}")
             yield answer
-        except (http.client.HTTPException, TimeoutError, ConnectionError, ssl.SSLError) as error:
-            raise self._refused(f"can't be reached, or broke off ({type(error).__name__})", _UNREACHABLE) from None
-        except OSError as error:
-            if error.filename is not None or error.errno is None or isinstance(error, FileNotFoundError):
-                raise
-            raise self._refused(f"can't be reached ({error.strerror})", _UNREACHABLE) from None
         finally:
             if answer is not None:
                 answer.close()

@@ -14,6 +14,7 @@ import logging
 import shutil
 import threading
 import time
+from collections import Counter
 from datetime import date, timedelta
 from pathlib import Path
 from typing import Protocol
@@ -43,7 +44,7 @@ MAX_TRIES = 8
 LONGEST_WAIT_S = 3600.0
 _STEP_S = 1.0
 _PATIENT = frozenset({"queue_full", "disk", "stopping", "pacs_unreachable", "pacs_credentials", "still_arriving"})
-"""Codes of what passes by itself, or by somebody's work elsewhere: no number of them makes a series fail."""
+"""Codes of what passes by itself, or by somebody's work elsewhere: they are no tries, and no number of them fails."""
 
 
 class Place(Protocol):
@@ -169,6 +170,7 @@ class Watch:
         self._place = place or _place_of(service, settings, self.rule)
         self.store = WatchStore(service.settings.folder / "watch.sqlite")
         self._marks: dict[str, str] = {}
+        self._waits = Counter[str]()
         self._failed_looks = 0
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="watch", daemon=True)
@@ -208,6 +210,7 @@ class Watch:
                 return
             try:
                 self._step(watched)
+                del self._waits[watched.series_uid]
             except SagittalError as error:
                 self._put_off(watched, error.code)
             except Exception as error:
@@ -303,15 +306,21 @@ class Watch:
         now = self.store.get(watched.series_uid)
         if now is None or now.state in ("done", "failed"):
             return
-        tries = now.tries + 1
-        if code not in _PATIENT and tries >= MAX_TRIES:
+        tries = now.tries
+        if code in _PATIENT:
+            self._waits[now.series_uid] += 1
+        else:
+            tries += 1
+        if tries >= MAX_TRIES:
             self._fail(now, code)
             return
-        wait = min(LONGEST_WAIT_S, self._every_s * 2.0 ** min(tries - 1, 12))
+        before = tries + self._waits[now.series_uid] - 1
+        wait = min(LONGEST_WAIT_S, self._every_s * 2.0 ** min(before, 12))
         self.store.change(now, tries=tries, code=code, next_try=time.time() + wait)
         _log.warning("watch: a series (%s) is tried again in %.0f s: %s", now.state, wait, code)
 
     def _fail(self, watched: Watched, code: str) -> None:
+        del self._waits[watched.series_uid]
         if self.store.change(watched, state="failed", code=code):
             _log.error("watch: a series failed with the code %s (job %s)", code, watched.job or "none")
             self._service.audit.write("watch_failed", job=watched.job, model=self._model.name, status=None)

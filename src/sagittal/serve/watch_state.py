@@ -48,7 +48,7 @@ class Watched(NamedTuple):
         instances: images that it had when nothing more came.
         job: that segments it, None before.
         round: how often it was begun; more than 1 where a job vanished.
-        tries: of the step that it is at, that failed.
+        tries: of the step that it is at, that failed for what does not pass by itself.
         next_try: seconds since 1970, before which nothing is done with it.
         code: of the last error, None where there was none.
         found, changed: UTC, ISO 8601.
