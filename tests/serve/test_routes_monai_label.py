@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import gzip
 import json
 import threading
@@ -12,16 +13,18 @@ from email.message import Message
 from email.parser import BytesParser
 from email.policy import HTTP
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 from urllib.parse import quote_plus
 
 import numpy as np
 import pytest
-from serving import SHAPE, TestClient, compute, error_of, service
+from fastapi import Request
+from serving import SHAPE, TestClient, compute, error_of, send, service
 
 from sagittal.serve.jobs import JobError
 from sagittal.serve.label_answers import label_answer, multipart
 from sagittal.serve.refusals import RefusalError
+from sagittal.serve.routes_monai_label import _waited_for
 from sagittal.serve.settings import ApiKey, hash_of_key
 from sagittal.testing.datasets import AFFINE
 from sagittal.volumes import Volume, read_labels
@@ -84,6 +87,29 @@ def labels(tmp_path: Path) -> tuple[np.ndarray, bytes]:
     array[2:4, 3:6, 1:9] = 2
     path = Volume(array[None], AFFINE).write(tmp_path / "labels.nii.gz")
     return array, path.read_bytes()
+
+
+class Gone:
+    """A request whose client went away."""
+
+    async def is_disconnected(self) -> bool:
+        return True
+
+
+def test_a_request_that_slicer_gives_up_takes_its_scan_along(client: TestClient, nifti: bytes) -> None:
+    held = service(client)
+    first, second = (send(client, nifti).json()["id"] for _ in range(2))
+    assert held.store.claim("worker") is not None
+    running, waiting = held.store.get(first), held.store.get(second)
+    for job in (waiting, running):
+        with pytest.raises(RefusalError) as caught:
+            asyncio.run(_waited_for(cast(Request, Gone()), held, job))
+        assert (caught.value.code, held.store.state(job.id)) == ("cancelled", "cancelled")
+    assert not (held.settings.job_folder(waiting.id) / "input").exists()
+    # A worker may be reading it; the supervisor deletes it afterwards.
+    assert (held.settings.job_folder(running.id) / "input").exists()
+    assert held.settings.audit_file.read_text().count('"cancel"') == 2
+    assert 'sagittal_jobs_ended_total{model="tiny",state="cancelled"} 2.0' in held.metrics.text().decode()
 
 
 def test_what_slicer_reads_of_the_list_of_models(client: TestClient) -> None:

@@ -142,17 +142,8 @@ def job(request: Request, job_id: JobId) -> JobView:
 @router.post("/jobs/{job_id}/cancel")
 def cancel(request: Request, job_id: JobId) -> JobView:
     """End a job that has not ended; one that has stays as it is."""
-    service, owner = service_of(request), owner_of(request)
-    before = service.store.get(job_id, owner=owner)
-    found = service.store.cancel(job_id, owner=owner)
-    service.supervisor.wake()
-    if found.state == "cancelled" and not before.has_ended:
-        service.metrics.ended.labels(found.model, "cancelled").inc()
-        service.audit.write("cancel", key=owner or "", job=found.id, model=found.model)
-        if before.state == "queued":
-            # Of a running one the supervisor deletes it, once nobody reads it any more.
-            service.forget_input(found)
-    return job_view(service, found)
+    service = service_of(request)
+    return job_view(service, service.cancel(job_id, owner_of(request)))
 
 
 @router.delete("/jobs/{job_id}", status_code=204, response_class=Response)

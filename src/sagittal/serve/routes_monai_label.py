@@ -270,8 +270,7 @@ async def _waited_for(request: Request, service: Service, job: Job) -> Job:
     while not job.has_ended:
         await asyncio.sleep(_LOOK_EVERY_S)
         if await request.is_disconnected():
-            job = await run_in_threadpool(service.store.cancel, job.id)
-            service.supervisor.wake()
+            job = await run_in_threadpool(service.cancel, job.id, job.owner)
             break
         if service.supervisor.is_stopping and job.state == "queued":
             service.require_running()

@@ -90,6 +90,27 @@ class Service:
         if job.input.kind == "upload":
             shutil.rmtree(self.settings.job_folder(job.id) / "input", ignore_errors=True)
 
+    def cancel(self, job_id: str, owner: str | None) -> Job:
+        """End a job that has not ended, with all that belongs to it; one that has stays as it is. Return it.
+
+        Args:
+            job_id: of the job.
+            owner: see `JobStore.get`; it is the one who cancels.
+
+        Raises:
+            RefusalError: see `JobStore.get`.
+        """
+        before = self.store.get(job_id, owner=owner)
+        found = self.store.cancel(job_id, owner=owner)
+        self.supervisor.wake()
+        if found.state == "cancelled" and not before.has_ended:
+            self.metrics.ended.labels(found.model, "cancelled").inc()
+            self.audit.write("cancel", key=owner or "", job=found.id, model=found.model)
+            if found.started is None:
+                # Of a running one the supervisor deletes it, once nobody reads it any more.
+                self.forget_input(found)
+        return found
+
     def result_path(self, job: Job, name: str) -> Path:
         """Return the file of a result, which the job's row must list.
 
