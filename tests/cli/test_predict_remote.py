@@ -10,7 +10,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from sagittal.cli import run
+from sagittal.cli import predict_remote, run
+from sagittal.client import Client
+from sagittal.errors import ResourceError
 from sagittal.volumes import Volume
 
 sys.path.append(str(Path(__file__).parents[1] / "client"))
@@ -113,6 +115,44 @@ def test_a_service_that_asks_for_a_key_ends_the_run_and_jobs_are_cancelled(
         assert predict(service, scans, "--out", tmp_path / "out") == 1
         assert any(request.path == f"{ONE}/cancel" for request in service.requests)
     assert "no valid API key" in capsys.readouterr().err
+
+
+def test_a_service_that_is_lost_is_not_waited_for_again_to_cancel(
+    scans: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def wait(client: Client, id: str, **more: Any) -> Any:
+        raise ResourceError("no answer", code="connection")
+
+    monkeypatch.setattr(Client, "wait", wait)
+    with running(answers()) as service:
+        assert predict(service, scans, "--out", tmp_path / "out") == 1
+        assert not any(request.path == f"{ONE}/cancel" for request in service.requests)
+    assert "no answer" in capsys.readouterr().err
+
+
+def test_what_is_interrupted_is_cancelled_in_haste(
+    scans: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def wait(client: Client, id: str, **more: Any) -> Any:
+        raise ResourceError("refused", code="api_key")
+
+    monkeypatch.setattr(Client, "wait", wait)
+    monkeypatch.setattr(predict_remote, "_HASTE_S", 0.1)
+    made: list[float] = []
+
+    class Counted(Client):
+        def __init__(self, url: str, key: str | None = None, **more: float) -> None:
+            made.append(more.get("patience_s", 120.0))
+            super().__init__(url, key, **more | {"timeout_s": 120.0})
+
+    monkeypatch.setattr("sagittal.client.Client", Counted)
+    busy = (503, error("ServiceError", "stopping", "the service is stopping"), {"Retry-After": "10"})
+    with running(answers(**{f"POST {ONE}/cancel": [busy]})) as service:
+        assert predict(service, scans, "--out", tmp_path / "out") == 1
+        # Two jobs are there, and one request: what fails for the first is not tried for the second.
+        assert sum(request.path == f"{ONE}/cancel" for request in service.requests) == 1
+        assert len(posted(service)) == 3
+    assert made == [120.0, 0.1]
 
 
 def test_the_key_comes_from_a_file_or_a_variable(

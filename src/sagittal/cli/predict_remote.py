@@ -27,6 +27,10 @@ KEY_VARIABLE = "SAGITTAL_API_KEY"
 ENDING = ".nii.gz"
 _AHEAD = 3
 """Scans that wait at the service beside the one that is computed, so that it is never idle."""
+_GONE = frozenset({"connection", "certificate"})
+"""Codes of errors after which the service is not to be talked to."""
+_HASTE_S = 5.0
+"""For the service to hear that what it was sent is not wanted any more."""
 
 
 @Parameter(name="*")
@@ -123,7 +127,8 @@ def predict_remote(
             print(f"{case.id}: finished before, left as it is", file=sys.stderr)
         else:
             wanted.append(case)
-    asked = _Asked(client, str(model["name"]), options, kinds, write.preview, out)
+    hasty = Client(url, service.key(), timeout_s=_HASTE_S, patience_s=_HASTE_S)
+    asked = _Asked(client, hasty, str(model["name"]), options, kinds, write.preview, out)
     results += asked.all(wanted, lambda result: _tell(result, json))
     failures = [result for result in results if result.status == "failed"]
     if json:
@@ -145,6 +150,8 @@ class _Asked:
     """What each scan is asked for, and where its results go."""
 
     client: Client
+    hasty: Client
+    """Cancels."""
     model: str
     options: Mapping[str, Any]
     kinds: Sequence[str]
@@ -152,7 +159,10 @@ class _Asked:
     out: Path
 
     def all(self, cases: Sequence[Case], tell: Any) -> list[CasePrediction]:
-        """Predict the cases, a few of them sent ahead; what is at the service is cancelled if this ends early."""
+        """Predict the cases, a few of them sent ahead; what is at the service is cancelled if this ends early.
+
+        Where the service is lost nothing is: each of the jobs would be waited for once more.
+        """
         from sagittal.errors import SagittalError
 
         results: list[CasePrediction] = []
@@ -165,7 +175,7 @@ class _Asked:
                     try:
                         at_service.append((case, self._sent(case), began))
                     except SagittalError as error:
-                        if error.code in ("connection", "certificate", "api_key"):
+                        if error.code in _GONE or error.code == "api_key":
                             raise
                         results.append(_failed(case.id, error.message, error.code, time.monotonic() - began))
                         tell(results[-1])
@@ -173,10 +183,12 @@ class _Asked:
                     results.append(self._saved(*at_service[0]))
                     at_service.popleft()
                     tell(results[-1])
-        finally:
-            for _, job, _ in at_service:
+        except BaseException as error:
+            if not (isinstance(error, SagittalError) and error.code in _GONE):
                 with suppress(SagittalError):
-                    self.client.cancel(job)
+                    for _, job, _ in at_service:
+                        self.hasty.cancel(job)
+            raise
         return results
 
     def _sent(self, case: Case) -> str:
@@ -208,7 +220,7 @@ class _Asked:
             # Last: where it is there, the case is finished.
             self.client.download(job, "labels.nii.gz", paths.labels)
         except SagittalError as error:
-            if error.code in ("connection", "certificate", "api_key"):
+            if error.code in _GONE or error.code == "api_key":
                 raise
             return _failed(case.id, error.message, error.code, time.monotonic() - began)
         return CasePrediction(
