@@ -34,6 +34,11 @@ def test_options_become_settings_and_credentials_come_from_a_file_or_the_variabl
     ("watching", "code"),
     [
         (Watching(watch_rule=RULE), "usage"),
+        (Watching(watch_every="5s"), "usage"),
+        (Watching(watch_since_days=0), "usage"),
+        (Watching(watch_credentials=Path("/nowhere/word")), "usage"),
+        (Watching(watch_folder=Path("/in"), watch_rule=RULE, watch_since_days=1), "usage"),
+        (Watching(watch_folder=Path("/in"), watch_rule=RULE, watch_credentials=Path("/nowhere/word")), "usage"),
         (Watching(watch_dicomweb=URL), "usage"),
         (Watching(watch_dicomweb=URL, watch_folder=Path("/in"), watch_rule=RULE), "usage"),
         (Watching(watch_dicomweb="pacs", watch_rule=RULE), "usage"),

@@ -129,11 +129,8 @@ class Watching:
         from sagittal.serve.arrivals import EXAMPLE, parse_rule
         from sagittal.serve.settings import WatchSettings, settings_of
 
+        self._require_sensible()
         if self.watch_dicomweb is None and self.watch_folder is None:
-            if self.watch_rule is not None:
-                raise PlanError(
-                    "--watch-rule: nothing to watch. Give --watch-dicomweb or --watch-folder.", code="usage"
-                )
             return None
         if self.watch_rule is None:
             raise PlanError(f"no rule says which series are segmented. Give --watch-rule {EXAMPLE}.", code="usage")
@@ -147,6 +144,28 @@ class Watching:
             every_s=parse_duration_s(self.watch_every, "--watch-every"),
             since_days=self.watch_since_days,
         )
+
+    def _require_sensible(self) -> None:
+        """Refuse what would be left aside without a word: options of a watch without one, a PACS's with a folder."""
+        from sagittal.errors import PlanError
+
+        for_pacs = {
+            "--watch-since-days": self.watch_since_days is not None,
+            "--watch-credentials": self.watch_credentials is not None,
+        }
+        given = {
+            "--watch-rule": self.watch_rule is not None,
+            "--watch-every": self.watch_every != Watching.watch_every,
+            **for_pacs,
+        }
+        if self.watch_dicomweb is not None:
+            return
+        if self.watch_folder is None and any(given.values()):
+            names = ", ".join(name for name, is_given in given.items() if is_given)
+            raise PlanError(f"{names}: nothing to watch. Give --watch-dicomweb or --watch-folder.", code="usage")
+        if any(for_pacs.values()):
+            names = ", ".join(name for name, is_given in for_pacs.items() if is_given)
+            raise PlanError(f"{names}: for --watch-dicomweb alone. Leave it out, or watch a PACS.", code="usage")
 
     def _credentials(self) -> str | None:
         from sagittal.errors import DataError
