@@ -208,6 +208,16 @@ def test_a_result_that_can_t_be_written_is_refused_at_once(tmp_path: Path) -> No
                 client._fetch("a1", "labels.nii.gz", stream.write, lambda: None)
 
 
+@pytest.mark.parametrize(
+    "content", [b"<html>Please log in", b"\xff\xfe\x00", b"[" * 100_000, b'["models"]', b'{"models": ']
+)
+def test_an_answer_that_is_none_of_a_service_is_told_as_such(content: bytes) -> None:
+    with running({"GET /seg/api/v1/models": [(200, content, {"Content-Type": "text/html; charset=utf-8"})]}) as service:
+        with pytest.raises(ResourceError, match=r"no JSON object \(text/html\)") as caught:
+            client_of(service).models()
+        assert caught.value.code == "service" and len(service.requests) == 1
+
+
 def test_cancel_delete_and_models() -> None:
     answers = {
         f"POST {ONE}/cancel": [told(JOB | {"state": "cancelled"})],

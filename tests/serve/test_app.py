@@ -13,6 +13,8 @@ from typing import Any
 import pytest
 from serving import TestClient, compute, error_of, scan_bytes, send, service
 
+from sagittal.cli.serve import Allowance
+from sagittal.errors import PlanError
 from sagittal.serve.expiry import expire, sweep
 from sagittal.serve.settings import ApiKey, Limits, hash_of_key
 
@@ -52,6 +54,19 @@ def test_a_job_from_its_scan_to_its_deletion(client: TestClient, nifti: bytes) -
     assert client.delete(f"/api/v1/jobs/{job['id']}").status_code == 204
     error_of(client.get(f"/api/v1/jobs/{job['id']}"), 404, "not_found")
     assert not held.settings.job_folder(job["id"]).exists()
+
+
+def test_results_are_kept_for_a_time_that_ends_at_a_date(served: Served, nifti: bytes) -> None:
+    with pytest.raises(PlanError, match=r"--keep 876001h: .*876000h"):
+        Allowance(keep="876001h").limits()
+    longest = Allowance(keep="876000h").limits().result_ttl_s
+    client = served(limits=Limits(result_ttl_s=longest, free_bytes=0))
+    send(client, nifti)
+    job = compute(client)
+    told = client.get(f"/api/v1/jobs/{job.id}")
+    assert told.status_code == 200 and int(told.json()["expires"][:4]) >= 2100
+    expire(service(client))
+    assert service(client).store.state(job.id) == "done"
 
 
 def test_results_come_in_ranges_and_only_when_they_changed(client: TestClient, nifti: bytes) -> None:

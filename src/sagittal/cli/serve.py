@@ -89,15 +89,19 @@ class Allowance:
 
     def limits(self) -> Limits:
         """Return what the service is told."""
-        from sagittal.serve.settings import GIB, Limits
+        from sagittal.errors import PlanError
+        from sagittal.serve.settings import GIB, LONGEST_KEEP_S, Limits
 
+        keep_s = parse_duration_s(self.keep, "--keep")
+        if keep_s > LONGEST_KEEP_S:
+            raise PlanError(f"--keep {self.keep}: longer than 876000h, a hundred years. Give less.", code="usage")
         return Limits(
             upload_bytes=int(self.max_upload_gib * GIB),
             unpacked_bytes=int(self.max_unpacked_gib * GIB),
             files=self.max_files,
             queued=self.max_queued,
             job_s=parse_duration_s(self.max_job_time, "--max-job-time"),
-            result_ttl_s=parse_duration_s(self.keep, "--keep"),
+            result_ttl_s=keep_s,
             stop_s=parse_duration_s(self.stop_time, "--stop-time"),
         )
 

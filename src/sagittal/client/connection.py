@@ -58,13 +58,13 @@ class Connection:
 
         Raises:
             SagittalError: what the service refuses, in the kind that it names.
-            ResourceError: it can't be reached, or stays busy, for longer than the patience.
+            ResourceError: it can't be reached, or stays busy, for longer than the patience; or something else answers.
         """
 
         def once() -> Any:
             with self._answer(method, path, body, headers) as response:
                 content = response.read()
-                return json.loads(content) if content else None
+                return _decoded(content, response, self._shown()) if content else None
 
         return self._patiently(once)
 
@@ -177,17 +177,29 @@ def _refusal(response: http.client.HTTPResponse, where: str) -> Exception:
     try:
         told = json.loads(content)["error"]
     except (ValueError, KeyError, TypeError):
-        told = {
-            "type": "ResourceError",
-            "code": "service",
-            "message": f"{where}: answers {response.status} {response.reason}. Expected a Sagittal service. "
-            "Check the address, its base path included.",
-        }
+        told = _no_service(f"{where}: answers {response.status} {response.reason}")
     error = error_of(told)
     if response.status not in _BUSY:
         return error
     after = response.getheader("Retry-After", "")
     return _BusyError(error, float(after) if after.isdigit() else 0.0)
+
+
+def _decoded(content: bytes, response: http.client.HTTPResponse, where: str) -> dict[str, Any]:
+    """Return an answer of the API, all of which are objects; the page of a login before a service is none."""
+    try:
+        found = json.loads(content)
+    except (ValueError, RecursionError):
+        found = None
+    if not isinstance(found, dict):
+        kind = response.getheader("Content-Type", "no type").partition(";")[0]
+        raise error_of(_no_service(f"{where}: answers {response.status} with no JSON object ({kind})"))
+    return found
+
+
+def _no_service(what: str) -> dict[str, str]:
+    told = f"{what}. Expected a Sagittal service. Check the address, its base path included."
+    return {"type": "ResourceError", "code": "service", "message": told}
 
 
 def _written(piece: bytes, write: Callable[[bytes], object]) -> None:

@@ -17,6 +17,8 @@ from sagittal.plan.base import Frozen, describe_validation_error
 
 GIB = 1 << 30
 LEAST_KEY_LENGTH = 16
+LONGEST_KEEP_S = 876_000 * 3600.0
+"""A hundred years; the dates of many more can't be written."""
 _BASE_URL = re.compile(r"(/[A-Za-z0-9._~-]+)*")
 _KEY_NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
@@ -37,7 +39,7 @@ class Limits(Frozen):
     """Jobs that wait."""
     job_s: Seconds = 3600.0
     """For one attempt at a job."""
-    result_ttl_s: Seconds = 7 * 86400.0
+    result_ttl_s: Annotated[float, Field(gt=0, le=LONGEST_KEEP_S)] = 7 * 86400.0
     """After its end a job and its files are deleted."""
     series_ttl_s: Seconds = 3600.0
     """For an upload whose series was not chosen yet."""
