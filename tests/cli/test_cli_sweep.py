@@ -16,6 +16,7 @@ from sagittal.errors import PlanError
     ("how", "machines", "says"),
     [
         (HowToRun(), OnMachines(on="ray:local", fold_processes=2), "each fold with one process"),
+        (HowToRun(), OnMachines(on="ray://head:10001"), "from a node of the cluster.*ray:HOST:PORT"),
         (HowToRun(devices="cuda:0,cuda:1"), OnMachines(), "one fold at a time.*--on ray:local"),
         (HowToRun(devices="cuda:0"), OnMachines(on="ray"), "with --on, other machines train"),
         (HowToRun(), OnMachines(fold_cpus=2), "belong to --on"),

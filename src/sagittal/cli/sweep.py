@@ -98,6 +98,12 @@ def _require_one_fold_each(how: HowToRun, machines: OnMachines) -> None:
     Raises:
         PlanError: such an option was given.
     """
+    if machines.on is not None and machines.on.startswith("ray://"):
+        raise PlanError(
+            f"--on {machines.on}: a sweep listens to its networks from a node of the cluster. Give the command on one, "
+            "with --on ray, or with --on ray:HOST:PORT.",
+            code="options",
+        )
     if machines.fold_processes > 1:
         raise PlanError(
             f"--fold-processes {machines.fold_processes}: a sweep trains each fold with one process. Leave it out.",
