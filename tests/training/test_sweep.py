@@ -17,6 +17,7 @@ from sagittal.plan.networks import NETWORKS
 from sagittal.testing.datasets import TINY_SETTINGS
 from sagittal.training import cross_validation, run
 from sagittal.training import sweep as sweeping
+from sagittal.training.run_folder import HANDED_OUT
 from sagittal.training.stages import Budget, RunOptions
 from sagittal.training.sweep import (
     Interrupted,
@@ -238,3 +239,22 @@ def test_where_folds_are_trained_side_by_side_the_first_one_tells_who_goes_on(
         metrics = sagittal.read_bundle(sweep.bundle(name)).metrics
         assert standing.scores[name][-1] == metrics["out_of_fold"]["mean"]["dice"]["mean"]
         assert standing.scores[name][0] == metrics["folds"]["0"]["scores"]["mean"]["dice"]["mean"]
+        assert sweeping.advance(sweep, name, 0) == standing.scores[name][0], "it tells of that fold, not of all"
+
+
+def test_a_first_fold_whose_job_still_waits_is_gone_on_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It has no folder of its own yet; a new plan would not be the one that its job has."""
+    sweep, asked = _sweep(tmp_path, tmp_path / "out"), list[bool]()
+
+    def waiting(sweep: Sweep, network: str, fold: Any, budget_s: float, *, resume: bool) -> Any:
+        asked.append(resume)
+        raise Interrupted("terminated")
+
+    monkeypatch.setattr(sweeping, "_train", waiting)
+    with pytest.raises(Interrupted):
+        sweeping.advance(sweep, "mednext-s", 0)
+    sweep.run_folder("mednext-s").mkdir(parents=True)
+    (sweep.run_folder("mednext-s") / HANDED_OUT).write_text("{}")
+    with pytest.raises(Interrupted):
+        sweeping.advance(sweep, "mednext-s", 0)
+    assert asked == [False, True]

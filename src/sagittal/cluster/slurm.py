@@ -12,6 +12,7 @@ import os
 import re
 import shutil
 import subprocess
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass
@@ -31,6 +32,9 @@ LEAST_MIN = 5
 MOST_SHARDS = 1000
 _PROGRAMS = ("sbatch", "srun", "squeue", "scancel", "scontrol")
 _ASK_S = 60.0
+ANSWER_S, ASK_EVERY_S = 180.0, 5.0
+"""How long a controller that does not answer is asked again, where work is not begun without its answer."""
+_LOOK_EVERY_S = 0.3
 OVER = frozenset(
     (
         *("BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "NODE_FAIL"),
@@ -232,10 +236,37 @@ class SlurmQueue:
                 found[job] = JobState(state, reason, nodes)
         return found
 
-    def alive(self, jobs: Iterable[str]) -> dict[str, JobState]:
-        """Return the jobs that wait or run."""
+    def alive(self, jobs: Iterable[str]) -> dict[str, JobState] | None:
+        """Return the jobs that wait or run; None where SLURM can't be asked at the moment."""
         states = self.states(jobs) if (jobs := list(jobs)) else {}
-        return {job: state for job, state in (states or {}).items() if state.state not in OVER}
+        return None if states is None else {job: state for job, state in states.items() if state.state not in OVER}
+
+    def surely_alive(self, jobs: Iterable[str]) -> dict[str, JobState]:
+        """Return the jobs that wait or run; a controller that does not answer is asked for a while.
+
+        Raises:
+            ResourceError: it did not answer, so nobody knows whether they run.
+        """
+        jobs, end = list(jobs), time.monotonic() + ANSWER_S
+        while (alive := self.alive(jobs)) is None:
+            if time.monotonic() > end:
+                raise ResourceError(
+                    f"SLURM's controller did not answer for {ANSWER_S / 60:.0f} min, so nobody knows whether the jobs "
+                    f"{', '.join(jobs)} of before still run. Try 'scontrol ping', then the same command again.",
+                    code="slurm_unreachable",
+                )
+            time.sleep(ASK_EVERY_S)
+        return alive
+
+    def end(self, jobs: Iterable[str], wait_s: float) -> bool:
+        """Take jobs out of the queue and wait until none runs any more; return whether that is known of all."""
+        jobs, end = list(jobs), time.monotonic() + wait_s
+        self.cancel(jobs)
+        while (alive := self.alive(jobs)) is None or alive:
+            if time.monotonic() > end:
+                return False
+            time.sleep(_LOOK_EVERY_S)
+        return True
 
     def cancel(self, jobs: Iterable[str]) -> None:
         """Take jobs out of the queue; those that run are told by SIGTERM and ended soon after."""

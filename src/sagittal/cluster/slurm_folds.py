@@ -89,14 +89,14 @@ class SlurmFolds:
         record, say = run.folder / HANDED_OUT, run.options.say
         known = _known_jobs(record)
         left: dict[str, str] = {name: job for name, job in known.get("jobs", {}).items() if name in names}
-        alive = queue.alive(left.values())
-        if alive and known.get("plan_sha256") != plan_sha256(run.plan):
+        alive, same_plan = queue.surely_alive(left.values()), known.get("plan_sha256") == plan_sha256(run.plan)
+        if alive and not same_plan:
             raise TrainingError(
                 f"{queue.folder}: jobs of another plan are in the queue: {', '.join(sorted(alive))}. Take them out "
                 f"with scancel {' '.join(sorted(alive))}, or choose another --out.",
                 code="other_jobs",
             )
-        kept = {name: job for name, job in left.items() if job in alive or _is_done(run, name)}
+        kept = {name: job for name, job in left.items() if job in alive or (same_plan and _is_done(run, name))}
         new = [name for name in names if name not in kept]
         if kept:
             say(f"train: folds {', '.join(kept)} are in the queue already or done, jobs {', '.join(kept.values())}")
@@ -165,11 +165,9 @@ class _Watch:
             self.left_in_queue = True
             say(f"train: jobs {told} go on without this command, which joins them when it is given again")
             return
-        self._queue.cancel(jobs)
-        say(f"train: jobs {told} cancelled; each leaves a checkpoint")
-        end = time.monotonic() + LATE_S
-        while self._queue.alive(jobs) and time.monotonic() < end:
-            time.sleep(min(self._poll_s, 1.0))
+        say(f"train: jobs {told} are cancelled; each leaves a checkpoint")
+        if not self._queue.end(jobs, LATE_S):
+            say(f"train: whether they have ended is not known yet; look with squeue -j {','.join(jobs)}")
 
     def _look(self) -> None:
         states = self._queue.states(self._waiting.values())

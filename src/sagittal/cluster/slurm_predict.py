@@ -77,7 +77,7 @@ def recover(place: Place, out: Path) -> None:
     """Take over what an earlier command on SLURM left in the output folder: its jobs are ended, its results are kept.
 
     Raises:
-        ResourceError: there are such jobs, and no SLURM, or the folder can't be written.
+        ResourceError: there are such jobs, and no SLURM or they have not ended; or the folder can't be written.
     """
     folder = out.absolute() / SLURM
     if not folder.is_dir():
@@ -87,8 +87,7 @@ def recover(place: Place, out: Path) -> None:
     except (OSError, ValueError):
         jobs = []
     if jobs:
-        queue = SlurmQueue(place, read_settings(place), folder)
-        _end(queue, jobs)
+        _require_ended(SlurmQueue(place, read_settings(place), folder), jobs)
     told = [case for path in sorted(folder.glob("shard_*.jsonl")) for case in read_journal(path)]
     try:
         if told:
@@ -144,7 +143,7 @@ def predict_on_slurm(
         work.submit(shards_of([_absolute(case) for case in cases], shards_wanted(settings, len(cases))))
         work.wait(POLL_S if poll_s is None else poll_s)
     except BaseException:
-        _end(queue, work.jobs)
+        queue.end(work.jobs, LATE_S)
         work.look_at_journals()
         raise
     if not work.lost:  # else what lost jobs wrote is there to be read
@@ -291,9 +290,15 @@ def _absolute(case: Case) -> Case:
     return replace(case, images=tuple(image.absolute() for image in case.images), labels=None)
 
 
-def _end(queue: SlurmQueue, jobs: Sequence[str]) -> None:
-    """Take jobs out of the queue and wait until none writes any more."""
-    queue.cancel(jobs)
-    end = time.monotonic() + LATE_S
-    while queue.alive(jobs) and time.monotonic() < end:
-        time.sleep(0.3)
+def _require_ended(queue: SlurmQueue, jobs: Sequence[str]) -> None:
+    """End jobs of before, whose files are about to be taken from them.
+
+    Raises:
+        ResourceError: they have not ended, or SLURM's controller does not say.
+    """
+    if not queue.end(queue.surely_alive(jobs), LATE_S):
+        raise ResourceError(
+            f"the jobs {', '.join(jobs)} of an earlier command were told to end {LATE_S:.0f} s ago, and SLURM does not "
+            f"say that they have. Look with squeue -j {','.join(jobs)}, then give the same command again.",
+            code="jobs_left",
+        )

@@ -162,16 +162,17 @@ def keep(sweep: Sweep, standing: Standing) -> None:
 
 
 def advance(sweep: Sweep, network: str, fold: int) -> float:
-    """Train one fold of a network, unless it is finished; return its mean Dice over the cases held out so far.
+    """Train one fold of a network, unless it is finished; return its mean Dice over the cases held out up to it.
 
     Raises:
         Interrupted: the user or the scheduler asked for an end.
         TrainingError: not all held-out cases could be scored; else as `train`.
     """
-    begun = (sweep.run_folder(network) / f"fold_{fold}").exists()
+    folder = sweep.run_folder(network)
+    begun = (folder / HANDED_OUT).exists() or (folder / f"fold_{fold}").exists()
     result = _train(sweep, network, cast(FoldName, str(fold)), sweep.budget_s / sweep.folds, resume=begun)
     _require_scored(result.metrics, network, (fold,))
-    return float(result.metrics["out_of_fold"]["mean"]["dice"]["mean"])
+    return _score_up_to(result, fold)
 
 
 def advance_to_the_end(sweep: Sweep, network: str) -> list[float]:
@@ -186,11 +187,13 @@ def advance_to_the_end(sweep: Sweep, network: str) -> list[float]:
     begun = (folder / HANDED_OUT).exists() or any(folder.glob("fold_*"))
     result = _train(sweep, network, "all", rounds * sweep.budget_s / sweep.folds, resume=begun)
     _require_scored(result.metrics, network, range(sweep.folds))
-    scores = []
-    for count in range(1, sweep.folds + 1):
-        held = {name: entry for name, entry in result.metrics["folds"].items() if int(name) < count}
-        scores.append(float(scores_of(result.plan, held, {})["mean"]["dice"]["mean"]))
-    return scores
+    return [_score_up_to(result, fold) for fold in range(sweep.folds)]
+
+
+def _score_up_to(result: TrainResult, fold: int) -> float:
+    """Return the mean Dice over the cases that a fold and those before it hold out, whichever others are finished."""
+    held = {name: entry for name, entry in result.metrics["folds"].items() if int(name) <= fold}
+    return float(scores_of(result.plan, held, {})["mean"]["dice"]["mean"])
 
 
 def _train(sweep: Sweep, network: str, fold: FoldName, budget_s: float, *, resume: bool) -> TrainResult:
