@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -11,8 +12,9 @@ from pathlib import Path
 import pytest
 import ray
 
+from sagittal.cli.stopping import STOPPED, sigterm_raises
 from sagittal.cluster.places import parse_place
-from sagittal.cluster.ray_session import Needs, Node, compare_versions, connected
+from sagittal.cluster.ray_session import Needs, Node, compare_versions, connected, sigterm_interrupts
 from sagittal.errors import ResourceError
 
 HERE = {"Python": "3.11.9", "ray": "2.60.0", "sagittal": "0.1.0 (sources 0123456789ab)", "torch": "2.11.0+cpu"}
@@ -39,6 +41,29 @@ def test_a_node_with_another_version_is_named_with_both(there: dict[str, str | N
 def test_builds_for_other_hardware_and_fixes_of_python_are_no_other_version() -> None:
     compare_versions("a", here=HERE, there={**HERE, "torch": "2.11.0+cu128", "Python": "3.11.2"})
     compare_versions("a", here={**HERE, "torch": None}, there={**HERE, "torch": "2.9.0"})
+
+
+def test_sigterm_is_an_interrupt_where_ray_waits_and_what_the_command_makes_of_it_outside() -> None:
+    """Ray makes an error of its own, and an exit code of 1, of what is no KeyboardInterrupt."""
+    inside: list[BaseException] = []
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        with pytest.raises(SystemExit) as caught, sigterm_raises(lambda: SystemExit(STOPPED)), sigterm_interrupts():
+            try:
+                signal.raise_signal(signal.SIGTERM)
+            except BaseException as error:
+                inside.append(error)
+                raise
+        assert caught.value.code == STOPPED and [type(error) for error in inside] == [KeyboardInterrupt]
+        with pytest.raises(KeyboardInterrupt), sigterm_raises(lambda: SystemExit(STOPPED)), sigterm_interrupts():
+            signal.raise_signal(signal.SIGINT)
+        noted: list[int] = []
+        signal.signal(signal.SIGTERM, lambda number, frame: noted.append(number))
+        with sigterm_interrupts():
+            signal.raise_signal(signal.SIGTERM)
+        assert noted == [signal.SIGTERM]
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def test_work_fits_by_its_scarcest_need() -> None:

@@ -14,6 +14,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from types import FrameType
 from typing import Any
 
 import ray
@@ -143,14 +144,15 @@ def connected(place: Place, *, say: Callable[[str], None] = lambda line: None) -
     owned = not ray.is_initialized()
     started = owned and _begin(place)
     try:
-        session = Session(place, started=started)
-        nodes = session.nodes
-        require_same_versions(nodes)
-        cpus, gpus = sum(node.cpus for node in nodes), sum(node.gpus for node in nodes)
-        how = "started on this machine" if started else "joined"
-        count = "1 node" if len(nodes) == 1 else f"{len(nodes)} nodes"
-        say(f"{place}: {how}, {count} with {_told(cpus, gpus)}")
-        yield session
+        with sigterm_interrupts():
+            session = Session(place, started=started)
+            nodes = session.nodes
+            require_same_versions(nodes)
+            cpus, gpus = sum(node.cpus for node in nodes), sum(node.gpus for node in nodes)
+            how = "started on this machine" if started else "joined"
+            count = "1 node" if len(nodes) == 1 else f"{len(nodes)} nodes"
+            say(f"{place}: {how}, {count} with {_told(cpus, gpus)}")
+            yield session
     finally:
         if owned:
             ray.shutdown()
@@ -339,6 +341,38 @@ def _own_signals() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+@contextmanager
+def sigterm_interrupts() -> Iterator[None]:
+    """Let SIGTERM unwind the block as Ctrl-C does where this process's own handler raises, and then raise what it did.
+
+    Ray calls handlers while it waits, and passes on a KeyboardInterrupt alone: any other exception of theirs becomes an
+    error in Ray.
+    """
+    before = signal.getsignal(signal.SIGTERM)
+    if threading.current_thread() is not threading.main_thread() or not callable(before):
+        yield
+        return
+    raised: list[BaseException] = []
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        try:
+            before(number, frame)
+        except BaseException as error:
+            raised.append(error)
+            raise KeyboardInterrupt from None
+
+    signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    except KeyboardInterrupt:
+        if not raised:
+            raise
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    if raised:
+        raise raised[0]
 
 
 def _first_line(error: BaseException) -> str:
