@@ -9,8 +9,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from sagittal.cluster.shared import LISTING, Store, is_url, sha256_of, without_secrets
+from sagittal.cluster.shared import LISTING, Store, sha256_of
 from sagittal.errors import DataError, PlanError, ResourceError
+from sagittal.plan.urls import is_url, without_secrets
 
 pytest.importorskip("s3fs", reason="no s3fs: pip install 'sagittal[ray]'")
 

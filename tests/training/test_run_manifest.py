@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -33,6 +34,13 @@ def test_a_resumed_run_adds_an_attempt(tmp_path: Path) -> None:
     assert (second["outcome"], second["torch"], second["folds"]) == ("finished", "2", ["0", "1"])
     assert str(second["started"]) <= str(second["ended"])
     assert second["command"]
+
+
+def test_a_password_of_a_store_is_not_written_down(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["sagittal", "train", "--store", "ftp://me:word@host/x"])
+    with attempt(tmp_path, {}, ["0"], started=now(), write=True):
+        assert "word" not in (tmp_path / "run.json").read_text()
+    assert _attempts(tmp_path)[0]["command"] == ["sagittal", "train", "--store", "ftp://host/x"]
 
 
 def test_another_process_of_the_run_writes_nothing(tmp_path: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -16,7 +15,7 @@ from sagittal.cli.predict_cluster import OnCluster
 from sagittal.cli.predict_options import HowToPredict, Precision, Writing
 from sagittal.cli.predict_remote import Service, is_service, predict_remote
 from sagittal.cli.progress import ProgressLines
-from sagittal.cli.stopping import STOPPED, sigterm_raises
+from sagittal.cli.stopping import STOPPED, command_to_tell, sigterm_raises
 
 if TYPE_CHECKING:
     from sagittal.bundle import Bundle
@@ -243,5 +242,5 @@ def _stoppable() -> Iterator[None]:
         with sigterm_raises(lambda: SystemExit(STOPPED)):
             yield
     except (KeyboardInterrupt, SystemExit):
-        _say_aside(f"stopped; finished cases are kept; go on with: sagittal {shlex.join(sys.argv[1:])}")
+        _say_aside(f"stopped; finished cases are kept; go on with: {command_to_tell()}")
         raise

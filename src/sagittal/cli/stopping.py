@@ -15,6 +15,19 @@ TERMINATED = 128 + int(signal.SIGTERM)
 """Exit code after SIGTERM where there is nothing to go on from: 143, as of a process that the signal ends."""
 
 
+def command_to_tell(program: str = "sagittal", *, resume: bool | None = None) -> str:
+    """Return this command as one types it again, without the passwords of its URLs.
+
+    Args:
+        program: what begins it.
+        resume: whether it goes on by --resume; None leaves that as it was given.
+    """
+    from sagittal.plan.urls import words_without_secrets
+
+    words = sys.argv[1:] if resume is None else [word for word in sys.argv[1:] if word != "--resume"]
+    return f"{program} {shlex.join(words_without_secrets([*words, *(['--resume'] if resume else [])]))}"
+
+
 @contextmanager
 def sigterm_raises(stop: Callable[[], BaseException]) -> Iterator[None]:
     """Let SIGTERM unwind the block with what `stop` makes, as Ctrl-C does: processes end, no file is half written."""
@@ -41,7 +54,6 @@ def ended_by_sigterm() -> Iterator[None]:
             yield
     except SystemExit as error:
         if error.code == TERMINATED:
-            command = shlex.join(["sagittal", *sys.argv[1:]])
             told = "stopped; no file is half written, and nothing is kept to go on from; begin again with"
-            print(f"{told}: {command}", file=sys.stderr, flush=True)
+            print(f"{told}: {command_to_tell()}", file=sys.stderr, flush=True)
         raise

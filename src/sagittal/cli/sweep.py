@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
-import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 from cyclopts import Parameter, validators
 
 from sagittal.cli.options import Settings, parse_duration_s, parse_settings_option
-from sagittal.cli.stopping import STOPPED, sigterm_raises
+from sagittal.cli.stopping import STOPPED, command_to_tell, sigterm_raises
 from sagittal.cli.train_cluster import OnMachines
 from sagittal.cli.train_options import HowToRun
 from sagittal.errors import PlanError
@@ -66,8 +64,7 @@ def sweep(
         with sigterm_raises(lambda: Interrupted("terminated")):
             standing = _train(asked, standing, lambda now: keep(asked, now), how, machines)
     except (Interrupted, KeyboardInterrupt) as stop:
-        again = [word for word in sys.argv[1:] if word != "--resume"]
-        _say(f"stopped; go on with: sagittal {shlex.join([*again, '--resume'])}")
+        _say(f"stopped; go on with: {command_to_tell(resume=True)}")
         return STOPPED if isinstance(stop, Interrupted) and stop.ended == "terminated" else 130
     winner = conclude(asked, standing)
     _say(f"bundle: {winner}")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shlex
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -15,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from cyclopts import Parameter
 
 from sagittal.cli.options import Settings, parse_duration_s, parse_settings_option, require_known_names
-from sagittal.cli.stopping import STOPPED, sigterm_raises
+from sagittal.cli.stopping import STOPPED, command_to_tell, sigterm_raises
 from sagittal.cli.train_cluster import OnMachines
 from sagittal.cli.train_options import HowToRun
 
@@ -118,8 +117,7 @@ def _told(result: TrainResult, world: World) -> int:
     """Say how a training ended and return the exit code."""
     stopped = result.ended in ("interrupted", "terminated")
     if world.main and stopped:
-        again = [word for word in sys.argv[1:] if word != "--resume"]
-        _say(f"stopped; go on with: {_program(world.size)} {shlex.join([*again, '--resume'])}")
+        _say(f"stopped; go on with: {command_to_tell(_program(world.size), resume=True)}")
     elif world.main:
         _say(f"bundle: {result.bundle}")
     if stopped:
@@ -147,10 +145,8 @@ def _stoppable_before_training() -> Iterator[_Before]:
     except (KeyboardInterrupt, SystemExit):
         done = "cases prepared so far are kept" if before.begun else "nothing was begun"
         if os.environ.get("RANK", "0") == "0":
-            words = sys.argv[1:]
-            if before.resumable:
-                words = [*(word for word in words if word != "--resume"), "--resume"]
-            print(f"stopped; {done}; begin again with: sagittal {shlex.join(words)}", file=sys.stderr)
+            command = command_to_tell(resume=True if before.resumable else None)
+            print(f"stopped; {done}; begin again with: {command}", file=sys.stderr)
         raise
 
 

@@ -26,9 +26,10 @@ from sagittal.cluster.carried_inputs import Inputs, at_once, fetch_inputs, patie
 from sagittal.cluster.node_folder import node_folder, removing
 from sagittal.cluster.publisher import Publisher
 from sagittal.cluster.ray_session import Node, on_node
-from sagittal.cluster.shared import LISTING, Listing, Store, is_url
+from sagittal.cluster.shared import LISTING, Listing, Store
 from sagittal.errors import DataError, PlanError, ResourceError, SagittalError
 from sagittal.plan.base import write_atomically
+from sagittal.plan.urls import is_url
 from sagittal.training.checkpoint import newest_checkpoint
 from sagittal.training.cross_validation import FoldTask, Run, own_bundle
 from sagittal.training.side_by_side import Ending

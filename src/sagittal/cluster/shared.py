@@ -14,7 +14,6 @@ from __future__ import annotations
 import hashlib
 import importlib
 import os
-import re
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
@@ -26,14 +25,13 @@ from pydantic import Field
 
 from sagittal.errors import DataError, PlanError, ResourceError
 from sagittal.plan.base import Frozen, cannot_write, write_atomically
+from sagittal.plan.urls import URL, without_secrets
 
 LISTING = "folder.json"
 _BLOBS = "blobs"
 _READ_BYTES = 4 << 20
 _TRIES = 5
 """Of a reader whose files are published anew while it fetches them, before it gives up."""
-_URL = re.compile(r"([a-z][a-z0-9+.-]+)://(.*)", re.DOTALL)
-_SECRETS = re.compile(r"(?<=://)[^/?]*@")
 _INSTALLS = {"s3": "s3fs", "s3a": "s3fs", "gs": "gcsfs", "gcs": "gcsfs", "az": "adlfs", "abfs": "adlfs"}
 _Result = TypeVar("_Result")
 
@@ -242,16 +240,6 @@ class Store:
         raise ResourceError(f"{path}: changes faster than it can be stored. Publish it when it is finished.")
 
 
-def is_url(text: str) -> bool:
-    """Whether a text is a URL rather than a path."""
-    return _URL.fullmatch(text) is not None
-
-
-def without_secrets(url: str) -> str:
-    """Return a URL without a name and password before its host, and without what follows a question mark."""
-    return _SECRETS.sub("", url).partition("?")[0] if is_url(url) else url
-
-
 def _state(path: Path) -> tuple[int, int, int]:
     found = path.stat()
     return found.st_size, found.st_mtime_ns, found.st_ino
@@ -269,7 +257,7 @@ def sha256_of(path: Path) -> str:
 def _place(url: str) -> _Place:
     if not url.strip():
         raise PlanError("the shared place has no name. Expected a folder or a URL such as s3://BUCKET/FOLDER.")
-    match = _URL.fullmatch(url)
+    match = URL.fullmatch(url)
     if match is None or match[1] == "file":
         return _Folder(Path(url if match is None else match[2]))
     return _Objects(url, match[1])

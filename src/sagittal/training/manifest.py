@@ -25,6 +25,7 @@ from sagittal.kernels import cpu_available
 from sagittal.kernels.choice import kernels_mode, kernels_on
 from sagittal.plan.base import write_atomically
 from sagittal.plan.plan import Plan
+from sagittal.plan.urls import words_without_secrets
 from sagittal.training.run_folder import RUN_JSON
 
 
@@ -72,8 +73,8 @@ def attempt(
         return
     path = run_folder / RUN_JSON
     stored = _read(path)
-    this: dict[str, Any] = {"started": started, "ended": None, "outcome": None, "command": sys.argv}
-    this |= {"folds": list(folds), **facts}
+    this: dict[str, Any] = {"started": started, "ended": None, "outcome": None}
+    this |= {"command": words_without_secrets(sys.argv), "folds": list(folds), **facts}
     attempts = [*stored.get("attempts", []), this]
     _write(path, {**stored, "attempts": attempts})
     outcome: list[str] = []
