@@ -9,7 +9,9 @@ import re
 import subprocess
 import sys
 import tempfile
+import threading
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -17,11 +19,12 @@ import pytest
 from rich.console import Console
 
 import sagittal
-from sagittal.cluster.board import Board, Said
+from sagittal.cluster.board import Board, Said, obeying
 from sagittal.cluster.fold_table import FoldTable
 from sagittal.cluster.folds import needs_of_a_fold
 from sagittal.cluster.ray_session import Needs, Node
 from sagittal.training.log import read_log
+from sagittal.training.signals import StopFlag
 
 PROGRAMS = Path(__file__).parent / "ray_programs.py"
 
@@ -117,6 +120,19 @@ def test_the_board_hears_the_newest_attempt_and_stops_the_others() -> None:
     assert board.verdict("0", 0) == "terminated" and board.verdict("0", 1) is None
     board.stop("interrupted")
     assert board.verdict("0", 1) == "interrupted"
+
+
+def test_a_signal_that_comes_while_the_board_is_asked_is_not_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+    stop, asked = StopFlag(), threading.Event()
+
+    def verdict(name: str, attempt: int) -> None:
+        stop.reason = "terminated"
+        asked.set()
+
+    monkeypatch.setattr("sagittal.cluster.board.ray.get", lambda answer, timeout: answer)
+    with obeying(SimpleNamespace(verdict=SimpleNamespace(remote=verdict)), "0", 0, stop):
+        assert asked.wait(60)
+    assert stop.reason == "terminated"
 
 
 def test_a_fold_takes_a_gpu_where_there_are_some_and_its_share_of_the_node() -> None:

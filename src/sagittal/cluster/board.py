@@ -33,11 +33,20 @@ class Board:
     def __init__(self) -> None:
         self._lines: list[Said] = []
         self._attempts: dict[str, int] = {}
+        self._arrived: set[tuple[str, int]] = set()
         self._reason: StopReason | None = None
 
     def begin(self, name: str, attempt: int) -> None:
         """Let this attempt at a fold count from now on; older ones are told to stop."""
         self._attempts[name] = attempt
+
+    def arrive(self, name: str, attempt: int) -> None:
+        """Take note that an attempt runs on a node, where before it may have waited for one."""
+        self._arrived.add((name, attempt))
+
+    def arrived(self) -> set[tuple[str, int]]:
+        """Return the attempts that have come to a node, by fold and number."""
+        return self._arrived
 
     def say(self, name: str, attempt: int, node: str, line: str) -> None:
         """Take a line, unless a newer attempt counts."""
@@ -76,7 +85,8 @@ def obeying(board: Any, name: str, attempt: int, stop: StopFlag) -> Iterator[Non
         silent_s = 0.0
         while not over.wait(LOOK_EVERY_S) and not stop:
             try:
-                stop.reason = ray.get(board.verdict.remote(name, attempt), timeout=LOOK_EVERY_S * 10)
+                verdict = ray.get(board.verdict.remote(name, attempt), timeout=LOOK_EVERY_S * 10)
+                stop.reason = verdict or stop.reason  # a signal may have come meanwhile
                 silent_s = 0.0
             except (ray.exceptions.RayError, TimeoutError) as error:
                 silent_s += LOOK_EVERY_S * (11 if isinstance(error, TimeoutError) else 1)

@@ -23,6 +23,7 @@ import torch
 from sagittal.cluster.board import Board, Said, obeying
 from sagittal.cluster.fold_table import FoldTable
 from sagittal.cluster.ray_session import Needs, Node, Session, on_node
+from sagittal.cluster.room import Room
 from sagittal.errors import ResourceError, SagittalError
 from sagittal.kernels import keep_freed_memory
 from sagittal.plan.base import write_atomically
@@ -194,12 +195,18 @@ class _Work:
         self._road = road
         self._running: dict[Any, _Attempt] = {}
         self._losses: dict[str, int] = {}
+        self._withdrawn: set[Any] = set()
         # Each fold in a process of its own, whose end frees its memory.
         self._train = ray.remote(max_calls=1)(_train_fold)
 
     def through(self, names: Sequence[str], stop: StopFlag) -> Iterator[Ending]:
-        """Yield how each fold ended; after a stop those that had not begun have no ending."""
+        """Yield how each fold ended; after a stop those that had not begun have no ending.
+
+        Raises:
+            ResourceError: no node that folds fit on was left, and none came for long.
+        """
         waiting, told = list(names), math.inf
+        room = Room(self._session, self._needs, self._run.options.say)
         while self._running or (waiting and not stop):
             while waiting and not stop and len(self._running) < max(self._session.slots(self._needs), 1):
                 name = waiting.pop(0)
@@ -207,6 +214,9 @@ class _Work:
             if stop and told == math.inf:
                 told = time.monotonic()
                 ray.get(self._board.stop.remote(stop.reason))
+                self._withdraw()
+            if not stop:
+                room.look(time.monotonic())
             if time.monotonic() - told > _STOP_S:
                 return
             self._say_lines()
@@ -223,6 +233,13 @@ class _Work:
         """End what is still trained, at once; checkpoints stay."""
         for task in self._running:
             ray.cancel(task, force=True)
+
+    def _withdraw(self) -> None:
+        """Take back what Ray keeps until a node has room: it would not end before it had begun."""
+        arrived = ray.get(self._board.arrived.remote())
+        self._withdrawn = {task for task, each in self._running.items() if (each.name, each.number) not in arrived}
+        for task in self._withdrawn:
+            ray.cancel(task)
 
     def _rounds(self, waiting: int) -> int:
         return math.ceil((waiting + len(self._running)) / max(self._session.slots(self._needs), 1))
@@ -259,9 +276,11 @@ class _Work:
                 return None
             if report.get("ended") in ("interrupted", "terminated") and not stop:
                 lost = "its node asked it to end"
-        except ray.exceptions.RayTaskError as error:
-            return Ending(name, _failed("bug", f"{type(error.cause).__name__}: {error.cause}"), 1)
         except ray.exceptions.RayError as error:
+            if attempt.task in self._withdrawn:
+                return None
+            if isinstance(error, ray.exceptions.RayTaskError):
+                return Ending(name, _failed("bug", f"{type(error.cause).__name__}: {error.cause}"), 1)
             report, lost = None, _how_lost(error)
         if lost is None or (stop and report is not None):
             return Ending(name, report, 0)
@@ -308,6 +327,7 @@ def _train_fold(sent: tuple[FoldTask, Hand], ends: float | None, board: Any, att
                 logs.remove(log)
 
     with graceful_stop() as stop, obeying(board, name, attempt, stop):
+        ray.get(board.arrive.remote(name, attempt))
         try:
             return hand.around(task, number, stop, say, train)
         except SagittalError as error:
