@@ -19,6 +19,7 @@ from sagittal.errors import PlanError
         (HowToRun(), OnMachines(on="ray://head:10001"), "from a node of the cluster.*ray:HOST:PORT"),
         (HowToRun(devices="cuda:0,cuda:1"), OnMachines(), "one fold at a time.*--on ray:local"),
         (HowToRun(devices="cuda:0"), OnMachines(on="ray"), "with --on, other machines train"),
+        (HowToRun(device="cuda"), OnMachines(on="ray", fold_gpus=0), "cuda and --fold-gpus 0 exclude each other"),
         (HowToRun(), OnMachines(fold_cpus=2), "belong to --on"),
     ],
 )

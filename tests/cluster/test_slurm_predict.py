@@ -19,7 +19,7 @@ from sagittal.cli import run
 from sagittal.cluster import slurm_predict
 from sagittal.cluster.places import Place, parse_place
 from sagittal.cluster.slurm_predict import SLURM, device_in_jobs, predict_on_slurm, recover
-from sagittal.cluster.slurm_shard_job import read_journal
+from sagittal.cluster.slurm_shard_job import end_last_line, read_journal
 from sagittal.data.dataset import Case
 from sagittal.errors import PlanError, ResourceError
 from sagittal.inference.folder import Compute, Tell, model_of, run_folder
@@ -195,6 +195,19 @@ def test_an_error_of_a_job_reaches_the_user(slurm: SlurmSite, cohort: Path, tmp_
     with pytest.raises(Exception, match="gone") as caught:
         predict_on_slurm(parse_place("slurm"), loading, _job(cohort, out), cases, print, poll_s=0.2)
     assert type(caught.value).__name__ == "BundleError"
+
+
+def test_what_follows_a_line_that_was_cut_off_is_read(tmp_path: Path) -> None:
+    journal = tmp_path / "shard.jsonl"
+    end_last_line(journal)
+    assert not journal.exists()
+    line = CasePrediction(case="c00", status="failed", seconds=0.0, message="no scan", code="x").model_dump_json()
+    journal.write_text(f'{line}\n{{"case": "c01", "sta')
+    for _ in range(2):
+        end_last_line(journal)
+    with journal.open("a") as file:
+        file.write(line.replace("c00", "c01") + "\n")
+    assert [case.case for case in read_journal(journal)] == ["c00", "c01"]
 
 
 def test_no_case_asks_for_no_slurm(tmp_path: Path) -> None:

@@ -79,6 +79,8 @@ class OnMachines:
             )
         if device == "cpu" and self.fold_gpus:
             raise PlanError("--device cpu and --fold-gpus 1 exclude each other. Give one of them.", code="options")
+        if device == "cuda" and self.fold_gpus == 0:
+            raise PlanError("--device cuda and --fold-gpus 0 exclude each other. Give one of them.", code="options")
 
     @contextmanager
     def told(self, device: str, say: Callable[[str], None], *, budgeted: bool) -> Iterator[dict[str, Any]]:

@@ -33,6 +33,7 @@ class ShardJob:
 
     def _predicted(self) -> Mapping[str, Any]:
         told = {case.case for case in read_journal(self.journal)}
+        end_last_line(self.journal)
 
         def tell(case: CasePrediction) -> None:
             with self.journal.open("a", encoding="utf-8") as file:
@@ -44,6 +45,13 @@ class ShardJob:
         except SagittalError as error:
             return error.as_dict()
         return {"ended": "finished"}
+
+
+def end_last_line(path: Path) -> None:
+    """End the last line of a journal whose job was killed while it wrote, so that the next one is a line of its own."""
+    if path.is_file() and (content := path.read_bytes()) and not content.endswith(b"\n"):
+        with path.open("ab") as file:
+            file.write(b"\n")
 
 
 def read_journal(path: Path) -> list[CasePrediction]:
