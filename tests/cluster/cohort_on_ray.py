@@ -27,7 +27,8 @@ from sagittal.bundle import read_bundle
 from sagittal.cli import run as sagittal
 from sagittal.cluster import pool
 from sagittal.cluster.places import Place
-from sagittal.cluster.predict import Crew, PredictHand, predict_on_ray
+from sagittal.cluster.predict import Crew, predict_on_ray
+from sagittal.cluster.predict_hand import PredictHand
 from sagittal.cluster.ray_session import connected
 from sagittal.errors import SagittalError
 from sagittal.inference.ensemble import predictor_of

@@ -13,11 +13,12 @@ import pytest
 
 from sagittal.bundle import read_bundle
 from sagittal.cluster.evaluate import ScoringHand
-from sagittal.cluster.predict import Crew, PredictHand, Task, _ByStore, _SameFolders, device_on, needs_of
+from sagittal.cluster.predict import Crew, _ByStore, _SameFolders, device_on, needs_of
+from sagittal.cluster.predict_hand import PredictHand, Task
 from sagittal.cluster.ray_session import Needs, Node
 from sagittal.cluster.shared import Store
 from sagittal.data.dataset import Case
-from sagittal.errors import PlanError, ResourceError
+from sagittal.errors import DataError, PlanError, ResourceError
 from sagittal.evaluation import ClassSet
 from sagittal.evaluation.settings import EvaluationSettings
 from sagittal.inference.outputs import input_state
@@ -28,6 +29,7 @@ from sagittal.report.scoring import Job as ScoringJob
 from sagittal.report.scoring import Outcome
 from sagittal.testing.bundle import write_untrained_bundle
 from sagittal.volumes import Volume
+from sagittal.volumes.volume import read_volume
 
 pytest.importorskip("openvino", reason="OpenVINO starts faster than PyTorch")
 AFFINE = np.diag([1.0, 1.0, 1.0, 1.0])[:, [2, 1, 0, 3]]
@@ -175,6 +177,80 @@ def test_handing_out_again_does_not_send_a_scan_twice(tmp_path: Path) -> None:
     first = road.brief(case)
     case.images[0].unlink()
     assert road.brief(case) == first
+
+
+def fetched(road: _ByStore, case: Case, folder: Path) -> list[Path]:
+    """The scans of a case as a node has them."""
+    hand = PredictHand(road.task(Crew(), Needs(), Loading(Path(__file__), "openvino"), road._job, case))
+    hand._store = road._store
+    images = json.loads(road.brief(case))["images"]
+    return [hand._fetched(image, folder / str(number)) for number, image in enumerate(images)]
+
+
+def by_store(folder: Path) -> _ByStore:
+    return _ByStore(Store(folder / "store"), Job(folder / "out", Choices()))
+
+
+@pytest.mark.parametrize("name", ["c.mhd", "c.nhdr", "c.hdr", "c#1.nii.gz", "c.mha"])
+def test_all_files_of_a_scan_go_through_a_store(tmp_path: Path, name: str) -> None:
+    scan = write_scan(tmp_path / "in" / name).images[0]
+    (found,) = fetched(by_store(tmp_path), Case("c", (scan,)), tmp_path / "node")
+    assert found.name == name
+    assert np.array_equal(read_volume(found).array, read_volume(scan).array)
+    assert {path.name for path in found.parent.iterdir()} == {path.name for path in scan.parent.iterdir()}
+
+
+def test_a_link_goes_by_its_own_name(tmp_path: Path) -> None:
+    scan = write_scan(tmp_path / "in" / "c.nii.gz").images[0]
+    scan.rename(tmp_path / "3f2a")
+    scan.symlink_to(tmp_path / "3f2a")
+    (found,) = fetched(by_store(tmp_path), Case("c", (scan,)), tmp_path / "node")
+    assert found.name == "c.nii.gz" and read_volume(found).array.shape == (1, 14, 18, 16)
+
+
+def test_a_series_of_a_medium_goes_with_the_files_that_its_directory_names(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("DICOMDIR", "A/1", "A/2", "other"):
+        (tmp_path / "cd" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "cd" / name).write_bytes(name.encode())
+    listed = [tmp_path / "cd" / name for name in ("A/1", "A/2")]
+    monkeypatch.setattr("sagittal.volumes.dicom.referenced_files", lambda path: listed)
+    monkeypatch.setattr("sagittal.volumes.io.is_dicom", lambda path: True)
+    study = Case("a#1", (tmp_path / "cd" / "DICOMDIR#1.2.3",))
+    (found,) = fetched(by_store(tmp_path), study, tmp_path / "node")
+    assert found == tmp_path / "node" / "0" / "DICOMDIR#1.2.3"
+    names = {path.relative_to(found.parent).as_posix() for path in found.parent.rglob("*") if path.is_file()}
+    assert names == {"DICOMDIR", "A/1", "A/2"}
+
+
+def test_forgetting_a_case_leaves_one_in_the_folder_of_its_name(tmp_path: Path) -> None:
+    road = by_store(tmp_path)
+    cases = [Case(name, write_scan(tmp_path / "in" / f"{name}.nii.gz").images) for name in ("a", "a/b")]
+    for case in cases:
+        road.brief(case)
+    road.forget("a")
+    (found,) = fetched(road, cases[1], tmp_path / "node")
+    assert found.is_file()
+
+
+def test_a_scan_that_can_not_be_read_is_told_as_such_and_a_store_that_can_not_be_written_is_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    road, link = by_store(tmp_path), tmp_path / "c.nii.gz"
+    link.symlink_to(tmp_path / "nowhere")
+    with pytest.raises(DataError, match=r"c\.nii\.gz: no such file") as told:
+        road.brief(Case("c", (link,)))
+    assert told.value.code == "unreadable"
+    case = write_scan(tmp_path / "d.nii.gz")
+    for code, kind in (("unreadable", DataError), ("changing", DataError), ("store", ResourceError)):
+
+        def refuse(name: str, files: object, code: str = code) -> None:
+            raise ResourceError("no", code=code)
+
+        monkeypatch.setattr(road._store, "publish_files", refuse)
+        with pytest.raises(kind):
+            road.brief(case)
 
 
 def scoring_job(folder: Path, prediction: str) -> ScoringJob:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import threading
 from pathlib import Path
 
@@ -78,6 +79,34 @@ def test_what_was_never_stored_is_told(store: Store, tmp_path: Path) -> None:
         store.fetch_folder("run", tmp_path / "target")
     assert store.published("run") is None
     assert not list(tmp_path.glob("*target*")), "a file that was not fetched left something behind"
+
+
+def test_a_file_that_can_not_be_read_is_named_and_not_the_store(store: Store, tmp_path: Path) -> None:
+    store.put("there", b"1")
+    source = tmp_path / "scan"
+    with pytest.raises(ResourceError, match=r"scan: can't be read \(No such file") as told:
+        store.put("copy", source)
+    assert told.value.code == "unreadable"
+    source.mkdir()
+    with pytest.raises(ResourceError, match=r"scan: can't be read \(Is a directory") as told:
+        store.put("copy", source)
+    assert told.value.code == "unreadable" and store.list() == ["there"]
+
+
+def test_where_a_fetched_file_can_not_be_written_the_disk_is_blamed_and_not_the_store(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, write = Store(tmp_path / "store"), Path.open
+    store.put("scan", b"voxels")
+
+    def full(path: Path, mode: str = "r", *rest: object) -> object:
+        if mode == "wb":
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return write(path, mode, *rest)  # type: ignore[call-overload]
+
+    monkeypatch.setattr(Path, "open", full)
+    with pytest.raises(ResourceError, match=r"target: can't be written.*No space left"):
+        store.fetch("scan", tmp_path / "target")
 
 
 def test_a_published_folder_comes_back_without_what_a_writer_left_half_done(store: Store, tmp_path: Path) -> None:

@@ -14,12 +14,11 @@ from __future__ import annotations
 import hashlib
 import importlib
 import os
-import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path, PurePosixPath
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol
 
 from pydantic import Field
 
@@ -33,7 +32,6 @@ _READ_BYTES = 4 << 20
 _TRIES = 5
 """Of a reader whose files are published anew while it fetches them, before it gives up."""
 _INSTALLS = {"s3": "s3fs", "s3a": "s3fs", "gs": "gcsfs", "gcs": "gcsfs", "az": "adlfs", "abfs": "adlfs"}
-_Result = TypeVar("_Result")
 
 
 class StoredFile(Frozen):
@@ -236,8 +234,10 @@ class Store:
                 self._place.delete(f"{blobs}/{stored.sha256}")
                 there.discard(stored.sha256)
             except OSError as error:
-                raise ResourceError(f"{path}: can't be read ({error.strerror}).", code="unreadable") from None
-        raise ResourceError(f"{path}: changes faster than it can be stored. Publish it when it is finished.")
+                raise _unreadable(path, error) from None
+        raise ResourceError(
+            f"{path}: changes faster than it can be stored. Publish it when it is finished.", code="changing"
+        )
 
 
 def _state(path: Path) -> tuple[int, int, int]:
@@ -248,10 +248,23 @@ def _state(path: Path) -> tuple[int, int, int]:
 def sha256_of(path: Path) -> str:
     """Return the hash of a file's contents."""
     digest = hashlib.sha256()
+    for block in _blocks(path):
+        digest.update(block)
+    return digest.hexdigest()
+
+
+def _blocks(path: Path) -> Iterator[bytes]:
     with path.open("rb") as file:
         while block := file.read(_READ_BYTES):
-            digest.update(block)
-    return digest.hexdigest()
+            yield block
+
+
+def _read_from(source: Path) -> Iterator[bytes]:
+    """Yield what a file holds; that it can't be read is told as such, also where the reader is writing it elsewhere."""
+    try:
+        yield from _blocks(source)
+    except OSError as error:
+        raise _unreadable(source, error) from None
 
 
 def _place(url: str) -> _Place:
@@ -305,14 +318,15 @@ class _Folder:
         if isinstance(source, bytes):
             write_atomically(target, source)
             return
-        with _whole(target) as part:
-            shutil.copyfile(source, part)
+        with _whole(target) as part, part.open("wb") as file:
+            file.writelines(_read_from(source))
 
     def get(self, name: str) -> bytes:
-        return self._read(name, Path.read_bytes)
+        return b"".join(self._read(name))
 
     def fetch(self, name: str, target: Path) -> None:
-        self._read(name, lambda path: shutil.copyfile(path, target))
+        with target.open("wb") as file:
+            file.writelines(self._read(name))
 
     def list(self, folder: str) -> list[str]:
         found = (self._root / folder).rglob("*")
@@ -334,14 +348,14 @@ class _Folder:
             with suppress(OSError):  # a file, or a folder that holds one again
                 path.rmdir()
 
-    def _read(self, name: str, read: Callable[[Path], _Result]) -> _Result:
+    def _read(self, name: str) -> Iterator[bytes]:
         path = self._root / name
         try:
-            return read(path)
+            yield from _blocks(path)
         except FileNotFoundError:
             raise _not_stored(str(path)) from None
         except OSError as error:
-            raise ResourceError(f"{path}: can't be read ({error.strerror}).", code="unreadable") from None
+            raise _unreadable(path, error) from None
 
 
 class _Objects:
@@ -372,6 +386,10 @@ class _Objects:
         if isinstance(source, bytes):
             self._tried("written", name, lambda path: self._files.pipe_file(path, source))
         else:
+            try:
+                source.open("rb").close()  # else its absence would be told as the store's
+            except OSError as error:
+                raise _unreadable(source, error) from None
             self._tried("written", name, lambda path: self._files.put_file(str(source), path))
 
     def get(self, name: str) -> bytes:
@@ -427,6 +445,10 @@ class _Objects:
         return ResourceError(
             f"{self._url}/{name}: can't be {what} ({why}). Check the address, the keys and the network.", code="store"
         )
+
+
+def _unreadable(path: Path, error: OSError) -> ResourceError:
+    return ResourceError(f"{path}: can't be read ({error.strerror}).", code="unreadable")
 
 
 def _not_stored(where: str) -> DataError:
