@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import random
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Set
 from typing import Any
 
 import pytest
@@ -163,8 +163,10 @@ class Cluster:
             call.answer = json.dumps({"answer": f"{call.item}!"})
 
 
-def run(cluster: Cluster, items: list[str], patch: pytest.MonkeyPatch) -> tuple[dict[str, str], dict[str, str]]:
-    """Return what was answered and what was given up; each at most once."""
+def run(
+    cluster: Cluster, items: list[str], patch: pytest.MonkeyPatch, unfit: Set[str] = frozenset()
+) -> tuple[dict[str, str], dict[str, str]]:
+    """Return what was answered and what was given up; each at most once. Unfit items are told when they are briefed."""
     answers: dict[str, str] = {}
     given_up: dict[str, str] = {}
 
@@ -183,7 +185,14 @@ def run(cluster: Cluster, items: list[str], patch: pytest.MonkeyPatch) -> tuple[
         "require_same_versions": lambda nodes: None,
     }.items():
         patch.setattr(pool, name, value)
-    Pool(cluster, lambda: None, Needs()).run(items, lambda item: item, Told(answer, poison))  # type: ignore[arg-type, return-value]
+
+    def brief(item: str) -> str | None:
+        if item not in unfit:
+            return item
+        poison(item, "unfit")
+        return None
+
+    Pool(cluster, lambda: None, Needs()).run(items, brief, Told(answer, poison))  # type: ignore[arg-type, return-value]
     return answers, given_up
 
 
@@ -211,6 +220,13 @@ def test_every_item_is_told_once_and_only_poison_is_given_up(
         answers, given_up = run(Cluster(seed, bad, losses, joins, notice_s), items, patch)
     assert set(given_up) == bad
     assert answers == {item: f"{item}!" for item in items if item not in bad}
+
+
+@pytest.mark.parametrize("unfit", [["a"], ["b", "c", "d", "e"], ["j"], list("abcdefghij")])
+def test_what_is_told_before_it_is_handed_out_holds_nothing_up(patched: pytest.MonkeyPatch, unfit: list[str]) -> None:
+    items = list("abcdefghij")
+    answers, told = run(Cluster(0, set(), [], []), items, patched, frozenset(unfit))
+    assert sorted(told) == unfit and sorted([*answers, *told]) == items
 
 
 def test_a_worker_that_can_not_begin_ends_the_run_with_its_node(patched: pytest.MonkeyPatch) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +13,9 @@ import numpy as np
 import pytest
 
 from sagittal.bundle import read_bundle
+from sagittal.cluster import predict
 from sagittal.cluster.evaluate import ScoringHand
+from sagittal.cluster.pool import Told
 from sagittal.cluster.predict import Crew, _ByStore, _SameFolders, device_on, needs_of
 from sagittal.cluster.predict_hand import PredictHand, Task
 from sagittal.cluster.ray_session import Needs, Node
@@ -251,6 +254,36 @@ def test_a_scan_that_can_not_be_read_is_told_as_such_and_a_store_that_can_not_be
         monkeypatch.setattr(road._store, "publish_files", refuse)
         with pytest.raises(kind):
             road.brief(case)
+
+
+def test_a_scan_that_can_not_be_sent_fails_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Pooled:
+        """A pool that asks for what it would hand out, and answers nothing."""
+
+        def __init__(self, *given: object, **options: object) -> None:
+            pass
+
+        def run(self, items: list[str], brief: Callable[[str], str | None], told: Told) -> None:
+            briefs.update({item: brief(item) for item in items})
+
+    briefs: dict[str, str | None] = {}
+    told: list[CasePrediction] = []
+    monkeypatch.setattr(predict, "Pool", Pooled)
+    cases = [write_scan(tmp_path / "in" / f"c{number}.nii.gz", number) for number in range(2)]
+    (tmp_path / "in" / "dangling.nii.gz").symlink_to(tmp_path / "nowhere")
+    (tmp_path / "in" / "header.mhd").write_bytes(b"no header")
+    cases += [
+        Case(path.stem, (path,)) for path in (tmp_path / "in" / "dangling.nii.gz", tmp_path / "in" / "header.mhd")
+    ]
+    crew = Crew(store=str(tmp_path / "store"))
+    job, loading = Job(tmp_path / "out", Choices()), Loading(Path(__file__), "openvino")
+    predict.predict_on_ray(Nodes((1, 0)), crew, loading, job, cases, told.append)  # type: ignore[arg-type]
+    assert [case.id for case in cases if briefs[case.id] is None] == ["dangling.nii", "header"]
+    assert [(case.case, case.status, case.code) for case in told] == [
+        ("dangling.nii", "failed", "unreadable"),
+        ("header", "failed", "unreadable"),
+    ]
+    assert told[0].message is not None and str(tmp_path / "in" / "dangling.nii.gz") in told[0].message
 
 
 def scoring_job(folder: Path, prediction: str) -> ScoringJob:

@@ -169,12 +169,13 @@ class Pool:
         self._looked_at = self._had_node_at = time.monotonic()
         self._checking: dict[Future[None], Node] = {}
 
-    def run(self, items: Sequence[str], brief: Callable[[str], str], told: Told) -> None:
+    def run(self, items: Sequence[str], brief: Callable[[str], str | None], told: Told) -> None:
         """Hand out items until each is told.
 
         Args:
             items: ids, in the order in which they are begun.
-            brief: returns what a worker is given for an item; called when it is handed out, once or again.
+            brief: returns what a worker is given for an item, None where the caller has told of it already; called when
+                it is handed out, once or again.
             told: what is called.
 
         Raises:
@@ -203,7 +204,8 @@ class Pool:
 
     def _listen(self) -> None:
         if not self._asked:
-            time.sleep(LOOK_EVERY_S)
+            if self._open:
+                time.sleep(LOOK_EVERY_S)
             return
         asked = list(self._asked)
         ray.wait(asked, num_returns=1, timeout=LOOK_EVERY_S)
@@ -281,15 +283,20 @@ class Pool:
         fair = -(-len(self._waiting) // max(1, len(self._workers)))
         for depth in range(1, min(AHEAD, fair) + 1):
             for worker in ready:
-                if self._waiting and len(worker.items) < depth and not self._is_alone(worker):
+                while self._waiting and len(worker.items) < depth and not self._is_alone(worker):
                     self._give(worker, self._waiting.popleft())
 
     def _is_alone(self, worker: _Worker) -> bool:
         return any(item in self._suspected for item in worker.items)
 
     def _give(self, worker: _Worker, item: str) -> None:
+        brief = self._brief(item)
+        if brief is None:
+            self._suspected.pop(item, None)
+            self._open.remove(item)
+            return
         worker.items.append(item)
-        self._asked[worker.actor.do.remote(self._brief(item))] = (worker, item)
+        self._asked[worker.actor.do.remote(brief)] = (worker, item)
 
     def _heard(self, reference: Any) -> None:
         worker, item = self._asked.pop(reference)

@@ -116,6 +116,14 @@ def predict_on_ray(
     def answer(case: str, text: str) -> None:
         tell(road.home(by_id[case], CasePrediction.from_json(text)))
 
+    def brief(case: str) -> str | None:
+        try:
+            return road.brief(by_id[case])
+        except DataError as error:
+            road.forget(case)
+            tell(CasePrediction(case=case, status="failed", seconds=0.0, message=error.message, code=error.code))
+            return None
+
     def poison(case: str, why: str) -> None:
         road.forget(case)
         message = (
@@ -128,7 +136,7 @@ def predict_on_ray(
         task = road.task(crew, needs, loading, job, cases[0])
         threads = {"OMP_NUM_THREADS": str(needs.cpus), "OMP_WAIT_POLICY": "passive"}
         pool = Pool(place, partial(PredictHand, task), needs, environment=threads, workers=crew.workers)
-        pool.run(list(by_id), lambda case: road.brief(by_id[case]), Told(answer, poison, say))
+        pool.run(list(by_id), brief, Told(answer, poison, say))
     finally:
         road.end()
 
