@@ -71,6 +71,41 @@ def test_what_a_lost_run_left_is_removed_unless_a_fold_is_in_it(tmp_path: Path) 
     }
 
 
+def test_what_a_lost_prediction_left_on_a_node_is_removed_by_the_next_run(tmp_path: Path) -> None:
+    for run in ("predict-left", "train-left", "predict-new"):
+        with node_folder(run, "worker"):
+            pass
+    old = time.time() - LEFT_S - 1
+    for run in ("predict-left", "train-left"):
+        os.utime(tmp_path / f"sagittal-{run}-worker" / "in-use", (old, old))
+    with node_folder("predict-mine", "worker"):
+        pass
+    found = {path.name for path in tmp_path.iterdir()}
+    assert found == {"sagittal-predict-new-worker", "sagittal-predict-mine-worker"}
+
+
+def test_removing_waits_for_processes_that_are_being_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    waits, goes_on = threading.Event(), threading.Event()
+
+    def sleep(seconds: float) -> None:
+        waits.set()
+        goes_on.wait(300)
+
+    monkeypatch.setattr(module, "END_S", 300.0)
+    monkeypatch.setattr(time, "sleep", sleep)
+    with node_folder("predict-1", "worker") as here:
+        remover = threading.Thread(target=removing("predict-1"))
+        remover.start()
+        assert waits.wait(300) and here.path.is_dir()
+    goes_on.set()
+    remover.join(300)
+    assert not here.path.exists()
+    monkeypatch.setattr(module, "END_S", 0.0)
+    with node_folder("predict-1", "worker") as here:
+        removing("predict-1")()
+        assert not here.path.exists(), "not for ever"
+
+
 def test_only_the_owner_can_look_into_it_and_a_folder_of_others_is_refused(tmp_path: Path) -> None:
     with node_folder("train-1", "n") as here:
         assert here.path.stat().st_mode & 0o777 == 0o700

@@ -169,6 +169,7 @@ def test_by_a_store_scans_go_and_results_come_and_nothing_stays(tmp_path: Path, 
     assert [stamp.path for stamp in told.files] == ["c0.nii.gz", "previews/c0.png"]
     assert all((tmp_path / "out" / stamp.path).stat().st_size == stamp.size_bytes for stamp in told.files)
     assert hand._scratch is not None and hand._scratch.is_dir()
+    assert hand._scratch.name.startswith(f"sagittal-{task.prefix}-"), "by which the run's end finds it on each node"
     hand.close()
     road.end()
     assert store.list() == [] and not hand._scratch.exists()
@@ -275,6 +276,7 @@ def test_a_scan_that_can_not_be_sent_fails_alone(tmp_path: Path, monkeypatch: py
     cases += [
         Case(path.stem, (path,)) for path in (tmp_path / "in" / "dangling.nii.gz", tmp_path / "in" / "header.mhd")
     ]
+    monkeypatch.setattr(predict, "remove_from", lambda nodes, run: None)
     crew = Crew(store=str(tmp_path / "store"))
     job, loading = Job(tmp_path / "out", Choices()), Loading(Path(__file__), "openvino")
     predict.predict_on_ray(Nodes((1, 0)), crew, loading, job, cases, told.append)  # type: ignore[arg-type]
@@ -284,6 +286,34 @@ def test_a_scan_that_can_not_be_sent_fails_alone(tmp_path: Path, monkeypatch: py
         ("header", "failed", "unreadable"),
     ]
     assert told[0].message is not None and str(tmp_path / "in" / "dangling.nii.gz") in told[0].message
+
+
+def test_however_a_run_ends_its_scans_go_from_nodes_and_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Stopped:
+        """A pool that is stopped when a scan was sent."""
+
+        def __init__(self, *given: object, **options: object) -> None:
+            pass
+
+        def run(self, items: list[str], brief: Callable[[str], str | None], told: Told) -> None:
+            brief(items[0])
+            raise KeyboardInterrupt
+
+    removed: list[tuple[list[str], str]] = []
+    store, session = Store(tmp_path / "store"), Nodes((1, 0), (1, 0))
+
+    def remove(nodes: Callable[[], tuple[Node, ...]], run: str) -> None:
+        assert any(name.startswith(f"{run}/scans/") for name in store.list()), "while workers could still fetch"
+        removed.append(([node.id for node in nodes()], run))
+
+    monkeypatch.setattr(predict, "Pool", Stopped)
+    monkeypatch.setattr(predict, "remove_from", remove)
+    case = write_scan(tmp_path / "in" / "c0.nii.gz")
+    job, loading = Job(tmp_path / "out", Choices()), Loading(Path(__file__), "openvino")
+    with pytest.raises(KeyboardInterrupt):
+        predict.predict_on_ray(session, Crew(store=store.url), loading, job, [case], lambda told: None)  # type: ignore[arg-type]
+    ((nodes, run),) = removed
+    assert nodes == ["0", "1"] and run.startswith("predict-") and store.list() == []
 
 
 def scoring_job(folder: Path, prediction: str) -> ScoringJob:

@@ -20,12 +20,10 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-import ray
-
 from sagittal.cluster.carried_inputs import Inputs, at_once, fetch_inputs, patiently, read_here, send_inputs
-from sagittal.cluster.node_folder import node_folder, removing
+from sagittal.cluster.node_folder import node_folder
 from sagittal.cluster.publisher import Publisher
-from sagittal.cluster.ray_session import Node, on_node
+from sagittal.cluster.ray_session import Node, remove_from
 from sagittal.cluster.shared import LISTING, Listing, Store
 from sagittal.errors import DataError, PlanError, ResourceError, SagittalError
 from sagittal.plan.base import write_atomically
@@ -37,8 +35,6 @@ from sagittal.training.signals import StopFlag
 
 NAME_IN_STORE = "in_store.txt"
 """In the run folder: what the run is called in its store, as long as something of it is there."""
-REMOVE_S = 60.0
-"""How long nodes may take to remove their copies."""
 _PATIENCE_S = 120.0
 _CHECKPOINT = re.compile(r"checkpoint_(\d{8})\.sha256")
 _CHECKPOINTS = ("checkpoint_*.safetensors", "checkpoint_*.sha256", "best_*.safetensors", "best_*.sha256")
@@ -207,7 +203,7 @@ class CarriedFolds:
         """Take the nodes' copies away, and what the store has of the run unless some of its folds are to go on."""
         if not self._prefix:
             return
-        _remove_from(nodes, self._prefix)
+        remove_from(nodes, self._prefix)
         say, where = self._run.options.say, f"{self._store.shown}/{self._prefix}"
         if self._wanted:
             say(f"what is in {where} stays there for --resume; delete it if you do not go on")
@@ -254,16 +250,6 @@ def _name_in_store(folder: Path) -> str:
     name = f"train-{uuid.uuid4().hex}"
     write_atomically(path, f"{name}\n".encode())
     return name
-
-
-def _remove_from(nodes: Callable[[], Sequence[Node]], prefix: str) -> None:
-    # A cluster that is gone has taken its nodes' processes with it; what is on their disks, the next run removes.
-    with suppress(ray.exceptions.RayError, ConnectionError, RuntimeError):
-        remove: Any = ray.remote(removing(prefix))
-        ways = [{"num_cpus": 0, "max_retries": 0, "scheduling_strategy": on_node(node.id)} for node in nodes()]
-        asked = [remove.options(**way).remote() for way in ways]
-        if asked:
-            ray.wait(asked, num_returns=len(asked), timeout=REMOVE_S)
 
 
 def _fold(prefix: str, name: str) -> str:

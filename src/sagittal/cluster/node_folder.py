@@ -5,6 +5,8 @@
                             /got, /locks   which of the inputs are there; who fetches one
                             /run-ATTEMPT   as OUT.run on one machine, with the folder of one fold
 
+A worker that predicts has one for itself, locked likewise, with the bundle, its scans and results.
+
 It holds what patients gave, so nobody but its owner can look into it.
 """
 
@@ -27,7 +29,10 @@ from sagittal.plan.lock import alone
 
 LEFT_S = 3600.0
 """A folder in which no fold was for so long was left by a run whose command or node was lost."""
+END_S = 10.0
+"""How long it is waited for processes that are being ended, before a run's folders are removed."""
 _START = "sagittal-"
+_RUNS = ("train-*", "predict-*")
 _IN_USE = "in-use"
 # Ray's nodes on Windows are for trying things out; there, folds of one node may fetch the same twice.
 _locks: Any = importlib.import_module("fcntl") if os.name == "posix" else None
@@ -62,11 +67,11 @@ class NodeFolder:
 
 @contextmanager
 def node_folder(run: str, node: str) -> Iterator[NodeFolder]:
-    """Yield this node's folder of a run, which stays until `remove_node_folders`; first drop what lost runs left.
+    """Yield this node's folder of a run, which stays until `removing`; first drop what lost runs left.
 
     Args:
         run: its name in the store.
-        node: Ray's name of the node: several may be on one machine.
+        node: Ray's name of the node, as several may be on one machine, or of a worker that shares it with no other.
 
     Raises:
         ResourceError: the folder can't be made, or belongs to somebody else.
@@ -78,8 +83,8 @@ def node_folder(run: str, node: str) -> Iterator[NodeFolder]:
 
 
 def remove_left(mine: Path) -> None:
-    """Remove folders of this user's other runs in which no fold was for an hour."""
-    for path in mine.parent.glob(f"{_START}train-*"):
+    """Remove folders of this user's other runs in which no fold and no worker was for an hour."""
+    for path in (path for run in _RUNS for path in mine.parent.glob(_START + run)):
         file = path / _IN_USE
         with suppress(OSError):
             if path == mine or _locks is None or not _is_own(path) or time.time() - file.stat().st_mtime < LEFT_S:
@@ -90,15 +95,33 @@ def remove_left(mine: Path) -> None:
 
 
 def removing(run: str) -> Callable[[], None]:
-    """Return what removes a run's folders from a node, pickled by value: a worker that removes need not load torch."""
-    start = _START
+    """Return what removes a run's folders from a node, pickled by value: a worker that removes need not load torch.
+
+    Processes that are in them are being ended, and could write once more: their locks are waited for.
+    """
+    start, in_use, end_s = _START, _IN_USE, END_S
 
     def remove() -> None:
-        import shutil  # noqa: PLC0415 - it runs on a node that gets this function and nothing around it
+        import importlib  # noqa: PLC0415 - it runs on a node that gets this function and nothing around it
+        import os  # noqa: PLC0415
+        import shutil  # noqa: PLC0415
         import tempfile  # noqa: PLC0415
+        import time  # noqa: PLC0415
+        from contextlib import suppress  # noqa: PLC0415
         from pathlib import Path  # noqa: PLC0415
 
+        locks: Any = importlib.import_module("fcntl") if os.name == "posix" else None
+        until = time.monotonic() + end_s
         for path in Path(tempfile.gettempdir()).glob(f"{start}{run}-*"):
+            with suppress(OSError), (path / in_use).open("rb") as file:
+                while locks is not None:
+                    try:
+                        locks.flock(file, locks.LOCK_EX | locks.LOCK_NB)
+                        break
+                    except BlockingIOError:
+                        if time.monotonic() > until:
+                            break
+                    time.sleep(0.05)
             shutil.rmtree(path, ignore_errors=True)
 
     return remove

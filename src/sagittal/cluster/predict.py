@@ -19,7 +19,7 @@ from pathlib import Path, PurePath, PurePosixPath
 from sagittal.cluster.places import Place
 from sagittal.cluster.pool import Pool, Told
 from sagittal.cluster.predict_hand import PredictHand, Task
-from sagittal.cluster.ray_session import Needs, Session, connected
+from sagittal.cluster.ray_session import Needs, Node, Session, connected, remove_from
 from sagittal.cluster.shared import Store
 from sagittal.data.dataset import Case
 from sagittal.errors import DataError, PlanError, ResourceError
@@ -110,7 +110,7 @@ def predict_on_ray(
         return
     needs = needs_of(place, crew)
     job = replace(job, folder=job.folder.absolute())
-    road: _Road = _SameFolders() if crew.store is None else _ByStore(Store(crew.store), job)
+    road: _Road = _SameFolders() if crew.store is None else _ByStore(Store(crew.store), job, lambda: place.nodes)
     by_id = {case.id: case for case in cases}
 
     def answer(case: str, text: str) -> None:
@@ -169,8 +169,8 @@ class _SameFolders:
 class _ByStore:
     """Nodes share a store with this machine: scans go through it when they are handed out, results come back."""
 
-    def __init__(self, store: Store, job: Job) -> None:
-        self._store, self._job = store, job
+    def __init__(self, store: Store, job: Job, nodes: Callable[[], Sequence[Node]] = lambda: ()) -> None:
+        self._store, self._job, self._nodes = store, job, nodes
         self._prefix = f"predict-{uuid.uuid4().hex}"
         self._sent: dict[str, tuple[str, str]] = {}  # what nodes are given for a case, and the state of its files
 
@@ -219,6 +219,8 @@ class _ByStore:
         self._store.delete_folder(self._result(case))
 
     def end(self) -> None:
+        # First on the nodes: without their folders nothing more is sent.
+        remove_from(self._nodes, self._prefix)
         self._store.delete_folder(self._prefix)
 
     def _scans(self, case: str) -> str:

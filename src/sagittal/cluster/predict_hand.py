@@ -7,13 +7,16 @@ import queue
 import shutil
 import tempfile
 import threading
+import uuid
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Future
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from sagittal.bundle import read_bundle
+from sagittal.cluster.node_folder import node_folder
 from sagittal.cluster.shared import Store
 from sagittal.data.dataset import Case
 from sagittal.errors import PlanError, ResourceError
@@ -38,7 +41,7 @@ class Task:
         run: date of the run's report, by which a node knows that it sees the output folder; None with a store.
         sample: a scan that the node must see; None with a store.
         store: its URL, or None.
-        prefix: of everything of this run in the store.
+        prefix: of everything of this run in the store, and of workers' folders.
     """
 
     device: str
@@ -62,6 +65,7 @@ class PredictHand:
         self._error: BaseException | None = None
         self._store: Store | None = None
         self._scratch: Path | None = None
+        self._held = ExitStack()
         self._job = task.job
 
     def open(self, beside: int) -> str:
@@ -70,7 +74,9 @@ class PredictHand:
         if task.store is None:
             _require_sight(task)
         else:
-            self._store, self._scratch = Store(task.store), Path(tempfile.mkdtemp(prefix="sagittal-"))
+            self._store = Store(task.store)
+            # Where this process is killed, the run takes its folder away at its end, or else a later run does.
+            self._scratch = self._held.enter_context(node_folder(task.prefix, uuid.uuid4().hex)).path
             (self._scratch / "out").mkdir()
             self._job = replace(task.job, folder=self._scratch / "out")
             loading = replace(
@@ -113,6 +119,7 @@ class PredictHand:
         self._cases.put(None)
         if self._scratch is not None:
             shutil.rmtree(self._scratch, ignore_errors=True)
+        self._held.close()
 
     def _fetched(self, image: Mapping[str, str | None], folder: Path) -> Path:
         assert self._store is not None and image["name"] and image["path"]

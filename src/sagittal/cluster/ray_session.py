@@ -11,8 +11,8 @@ import platform
 import signal
 import socket
 import threading
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from types import FrameType
 from typing import Any
@@ -21,6 +21,7 @@ import ray
 from ray._private import worker as ray_worker
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from sagittal.cluster.node_folder import removing
 from sagittal.cluster.places import LOCAL, Place
 from sagittal.errors import ResourceError
 
@@ -30,6 +31,8 @@ PROBE_S = 120.0
 """How long a node may take to start a worker and answer."""
 STARTS = 5
 """How often Ray may try to come up on a busy machine."""
+REMOVE_S = 60.0
+"""How long nodes may take to remove a run's folders."""
 _LATE = "timed out during startup"
 _log = logging.getLogger("sagittal.cluster")
 OBJECT_STORE_BYTES = 256 * 1024**2
@@ -126,6 +129,22 @@ class Session:
 def on_node(node_id: str) -> NodeAffinitySchedulingStrategy:
     """Return the strategy that puts work on this node and no other."""
     return NodeAffinitySchedulingStrategy(node_id=node_id, soft=False)
+
+
+def remove_from(nodes: Callable[[], Sequence[Node]], run: str) -> None:
+    """Remove the folders of a run from nodes.
+
+    Args:
+        nodes: returns those that are alive.
+        run: its name in the store.
+    """
+    # A cluster that is gone has taken its nodes' processes with it; what is on their disks, a later run removes.
+    with suppress(ray.exceptions.RayError, ConnectionError, RuntimeError):
+        remove: Any = ray.remote(removing(run))
+        ways = [{"num_cpus": 0, "max_retries": 0, "scheduling_strategy": on_node(node.id)} for node in nodes()]
+        asked = [remove.options(**way).remote() for way in ways]
+        if asked:
+            ray.wait(asked, num_returns=len(asked), timeout=REMOVE_S)
 
 
 @contextmanager
