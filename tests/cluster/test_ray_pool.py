@@ -39,7 +39,12 @@ class Actor:
     def __init__(self, node: str) -> None:
         self.node, self.lives = node, True
         self.calls: deque[Call] = deque()
-        self.open, self.do, self.close = Method(lambda beside: self._call(None)), Method(self._call), Method(self._end)
+        self.beside = 0
+        self.open, self.do, self.close = Method(self._open), Method(self._call), Method(self._end)
+
+    def _open(self, beside: int) -> Call:
+        self.beside = beside
+        return self._call(None)
 
     def _call(self, item: str | None) -> Call:
         call = Call(self, item)
@@ -67,18 +72,26 @@ class Cluster:
         poison: items that end the worker that does them.
         losses, joins: after how many answers a node is lost, and one joins.
         notice_s: how long a lost node is listed as alive.
+        nodes, cpus: how many there are at the beginning, and processors of each, one for a worker.
     """
 
     exceptions = real.exceptions
 
     def __init__(
-        self, seed: int, poison: set[str], losses: list[int], joins: list[int], notice_s: float = 10.0, nodes: int = 3
+        self,
+        seed: int,
+        poison: set[str],
+        losses: list[int],
+        joins: list[int],
+        notice_s: float = 10.0,
+        nodes: int = 3,
+        cpus: int = 1,
     ) -> None:
         self._random = random.Random(seed)
         self._poison, self._losses, self._joins = poison, sorted(losses), sorted(joins)
         self._notice_s = notice_s
         self.place = Place("ray")
-        self._alive = {f"n{number}": Node(f"n{number}", f"n{number}", 1, 0) for number in range(nodes)}
+        self._alive = {f"n{number}": Node(f"n{number}", f"n{number}", cpus, 0) for number in range(nodes)}
         self._lost_at: dict[str, float] = {}
         self._actors: list[Actor] = []
         self.now, self.answers, self.begun = 0.0, 0, 0
@@ -164,7 +177,11 @@ class Cluster:
 
 
 def run(
-    cluster: Cluster, items: list[str], patch: pytest.MonkeyPatch, unfit: Set[str] = frozenset()
+    cluster: Cluster,
+    items: list[str],
+    patch: pytest.MonkeyPatch,
+    unfit: Set[str] = frozenset(),
+    workers: int | None = None,
 ) -> tuple[dict[str, str], dict[str, str]]:
     """Return what was answered and what was given up; each at most once. Unfit items are told when they are briefed."""
     answers: dict[str, str] = {}
@@ -192,7 +209,8 @@ def run(
         poison(item, "unfit")
         return None
 
-    Pool(cluster, lambda: None, Needs()).run(items, brief, Told(answer, poison))  # type: ignore[arg-type, return-value]
+    made = Pool(cluster, lambda: None, Needs(), workers=workers)  # type: ignore[arg-type, return-value]
+    made.run(items, brief, Told(answer, poison))
     return answers, given_up
 
 
@@ -227,6 +245,23 @@ def test_what_is_told_before_it_is_handed_out_holds_nothing_up(patched: pytest.M
     items = list("abcdefghij")
     answers, told = run(Cluster(0, set(), [], []), items, patched, frozenset(unfit))
     assert sorted(told) == unfit and sorted([*answers, *told]) == items
+
+
+@pytest.mark.parametrize(
+    ("nodes", "workers", "items", "started"),
+    [
+        (1, 2, 40, [("n0", 2)] * 2),
+        (3, 3, 40, [("n0", 3), ("n1", 3), ("n2", 3)]),
+        (2, None, 3, [("n0", 3), ("n0", 3), ("n1", 3)]),
+        (2, None, 40, [("n0", 8)] * 8 + [("n1", 8)] * 8),
+    ],
+)
+def test_few_workers_are_spread_over_nodes_and_told_how_many_may_share_theirs(
+    patched: pytest.MonkeyPatch, nodes: int, workers: int | None, items: int, started: list[tuple[str, int]]
+) -> None:
+    cluster = Cluster(0, set(), [], [], nodes=nodes, cpus=8)
+    run(cluster, [f"i{number}" for number in range(items)], patched, workers=workers)
+    assert sorted((actor.node, actor.beside) for actor in cluster._actors) == started
 
 
 def test_a_worker_that_can_not_begin_ends_the_run_with_its_node(patched: pytest.MonkeyPatch) -> None:

@@ -50,7 +50,7 @@ class Hand(Protocol):
     """What a worker does; it lives on a node, and `do` is called from several threads at a time."""
 
     def open(self, beside: int) -> str:
-        """Load what is slow to load, with `beside` workers on this node in all; return what this is, for a log."""
+        """Load what is slow to load, with at most `beside` workers on this node; return what this is, for a log."""
         ...
 
     def do(self, item: str) -> str:
@@ -188,6 +188,7 @@ class Pool:
         self._session.require(self._needs, "a worker")
         self._brief, self._told = brief, told
         self._waiting, self._open = deque(items), set(items)
+        self._most = len(items) if self._limit is None else min(self._limit, len(items))
         with ThreadPoolExecutor(1, "check-node") as self._checker:
             try:
                 while self._open:
@@ -249,15 +250,15 @@ class Pool:
         """Start workers where there is room for them and work."""
         per_node = Counter(worker.node.id for worker in self._workers)
         places = [
-            node
+            (number, node)
             for node in self._nodes.values()
             if self._checked.get(node.id) and self._rests_until.get(node.id, 0.0) <= time.monotonic()
-            for _ in range(node.fits(self._needs) - per_node[node.id])
+            for number in range(per_node[node.id], node.fits(self._needs))
         ]
         # One for each node first, so that few items use many nodes.
-        places.sort(key=lambda node: per_node[node.id])
-        limit = len(self._open) if self._limit is None else min(self._limit, len(self._open))
-        for node in places[: max(0, limit - len(self._workers))]:
+        places.sort(key=lambda place: place[0])
+        limit = min(self._most, len(self._open))
+        for _, node in places[: max(0, limit - len(self._workers))]:
             hosts: Any = ray.remote(_Host)
             actor = hosts.options(
                 num_cpus=self._needs.cpus,
@@ -270,7 +271,7 @@ class Pool:
             ).remote(self._make)
             worker = _Worker(node, actor)
             self._workers.add(worker)
-            self._asked[actor.open.remote(node.fits(self._needs))] = (worker, None)
+            self._asked[actor.open.remote(min(self._most, node.fits(self._needs)))] = (worker, None)
 
     def _hand_out(self) -> None:
         ready = sorted((worker for worker in self._workers if worker.ready), key=lambda worker: len(worker.items))

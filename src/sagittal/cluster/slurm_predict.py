@@ -59,10 +59,10 @@ def shards_wanted(settings: SlurmSettings, cases: int) -> int:
 
 
 def device_in_jobs(place: Place, asked: str) -> str:
-    """Return the device of each job: `auto` takes the GPU that jobs are given, else the CPU.
+    """Return the device of each job: `auto` takes the GPU that jobs ask for, else the CPU.
 
     Raises:
-        PlanError: a setting that makes no sense, a device of one machine, or a GPU that no job is given.
+        PlanError: a setting that makes no sense, or a device of one machine.
     """
     settings = read_settings(place)
     if asked == "auto":
