@@ -18,7 +18,6 @@ from sagittal.errors import PlanError
 from sagittal.networks.cost import multiply_adds, parameters
 from sagittal.networks.uxnet import ResidualBlock, UpBlock, UXBlock, UXNet
 
-# With 12 channels in the bottleneck, oneDNN's bfloat16 convolution of a few voxels leaves memory unwritten.
 SMALL: dict[str, Any] = {"feature_sizes": (4, 6, 8, 10), "depths": (1, 2, 1, 1), "kernel_size": 3, "hidden_size": 16}
 
 

@@ -6,12 +6,19 @@ and whose digits training needs. PyTorch's own depthwise convolutions in bfloat1
 weight on grids of one or two voxels holds memory that nobody wrote (PyTorch 2.13).
 """
 
+import functools
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from typing import Concatenate, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor
 
 from sagittal.kernels import native
+
+_Module = TypeVar("_Module")
+_Options = ParamSpec("_Options")
+_Result = TypeVar("_Result")
 
 
 def cpu_bf16_reason() -> str | None:
@@ -38,6 +45,25 @@ def products_in_bf16(x: Tensor) -> bool:
 def outside_autocast() -> torch.autocast:
     """Return a context in which nothing on the CPU is converted."""
     return torch.autocast("cpu", enabled=False)
+
+
+def in_float32_on_cpus(
+    method: Callable[Concatenate[_Module, Tensor, _Options], _Result],
+) -> Callable[Concatenate[_Module, Tensor, _Options], _Result]:
+    """Let autocast on the CPU change nothing in a network's method that takes an image.
+
+    For networks of PyTorch's own convolutions: in bfloat16 on the CPU, the gradients of their weights on grids of few
+    voxels hold memory that nobody wrote (PyTorch 2.13, with AMX and without).
+    """
+
+    @functools.wraps(method)
+    def unconverted_method(self: _Module, x: Tensor, /, *args: _Options.args, **options: _Options.kwargs) -> _Result:
+        if not (autocasting(x) and x.is_floating_point()):
+            return method(self, x, *args, **options)
+        with outside_autocast():
+            return method(self, x.float(), *args, **options)
+
+    return unconverted_method
 
 
 def unconverted(x: Tensor) -> AbstractContextManager[object]:

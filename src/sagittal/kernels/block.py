@@ -309,11 +309,15 @@ def _tail_backward(h: Tensor, grad_y: Tensor, saved: _Saved, bf16: bool) -> tupl
     along = (by_normed * saved.expand.t()).sum(2)
     straight = hidden_sum @ saved.expand
     per_voxel = saved.scale * saved.norm_weight / h.shape[1]
-    native.norm_backward_(
-        grad_h,
-        h,
-        (saved.mean, saved.scale * saved.norm_weight, -(per_voxel * saved.scale * along), -(per_voxel * straight)),
-    )
+    if h.shape[1] == 1:
+        # One voxel is its own mean; the difference of two sums would be rounding, times the largest scale there is.
+        grad_h.zero_()
+    else:
+        native.norm_backward_(
+            grad_h,
+            h,
+            (saved.mean, saved.scale * saved.norm_weight, -(per_voxel * saved.scale * along), -(per_voxel * straight)),
+        )
     hidden = hidden_sum.sum(0)
     return grad_h, TailWeights(
         norm_weight=along.sum(0),

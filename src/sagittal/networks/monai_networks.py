@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from sagittal.kernels.bf16 import in_float32_on_cpus
 from sagittal.networks.layout import Size, check_input, crop_end, pad_to_multiples, round_up
 from sagittal.networks.norms import replace_instance_norms
 
@@ -43,6 +44,7 @@ class _MonaiNetwork(nn.Module):
         for name, child in official.named_children():
             self.add_module(name, child)
 
+    @in_float32_on_cpus
     def forward(self, x: Tensor) -> Tensor:
         """Return logits (N, num_classes, D, H, W) for an image (N, in_channels, D, H, W), at exactly its size.
 

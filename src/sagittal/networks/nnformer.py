@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from sagittal.errors import PlanError
+from sagittal.kernels.bf16 import in_float32_on_cpus
 from sagittal.networks.layout import Size, check_input, crop_end, to_preferred_layout, triple
 from sagittal.networks.window_attention import WindowAttention
 
@@ -242,6 +243,7 @@ class NNFormer(nn.Module):
         self.expansion = nn.ConvTranspose3d(embed_dim, num_classes, kernel_size=patch_size, stride=patch_size)
         self.apply(_initialise)
 
+    @in_float32_on_cpus
     def forward(self, x: Tensor) -> Tensor:
         """Return logits (N, num_classes, D, H, W) for an image (N, in_channels, D, H, W), at exactly its size.
 

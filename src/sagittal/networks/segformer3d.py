@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 
 from sagittal.errors import PlanError
-from sagittal.kernels.bf16 import autocasting, outside_autocast
+from sagittal.kernels.bf16 import in_float32_on_cpus
 from sagittal.networks.layout import check_input, pad_end, round_up
 from sagittal.networks.norms import VolumeNorm
 from sagittal.networks.segformer3d_blocks import AttentionScale, PatchEmbedding, TransformerBlock
@@ -152,6 +152,7 @@ class SegFormer3D(nn.Module):
         self.segformer_decoder = Decoder(embed_dims, num_classes, decoder_dim, norm=norm, spatial_dims=spatial_dims)
         self.apply(_initialise)
 
+    @in_float32_on_cpus
     def forward(self, x: Tensor) -> Tensor:
         """Return logits (N, num_classes, D, H, W) for an image (N, in_channels, D, H, W), at exactly its size.
 
@@ -161,13 +162,6 @@ class SegFormer3D(nn.Module):
             DataError: `x` has another number of axes or channels, is empty, or is not floating-point.
         """
         check_input(x, self.in_channels, self.spatial_dims, "SegFormer3D")
-        if autocasting(x):
-            # In bfloat16 PyTorch's strided convolutions have wrong gradients on grids of one or two voxels.
-            with outside_autocast():
-                return self._logits(x.float())
-        return self._logits(x)
-
-    def _logits(self, x: Tensor) -> Tensor:
         sizes = tuple(x.shape[2:])
         x = pad_end(x, tuple(self._padded(size) for size in sizes))
         coarse = self.segformer_decoder(self.segformer_encoder(x.contiguous()))

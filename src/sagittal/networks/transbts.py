@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from sagittal.errors import PlanError
+from sagittal.kernels.bf16 import in_float32_on_cpus
 from sagittal.networks.layout import Size, check_input, crop_end, divide_up, to_preferred_layout, triple
 from sagittal.networks.norms import normalise
 
@@ -205,6 +206,7 @@ class TransBTS(nn.Module):
         self.decoder = nn.ModuleList(DecoderBlock(width, width, residual=True) for width in widths[-2::-1])
         self.head = nn.Conv3d(base_channels, num_classes, kernel_size=1)
 
+    @in_float32_on_cpus
     def forward(self, x: Tensor) -> Tensor:
         """Return logits (N, num_classes, D, H, W) for an image (N, in_channels, D, H, W), at exactly its size.
 

@@ -16,6 +16,7 @@ from dynamic_network_architectures.architectures import unet
 from dynamic_network_architectures.building_blocks.simple_conv_blocks import ConvDropoutNormReLU
 from torch import Tensor, nn
 
+from sagittal.kernels.bf16 import in_float32_on_cpus
 from sagittal.networks.layout import Size, check_input, crop_end, divide_up, pad_to_multiples
 from sagittal.networks.norms import InstanceNorm
 
@@ -82,6 +83,7 @@ class _UNet(nn.Module):
         """
         return self._logits(x, scales=len(self.coarsening) - 1 if self.deep_supervision else 1)
 
+    @in_float32_on_cpus
     def _logits(self, x: Tensor, *, scales: int) -> list[Tensor]:
         check_input(x, self.in_channels, self.spatial_dims, self.title)
         sizes = tuple(x.shape[2:])

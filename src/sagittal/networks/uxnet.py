@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from sagittal.errors import PlanError
 from sagittal.kernels import depthwise_conv
+from sagittal.kernels.bf16 import in_float32_on_cpus
 from sagittal.networks.layout import check_input, crop_end, pad_to_multiples, to_preferred_layout
 from sagittal.networks.mednext_norms import ChannelLayerNorm
 from sagittal.networks.norms import InstanceNorm
@@ -153,6 +154,7 @@ class UXNet(nn.Module):
         self.finest = ResidualBlock(widths[0], widths[0])
         self.head = nn.Conv3d(widths[0], num_classes, kernel_size=1)
 
+    @in_float32_on_cpus
     def forward(self, x: Tensor) -> Tensor:
         """Return logits (N, num_classes, D, H, W) for an image (N, in_channels, D, H, W), at exactly its size.
 
