@@ -46,7 +46,9 @@ def test_builds_for_other_hardware_and_fixes_of_python_are_no_other_version() ->
 def test_sigterm_is_an_interrupt_where_ray_waits_and_what_the_command_makes_of_it_outside() -> None:
     """Ray makes an error of its own, and an exit code of 1, of what is no KeyboardInterrupt."""
     inside: list[BaseException] = []
-    before = signal.getsignal(signal.SIGTERM)
+    before = [(number, signal.getsignal(number)) for number in (signal.SIGTERM, signal.SIGINT)]
+    # What a shell starts in the background ignores Ctrl-C.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         with pytest.raises(SystemExit) as caught, sigterm_raises(lambda: SystemExit(STOPPED)), sigterm_interrupts():
             try:
@@ -63,7 +65,8 @@ def test_sigterm_is_an_interrupt_where_ray_waits_and_what_the_command_makes_of_i
             signal.raise_signal(signal.SIGTERM)
         assert noted == [signal.SIGTERM]
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before:
+            signal.signal(number, handler)
 
 
 def test_work_fits_by_its_scarcest_need() -> None:

@@ -80,7 +80,10 @@ def test_the_graph_equals_the_network(changes: Mapping[str, Any]) -> None:
     image = image_of(1, 2, *((1, *SIZE[1:]) if config.dims == 2 else SIZE))
     model = build(config, weights, 2, 3, with_head=True)
     model.reshape(image.shape)
-    assert difference(run(model, image), logits_of(network, image)) < 1e-4
+    # OpenVINO's norm of few voxels, of a number that does not fill its vectors, is off by some 1e-5 on some processors;
+    # without residuals each block magnifies that.
+    limit = 1e-4 if changes.get("block_residual", True) else 1e-3
+    assert difference(run(model, image), logits_of(network, image)) < limit
 
 
 @pytest.mark.parametrize("changes", OPTIONS.values(), ids=OPTIONS)

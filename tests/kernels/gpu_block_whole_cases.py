@@ -253,11 +253,17 @@ def test_a_whole_network_runs_without_its_plain_forms(options: dict[str, Any]) -
         ours = gradients(network, image)
     finally:
         mock.patch.stopall()
+    with use_kernels("off"):
+        by_plain_forms = gradients(network, image)
     exact = gradients(network.double(), image.double())
     scale = max(float(part.norm()) for part in exact[1:])
     assert float((ours[0].double() - exact[0]).norm() / exact[0].norm()) < 1e-5
-    worst = max(float((a.double() - b).norm()) / scale for a, b in zip(ours[1:], exact[1:], strict=True))
-    assert worst < 1e-5
+
+    def worst(found: list[Tensor]) -> float:
+        return max(float((a.double() - b).norm()) / scale for a, b in zip(found[1:], exact[1:], strict=True))
+
+    # A norm over two channels magnifies rounding: on some processors the plain forms are farther off than that.
+    assert worst(ours) < max(1e-5, 2 * worst(by_plain_forms))
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
@@ -267,7 +273,7 @@ def test_a_network_in_half_precision_rounds_no_worse_than_its_plain_form(dtype: 
     network = MedNeXt(1, 3, channels=4, block_counts=(1,) * 9, strides=strides).to(DEVICE).eval()
     for part in network.parameters():
         part.data.add_(0.05 * torch.randn_like(part))
-    half, image = to_half_precision(copy.deepcopy(network), dtype), torch.randn(1, 1, 4, 6, 4, device=DEVICE)
+    half, image = to_half_precision(copy.deepcopy(network), dtype), torch.randn(3, 1, 4, 6, 4, device=DEVICE)
     slow = AssertionError("plain operators ran")
     with torch.inference_mode():
         exact = network.double()(image.double())
