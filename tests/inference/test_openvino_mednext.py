@@ -77,13 +77,13 @@ def difference(one: np.ndarray[Any, Any], other: np.ndarray[Any, Any]) -> float:
 def test_the_graph_equals_the_network(changes: Mapping[str, Any]) -> None:
     config = MedNeXtConfig(**{**TINY, **changes})
     network, weights = network_and_weights(config)
-    image = image_of(1, 2, *((1, *SIZE[1:]) if config.dims == 2 else SIZE))
+    # Without residuals each block magnifies what OpenVINO's norms are off by, on some processors, where the voxels do
+    # not fill their vectors: the coarsest level has 8 then.
+    size = SIZE if config.block_residual else (32, 32, 32)
+    image = image_of(1, 2, *((1, *size[1:]) if config.dims == 2 else size))
     model = build(config, weights, 2, 3, with_head=True)
     model.reshape(image.shape)
-    # OpenVINO's norm of few voxels, of a number that does not fill its vectors, is off by some 1e-5 on some processors;
-    # without residuals each block magnifies that.
-    limit = 1e-4 if changes.get("block_residual", True) else 1e-3
-    assert difference(run(model, image), logits_of(network, image)) < limit
+    assert difference(run(model, image), logits_of(network, image)) < 1e-4
 
 
 @pytest.mark.parametrize("changes", OPTIONS.values(), ids=OPTIONS)
