@@ -239,7 +239,8 @@ def test_every_block_of_the_network_computes_as_a_whole(
 def test_a_whole_network_runs_without_its_plain_forms(options: dict[str, Any]) -> None:
     torch.manual_seed(0)
     strides = ((1, 2, 2), (2, 1, 1), (1, 1, 1), (1, 1, 1))
-    network = MedNeXt(1, 2, channels=2, block_counts=(1,) * 9, strides=strides, **options).to(DEVICE)
+    # A norm over two channels would magnify rounding, also that of the plain forms.
+    network = MedNeXt(1, 2, channels=4, block_counts=(1,) * 9, strides=strides, **options).to(DEVICE)
     for name, part in network.named_parameters():
         if "grn" in name:
             nn.init.normal_(part, std=0.3)
@@ -253,17 +254,11 @@ def test_a_whole_network_runs_without_its_plain_forms(options: dict[str, Any]) -
         ours = gradients(network, image)
     finally:
         mock.patch.stopall()
-    with use_kernels("off"):
-        by_plain_forms = gradients(network, image)
     exact = gradients(network.double(), image.double())
     scale = max(float(part.norm()) for part in exact[1:])
     assert float((ours[0].double() - exact[0]).norm() / exact[0].norm()) < 1e-5
-
-    def worst(found: list[Tensor]) -> float:
-        return max(float((a.double() - b).norm()) / scale for a, b in zip(found[1:], exact[1:], strict=True))
-
-    # A norm over two channels magnifies rounding: on some processors the plain forms are farther off than that.
-    assert worst(ours) < max(1e-5, 2 * worst(by_plain_forms))
+    worst = max(float((a.double() - b).norm()) / scale for a, b in zip(ours[1:], exact[1:], strict=True))
+    assert worst < 1e-5
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)

@@ -299,26 +299,19 @@ def test_a_packed_file_that_goes_on_after_its_voxels_is_not_read_to_its_end(
 
 
 def test_signals_that_ask_to_end_leave_a_worker_to_its_service(tiny_bundle: Path, tmp_path: Path) -> None:
-    task = Task(
-        models={"tiny": str(tiny_bundle)},
-        device="cpu",
-        engine="auto",
-        precision="fp32",
-        threads=1,
-        memory_gib=None,
-        cache_folder=None,
-        unpacked_bytes=1 << 30,
-        allowed_folders=(),
-        debug=False,
-    )
-    child = WorkerProcess(WORKER, task, debug=False)
+    child = WorkerProcess(WORKER, _task(tiny_bundle), debug=False)
     try:
         assert "ready" in until(lambda: child.next(1.0))
         for number in (signal.SIGTERM, signal.SIGINT):
             child._process.send_signal(number)
         given = InputRef(kind="upload", files=("input/none.nii",))
         job = JobTask(
-            id="1", model="tiny", options=JobOptions(), input=given, folder=str(tmp_path), out=str(tmp_path / "out")
+            id="1",
+            model=tiny_bundle.name,
+            options=JobOptions(),
+            input=given,
+            folder=str(tmp_path),
+            out=str(tmp_path / "out"),
         )
         child.send(job.model_dump(mode="json"))
         said: list[dict[str, Any]] = []
