@@ -10,7 +10,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from sagittal.cluster.shared import LISTING, Store, sha256_of
+from sagittal.cluster.shared import LISTING, Store
+from sagittal.cluster.shared_places import sha256_of
 from sagittal.errors import DataError, PlanError, ResourceError
 from sagittal.plan.urls import is_url, without_secrets
 

@@ -18,14 +18,11 @@ there 1, 2, 3 and on, as `label_names` says; `output=image` and `restore_label_i
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import hmac
 import json
-import os
 import shutil
 import time
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 from urllib.parse import parse_qs
 
@@ -34,23 +31,21 @@ from fastapi import Path as InPath
 from starlette.concurrency import run_in_threadpool
 from starlette.responses import JSONResponse, Response
 
-from sagittal.serve.disk import link_or_copy, without_path
 from sagittal.serve.forms import read_small, receive
-from sagittal.serve.jobs import InputRef, Job, JobOptions, new_id
+from sagittal.serve.jobs import Job, JobOptions, new_id
+from sagittal.serve.kept_scans import id_of_name, keep_scan, known_upload, link_kept
 from sagittal.serve.label_answers import Answer, label_answer, multipart
 from sagittal.serve.models import INTENDED_USE, ServedModel, written_values
-from sagittal.serve.pacs import fetch_named
 from sagittal.serve.queueing import Sender, queue_job
-from sagittal.serve.refusals import RefusalError, not_found
+from sagittal.serve.refusals import RefusalError
 from sagittal.serve.routes_jobs import require_capacity
 from sagittal.serve.service import Service, owner_of, service_of
 from sagittal.serve.settings import hash_of_key
-from sagittal.serve.uploads import INPUT, arrange, in_channels
+from sagittal.serve.uploads import arrange
 from sagittal.volumes.dicom_objects import software_version
 
 router = APIRouter(tags=["monai label"])
 
-NOTE = "upload.json"
 _OPTIONS = ("mirror", "fast", "postprocessing")
 """Of a job that the plug-ins show as check boxes and send back."""
 _LOOK_EVERY_S = 0.1
@@ -171,7 +166,7 @@ def datastore(request: Request, output: Annotated[str, Query(max_length=20)] = "
 async def put_image(request: Request, image: Annotated[str, Query(min_length=1, max_length=1000)]) -> JSONResponse:
     """Keep a scan for later inference under the name that the client has for it; a second one takes its place."""
     owner = owner_of(request) or ""
-    await _keep_scan(request, named_upload(owner, image))
+    await keep_scan(request, id_of_name(owner, image))
     return JSONResponse({"image": image})
 
 
@@ -179,7 +174,7 @@ async def put_image(request: Request, image: Annotated[str, Query(min_length=1, 
 async def put_session(request: Request) -> JSONResponse:
     """Keep a scan for later inference."""
     session = new_id()
-    await _keep_scan(request, session)
+    await keep_scan(request, session)
     return JSONResponse({"session_id": session, "session_info": _session_info(service_of(request), session)})
 
 
@@ -190,7 +185,7 @@ SessionId = Annotated[str, InPath(max_length=100)]
 def get_session(request: Request, session_id: SessionId) -> JSONResponse:
     """Tell that a session's scan is still there, and keep it for longer."""
     service = service_of(request)
-    _known_upload(service, session_id, owner_of(request) or "")
+    known_upload(service, session_id, owner_of(request) or "")
     return JSONResponse(_session_info(service, session_id))
 
 
@@ -198,7 +193,7 @@ def get_session(request: Request, session_id: SessionId) -> JSONResponse:
 def delete_session(request: Request, session_id: SessionId) -> JSONResponse:
     """Forget a session's scan."""
     service = service_of(request)
-    _known_upload(service, session_id, owner_of(request) or "")
+    known_upload(service, session_id, owner_of(request) or "")
     told = _session_info(service, session_id)
     shutil.rmtree(service.settings.uploads_folder / session_id, ignore_errors=True)
     return JSONResponse(told)
@@ -245,7 +240,7 @@ async def infer(
                 given = arrange(received, channels, limits)
             else:
                 shutil.rmtree(folder, ignore_errors=True)
-                given = _of_kept(service, owner, session_id, image, folder, channels)
+                given = link_kept(service, owner, session_id, image, folder, channels)
             sender = Sender(owner, source="monailabel")
             return queue_job(service, folder, served, options, given, sender, job_id)
 
@@ -321,77 +316,6 @@ def _told(job: Job, made: Answer) -> dict[str, Any]:
 def _file(name: str, content: bytes, media_type: str) -> Response:
     headers = {"content-disposition": f'attachment; filename="{name}"'}
     return Response(content, media_type=media_type, headers=headers)
-
-
-async def _keep_scan(request: Request, upload: str) -> None:
-    """Write a request's scan into a folder that inference takes it from, until it was not asked for long enough."""
-    service, owner = service_of(request), owner_of(request) or ""
-    service.require_running()
-    await run_in_threadpool(require_capacity, service, request)
-    limits, uploads = service.settings.limits, service.settings.uploads_folder
-    arriving = new_id()
-    folder = uploads / arriving
-    service.arriving.add(arriving)
-    try:
-        received = await receive(request, folder, limits, ("file", "files", "image"))
-        service.metrics.upload_bytes.inc(received.size)
-
-        def put() -> None:
-            given = arrange(received, 0, limits)
-            note = json.dumps({"owner": owner, "input": given.model_dump(mode="json")})
-            (folder / NOTE).write_text(note, encoding="utf-8")
-            shutil.rmtree(uploads / upload, ignore_errors=True)
-            folder.rename(uploads / upload)
-
-        await run_in_threadpool(put)
-    except BaseException:
-        await run_in_threadpool(shutil.rmtree, folder, True)
-        raise
-    finally:
-        service.arriving.discard(arriving)
-    service.audit.write("keep_scan", key=owner, status=200, bytes=received.size)
-
-
-def _of_kept(service: Service, owner: str, session: str, image: str, folder: Path, channels: int) -> InputRef:
-    """Link a scan that was kept into a new job's folder; where a PACS is known, `image` may name a series of it."""
-    if not session and not image:
-        raise RefusalError(
-            "no scan. Expected one in the part 'file', a session_id, or the name of an image that was sent before.",
-            code="no_image",
-            status=422,
-        )
-    upload = session or named_upload(owner, image)
-    try:
-        given = _known_upload(service, upload, owner)
-    except RefusalError:
-        if session or service.pacs is None:
-            raise
-        return fetch_named(service, image, folder, channels)
-    given = in_channels(given, channels, given.dicom)
-    # The scan is asked for again with the next model, so the job gets its files under a second name.
-    try:
-        shutil.copytree(service.settings.uploads_folder / upload / INPUT, folder / INPUT, copy_function=link_or_copy)
-    except OSError as error:
-        raise without_path(error) from None
-    return given
-
-
-def named_upload(owner: str, image: str) -> str:
-    """Return the id of a scan that a client gave a name: the name, which may be a patient's, is not kept."""
-    return hashlib.sha256(f"{owner}\0{image}".encode("utf-8", "surrogatepass")).hexdigest()[:32]
-
-
-def _known_upload(service: Service, upload: str, owner: str) -> InputRef:
-    is_id = len(upload) == 32 and set(upload) <= set("0123456789abcdef")
-    folder = service.settings.uploads_folder / upload
-    try:
-        note = json.loads((folder / NOTE).read_text(encoding="utf-8")) if is_id else {}
-        if note.get("owner") == owner:
-            os.utime(folder)
-            return InputRef.model_validate_json(json.dumps(note["input"]))
-    except (OSError, ValueError):
-        pass
-    raise not_found("the session" if is_id else "the image")
 
 
 def _session_info(service: Service, session: str) -> dict[str, Any]:
