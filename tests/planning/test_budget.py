@@ -6,7 +6,7 @@ from fingerprints import fingerprint_of, spec_of
 from sagittal.errors import PlanError
 from sagittal.plan import Plan
 from sagittal.plan.plan import Patch
-from sagittal.planning import make_plan
+from sagittal.planning import make_plan, recipe
 from sagittal.planning.budget import (
     ENOUGH_STEPS,
     FEWEST_STEPS,
@@ -17,6 +17,9 @@ from sagittal.planning.budget import (
     shrink_batch,
     shrink_patch,
 )
+from sagittal.planning.wishes import SET_BY_USER
+
+TURNED = "training.augmentation.rotation_degrees"
 
 
 @pytest.fixture(scope="module")
@@ -89,3 +92,37 @@ def test_the_patch_is_halved_along_its_longest_axis_until_enough_steps_fit(plan,
     assert fitted.patch.size == size
     assert min(size) >= SMALLEST_AXIS
     assert ("--budget" in fitted.reasons["patch.size"]) == (size != (64, 96, 64))
+
+
+@pytest.mark.parametrize(
+    ("size", "degrees"),
+    [((28, 240, 256), (180.0, 30.0)), ((16, 256, 256), (180.0, 30.0)), ((64, 96, 64), (30.0, 30.0))],
+)
+def test_a_flat_patch_that_is_halved_to_a_block_is_turned_by_any_angle_no_longer(plan, size, degrees):
+    augmentation, why = recipe.augmentation(plan.dataset, size)
+    flat = plan.replace(
+        patch=Patch(size=size),
+        training=plan.training.replace(augmentation=augmentation),
+        reasons={**plan.reasons, TURNED: why["rotation_degrees"]},
+    )
+    assert flat.training.augmentation.rotation_degrees == degrees[0]
+    fitted = shrink_patch(flat, step_s=1.0, left_s=1.0, budget_s=1.0)
+    assert max(fitted.patch.size) <= 3 * min(fitted.patch.size)
+    assert fitted.training.augmentation.rotation_degrees == degrees[1]
+    assert fitted.reasons[TURNED] == recipe.rotation_degrees(fitted.patch.size)[1]
+
+
+def test_a_long_slice_that_is_halved_to_a_square_is_turned_by_any_angle():
+    plan = make_plan(fingerprint_of(*[(20, 128, 64)] * 9), spec_of("lobe"), "segformer3d", configuration="2d")
+    assert (plan.patch.size, plan.training.augmentation.rotation_degrees) == ((1, 128, 64), 15.0)
+    fitted = shrink_patch(plan, step_s=1.0, left_s=0.6 * FEWEST_STEPS, budget_s=180.0)
+    assert (fitted.patch.size, fitted.training.augmentation.rotation_degrees) == ((1, 64, 64), 180.0)
+
+
+def test_an_angle_that_was_set_stays_whatever_the_patch(plan):
+    kept = plan.replace(
+        patch=Patch(size=(28, 240, 256)),
+        training=plan.training.replace(augmentation=plan.training.augmentation.replace(rotation_degrees=180.0)),
+        reasons={**plan.reasons, TURNED: SET_BY_USER},
+    )
+    assert shrink_patch(kept, step_s=1.0, left_s=1.0, budget_s=1.0).training.augmentation.rotation_degrees == 180.0

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from sagittal.errors import PlanError
-from sagittal.plan.base import Frozen
+from sagittal.plan.base import Frozen, Triple
 from sagittal.plan.plan import Patch, Plan, as_triple
 from sagittal.planning.patch import patch_rule
+from sagittal.planning.recipe import rotation_degrees
 from sagittal.planning.topology import patch_multiples
 from sagittal.planning.validations import validations_within
 
@@ -117,4 +118,18 @@ def shrink_patch(plan: Plan, *, step_s: float, left_s: float, budget_s: float) -
         return plan
     before = " x ".join(map(str, plan.patch.size))
     reason = f"--budget {budget_s:.0f} s: fewer than {FEWEST_STEPS} steps of patch {before} would fit"
-    return plan.replace(patch=Patch(size=smaller), reasons={**plan.reasons, "patch.size": reason})
+    shrunk = plan.replace(patch=Patch(size=smaller), reasons={**plan.reasons, "patch.size": reason})
+    return _turned_to_fit(shrunk, plan.patch.size)
+
+
+def _turned_to_fit(plan: Plan, planned: Triple) -> Plan:
+    """Return the plan with the angle of rotation that its patch has by the rule, where it was the rule's for `planned`.
+
+    A flat patch is turned by any angle, in its plane; one that is flat no more is turned about all axes, and must not.
+    """
+    name, sees_slices = "training.augmentation.rotation_degrees", plan.configuration == "2d"
+    if plan.reasons.get(name) != rotation_degrees(planned, sees_slices=sees_slices)[1]:
+        return plan
+    degrees, why = rotation_degrees(plan.patch.size, sees_slices=sees_slices)
+    augmentation = plan.training.augmentation.replace(rotation_degrees=degrees)
+    return plan.replace(training=plan.training.replace(augmentation=augmentation), reasons={**plan.reasons, name: why})

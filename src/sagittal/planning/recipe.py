@@ -193,10 +193,9 @@ def augmentation(
     """Return nnU-Net's augmentation, fitted to the labels' sides and the patch's shape, and the reasons."""
     mirrored = mirroring(spec, orientation, transpose)
     axes, why_axes = mirrored.axes, mirrored.why
-    degrees, why_degrees = rotation_degrees(patch_size)
+    degrees, why_degrees = rotation_degrees(patch_size, sees_slices=sees_slices)
     if sees_slices:
         axes, why_axes = tuple(axis for axis in axes if axis > 0), f"{why_axes}; of those, the axes of a slice"
-        degrees, why_degrees = slice_rotation_degrees(patch_size)
     swapped = tuple(pair for pair in mirrored.swapped_labels if pair[0] in axes)
     return Augmentation(mirror_axes=axes, rotation_degrees=degrees, swapped_labels=swapped), {
         "mirror_axes": why_axes,
@@ -208,8 +207,10 @@ def augmentation(
     }
 
 
-def rotation_degrees(patch_size: Triple) -> tuple[float, str]:
+def rotation_degrees(patch_size: Triple, *, sees_slices: bool = False) -> tuple[float, str]:
     """Return the largest angle of rotation about an axis, and why."""
+    if sees_slices:
+        return _slice_rotation_degrees(patch_size)
     ratio = max(patch_size) / min(patch_size)
     if ratio > _ANISOTROPIC_PATCH:
         return 180.0, (
@@ -219,7 +220,7 @@ def rotation_degrees(patch_size: Triple) -> tuple[float, str]:
     return 30.0, f"nnU-Net's default; the patch is at most {_ANISOTROPIC_PATCH} times longer than thick ({ratio:.3g})"
 
 
-def slice_rotation_degrees(patch_size: Triple) -> tuple[float, str]:
+def _slice_rotation_degrees(patch_size: Triple) -> tuple[float, str]:
     """Return the largest angle by which a slice is turned in its plane, and why."""
     ratio = max(patch_size[1:]) / min(patch_size[1:])
     if ratio > _LONG_SLICE:
