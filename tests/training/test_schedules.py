@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 
 from sagittal.plan.schedule import Schedule
@@ -15,13 +17,22 @@ def test_poly_decay_starts_at_one_and_follows_the_power() -> None:
     assert 0 < rate_factor(schedule, 99) < 0.02
 
 
-def test_warm_up_reaches_the_peak_and_never_starts_there() -> None:
-    schedule = Schedule(steps=100, warmup_fraction=0.1, warmup_start_factor=0.01)
-    factors = [rate_factor(schedule, step) for step in range(10)]
-    assert factors == sorted(factors)
-    assert factors[0] == pytest.approx(0.01 + 0.99 / 11)
-    assert factors[-1] < 1.0
-    assert rate_factor(schedule, 10) == 1.0
+@pytest.mark.parametrize("first", [0.01, 0.0])
+def test_warm_up_rises_evenly_from_its_start_to_the_peak(first: float) -> None:
+    schedule = Schedule(steps=100, warmup_fraction=0.1, warmup_start_factor=first)
+    factors = [rate_factor(schedule, step) for step in range(11)]
+    # From nothing, the first step would teach nothing: it is one part of the way up.
+    assert factors[0] == (first or pytest.approx(1 / 11))
+    assert factors[-1] == 1.0
+    rises = [after - before for before, after in itertools.pairwise(factors)]
+    assert rises == pytest.approx([rises[0]] * 10)
+
+
+def test_segformer3ds_warm_up_begins_at_4e_6_however_short_it_is() -> None:
+    for steps in (100, 1000, 250_000):
+        schedule = Schedule(steps=steps, warmup_fraction=0.02, warmup_start_factor=0.01)
+        rates = [4e-4 * rate_factor(schedule, step) for step in (0, schedule.warmup_steps)]
+        assert rates == pytest.approx([4e-6, 4e-4])
 
 
 def test_the_rate_never_falls_below_its_floor() -> None:

@@ -26,12 +26,15 @@ class Shortening(Frozen):
 def rate_factor(schedule: Schedule, step: int, shortening: Shortening | None = None) -> float:
     """Return the learning rate of `step` (0-based) as a share of its peak.
 
-    Linear warm-up from `warmup_start_factor`, then (1 - t)^power, t from 0 after the warm-up to 1 at the last step.
+    Linear warm-up, then (1 - t)^power, t from 0 after the warm-up to 1 at the last step. The first step has
+    `warmup_start_factor` itself; where that is 0, a step that would teach nothing, the warm-up begins a step above it.
     """
     reached = position(schedule, step, shortening)
     if reached < schedule.warmup_steps:
         start = schedule.warmup_start_factor
-        return start + (1 - start) * (reached + 1) / (schedule.warmup_steps + 1)
+        if start == 0:
+            return (reached + 1) / (schedule.warmup_steps + 1)
+        return start + (1 - start) * reached / schedule.warmup_steps
     progress = (reached - schedule.warmup_steps) / (schedule.steps - schedule.warmup_steps)
     return max(float((1 - min(progress, 1.0)) ** schedule.power), schedule.final_factor)
 
