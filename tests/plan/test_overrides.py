@@ -136,3 +136,17 @@ def test_a_network_is_overridden_alone():
         override_network(PLAN.network, {"network.kernel_size": 4})
     with pytest.raises(PlanError, match="Did you mean 'kernel_size'"):
         override_network(PLAN.network, {"network.kernel_sise": 5})
+
+
+@pytest.mark.parametrize(
+    ("value", "field"),
+    [
+        ({"kind": "adamw", "learning_rate": 1e-3, "weight_decay": 0.0, "betas": [0.9, 1.0]}, r"adamw\.betas\.1"),
+        ({"kind": "muon", "learning_rate": 1e-3, "weight_decay": 0.0, "betas": [1.0, 0.9]}, r"muon\.betas\.0"),
+        ({"kind": "muon", "learning_rate": 1e-3, "weight_decay": 0.0, "momentum": 1.0}, r"muon\.momentum"),
+        ({"kind": "sgd", "learning_rate": 1e-3, "weight_decay": 0.0, "momentum": 1}, r"sgd\.momentum"),
+    ],
+)
+def test_a_mean_that_keeps_all_of_what_was_before_is_refused(value, field):
+    with pytest.raises(PlanError, match=rf"training\.optimizer\.{field}: Input should be less than 1"):
+        override(PLAN, {"training.optimizer": value}, origin="--set")

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from sagittal.plan.base import Frozen
-from sagittal.plan.quantities import NonNegative, Positive, Probability
+from sagittal.plan.quantities import KeptShare, NonNegative, Positive
 
 
 class AdamW(Frozen):
@@ -17,7 +17,7 @@ class AdamW(Frozen):
     learning_rate: Positive
     weight_decay: NonNegative
     eps: Positive = 1e-8
-    betas: tuple[Probability, Probability] = (0.9, 0.999)
+    betas: tuple[KeptShare, KeptShare] = (0.9, 0.999)
 
 
 class SGD(Frozen):
@@ -26,7 +26,7 @@ class SGD(Frozen):
     kind: Literal["sgd"] = "sgd"
     learning_rate: Positive
     weight_decay: NonNegative
-    momentum: Probability = 0.99
+    momentum: KeptShare = 0.99
 
 
 class Muon(Frozen):
@@ -40,10 +40,10 @@ class Muon(Frozen):
     learning_rate: Positive
     """Each update of a matrix has the root mean square of an AdamW update of this rate (arXiv 2502.16982)."""
     weight_decay: NonNegative
-    momentum: Probability = 0.95
+    momentum: KeptShare = 0.95
     eps: Positive = 1e-8
     """AdamW's, for what is no matrix."""
-    betas: tuple[Probability, Probability] = (0.9, 0.999)
+    betas: tuple[KeptShare, KeptShare] = (0.9, 0.999)
     """AdamW's, for what is no matrix."""
 
 
