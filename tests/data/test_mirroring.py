@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from sagittal.data.mirroring import composed, label_swaps, output_swaps, regions_are_swapped_whole
+from sagittal.data.mirroring import composed, label_swaps, output_swaps
 from sagittal.errors import PlanError
 from sagittal.plan import DatasetSpec, Label
 from sagittal.plan.augmentation import Augmentation
@@ -32,7 +32,7 @@ def test_outputs_of_regions_change_places_where_their_values_do() -> None:
     config = Augmentation(swapped_labels=((1, 1, 2),))
     assert label_swaps(spec, config) == {1: (0, 2, 1, 3)}
     assert output_swaps(spec, config) == {1: (0, 2, 1, 3)}
-    assert regions_are_swapped_whole(spec, [(1, 2)])
+    assert spec.cut_by_swaps([(1, 2)]) is None
 
 
 def test_swaps_of_several_axes_follow_each_other() -> None:
@@ -52,7 +52,7 @@ def test_a_value_that_is_not_declared_is_refused() -> None:
 
 def test_a_swap_that_cuts_a_region_is_refused() -> None:
     spec = spec_of((1, 3), (2,), (3,), regions=True)
-    assert not regions_are_swapped_whole(spec, [(1, 2)])
+    assert spec.cut_by_swaps([(1, 2)]) == spec.labels[0]
     with pytest.raises(PlanError, match=r"of the region 'label 0' \[1, 3\] the values \[2, 3\]") as caught:
         output_swaps(spec, Augmentation(swapped_labels=((2, 1, 2),)))
     assert caught.value.code == "swapped_labels"

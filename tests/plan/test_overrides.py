@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import pytest
-from example_plan import PLAN
+from example_plan import CLASSES, PLAN, REGIONS
 
 from sagittal.errors import PlanError
 from sagittal.plan import Plan
@@ -150,3 +150,30 @@ def test_a_network_is_overridden_alone():
 def test_a_mean_that_keeps_all_of_what_was_before_is_refused(value, field):
     with pytest.raises(PlanError, match=rf"training\.optimizer\.{field}: Input should be less than 1"):
         override(PLAN, {"training.optimizer": value}, origin="--set")
+
+
+@pytest.mark.parametrize(
+    ("dataset", "pair", "told"),
+    [
+        (CLASSES, [2, 300, 7], r"label values \[7\]; expected two of \[2, 300\]"),
+        (CLASSES, [2, 2, 9], r"label values \[9\]; expected two of"),
+        (REGIONS, [2, 1, 2], r"makes of 'core' \[2, 4\] what is no label of the data set"),
+    ],
+)
+def test_pairs_that_would_end_training_are_refused_in_the_plan(dataset, pair, told):
+    plan = PLAN.replace(
+        dataset=dataset,
+        preprocessing=PLAN.preprocessing.replace(
+            normalization=PLAN.preprocessing.normalization[: len(dataset.channel_names)]
+        ),
+    )
+    with pytest.raises(PlanError, match=told):
+        override(plan, {"training.augmentation.swapped_labels": [pair]}, origin="--set")
+
+
+def test_pairs_that_keep_every_label_whole_are_taken():
+    for dataset, pair in ((CLASSES, [2, 2, 300]), (REGIONS, [2, 2, 4])):
+        schemes = PLAN.preprocessing.normalization[: len(dataset.channel_names)]
+        plan = PLAN.replace(dataset=dataset, preprocessing=PLAN.preprocessing.replace(normalization=schemes))
+        changed = override(plan, {"training.augmentation.swapped_labels": [pair]}, origin="--set")
+        assert changed.training.augmentation.swapped_labels == (tuple(pair),)

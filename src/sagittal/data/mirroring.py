@@ -54,13 +54,6 @@ def output_swaps(spec: DatasetSpec, config: Augmentation) -> Swaps:
     return {axis: _region_table(spec, config, axis) for axis in tables}
 
 
-def regions_are_swapped_whole(spec: DatasetSpec, pairs: Iterable[tuple[int, int]]) -> bool:
-    """Return whether swapping each pair of label values makes of each region a region of the data set."""
-    partner = _partners(pairs)
-    regions = {frozenset(label.values) for label in spec.labels}
-    return all({partner.get(value, value) for value in region} in regions for region in regions)
-
-
 def composed(swaps: Swaps, axes: Iterable[int]) -> tuple[int, ...] | None:
     """Return what each index or channel becomes where all of `axes` are mirrored; None where all stay."""
     result: tuple[int, ...] | None = None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from typing import ClassVar, Self
 
 from pydantic import model_validator
@@ -115,6 +116,13 @@ class DatasetSpec(Frozen):
     def foreground_values(self) -> frozenset[int]:
         """All label values that mean something other than background or ignore."""
         return frozenset(value for label in self.labels for value in label.values)
+
+    def cut_by_swaps(self, pairs: Iterable[tuple[int, int]]) -> Label | None:
+        """Return the first label that is none of the declared ones once each pair of values has changed places."""
+        partner = {value: other for pair in pairs for value, other in (pair, pair[::-1])}
+        known = {frozenset(label.values) for label in self.labels}
+        swapped = ((label, frozenset(partner.get(value, value) for value in label.values)) for label in self.labels)
+        return next((label for label, values in swapped if values not in known), None)
 
     @property
     def declared_values(self) -> frozenset[int]:

@@ -169,6 +169,7 @@ class Plan(Frozen):
         if self.label_volumes and len(self.label_volumes) != len(self.dataset.labels):
             raise ValueError(f"{len(self.dataset.labels)} labels but {len(self.label_volumes)} label_volumes")
         self._check_dims()
+        self._check_swapped_labels()
         if self.training.augmentation.channel_dropout and channels == 1:
             raise ValueError(
                 f"training.augmentation.channel_dropout is {self.training.augmentation.channel_dropout} and there is "
@@ -195,6 +196,22 @@ class Plan(Frozen):
             )
         if sees_slices and self.patch.size[0] != 1:
             raise ValueError(f"configuration is 2d, so patch.size must begin with 1, got {list(self.patch.size)}")
+
+    def _check_swapped_labels(self) -> None:
+        name, swapped = "training.augmentation.swapped_labels", self.training.augmentation.swapped_labels
+        unknown = sorted({value for _, *pair in swapped for value in pair} - self.dataset.foreground_values)
+        if unknown:
+            raise ValueError(
+                f"{name} names label values {unknown}; expected two of {sorted(self.dataset.foreground_values)}. Take "
+                "the pair out"
+            )
+        for axis in sorted({axis for axis, _, _ in swapped}):
+            cut = self.dataset.cut_by_swaps((one, other) for of, one, other in swapped if of == axis)
+            if cut is not None:
+                raise ValueError(
+                    f"{name} makes of '{cut.name}' {list(cut.values)} what is no label of the data set. Take axis "
+                    f"{axis} out of training.augmentation.mirror_axes and its pairs out of swapped_labels"
+                )
 
 
 def as_triple(values: list[int] | tuple[int, ...]) -> Triple:

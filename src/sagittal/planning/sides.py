@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
-from sagittal.data.mirroring import regions_are_swapped_whole
 from sagittal.plan import DatasetSpec
 from sagittal.plan.base import Triple
 from sagittal.plan.opposites import OPPOSITES, Axis, opposite_pairs, words_of
@@ -85,7 +84,7 @@ def _obstacle(spec: DatasetSpec, axis: Axis, pairs: Sequence[tuple[str, str]]) -
             return f"'{one}' and '{other}', which join several label values"
     if len(set(values)) != len(values):
         return f"{told}, for a label value is in several pairs"
-    if spec.has_regions and not regions_are_swapped_whole(spec, swapped):
+    if spec.cut_by_swaps(swapped) is not None:
         return f"{told}, whose swap would cut another region in two"
     return None
 
