@@ -296,3 +296,27 @@ def test_the_cache_tells_classes_and_voxels_without_reading_the_others(cache: Ca
     path.write_bytes(path.read_bytes()[:50])
     with pytest.raises(ResourceError, match="can't be read"):
         written.classes(0)
+
+
+@pytest.mark.parametrize("patch_size", [(6, 12, 12), (1, 16, 16)])
+def test_a_patch_of_a_case_that_is_ignored_but_for_one_slice_shows_that_slice(
+    patch_size: tuple[int, int, int], tmp_path: Path
+) -> None:
+    sparse = np.full((60, 24, 20), 3, dtype=np.uint8)
+    sparse[41, 2:, :15] = 0
+    cases = {"sparse": sparse, "unknown": np.full_like(sparse, 3)}
+    cache = write_cache(tmp_path / "cases", {name: (labels[np.newaxis], labels) for name, labels in cases.items()})
+    plan = make_plan(patch_size, batch_size=4, share=0.0)
+    plan = plan.replace(dataset=plan.dataset.replace(ignore_value=9))
+    columns = set()
+    for step in range(40):
+        for draw in draw_patches(case_pool(cache, [0], plan), plan, step):
+            assert draw.forced_index is None and draw.voxel is not None
+            assert sparse[draw.voxel] == 0
+            assert all(
+                0 <= at - first < size for at, first, size in zip(draw.voxel, draw.start, patch_size, strict=True)
+            )
+            columns.add(draw.voxel[1:])
+    assert len(columns) > 100
+    assert all(draw.voxel is None for draw in draw_patches(case_pool(cache, [1], plan), plan, 0))
+    assert draw_patches(case_pool(cache, [0], plan), plan, 5) == draw_patches(case_pool(cache, [0], plan), plan, 5)

@@ -9,6 +9,9 @@ the foreground, on a random voxel of a class that is drawn uniformly among those
 - With `training.class_balanced` a forced sample draws its class first, uniformly among all that any case has, then a
   case that has it: a class that one case in a hundred has comes as often as one that they all have.
 - Cases may have weights (case_weights.csv).
+
+Where the data set declares an ignore label, samples that are not forced lie around a voxel that is not ignored, whose
+place is drawn among all of them (nnU-Net's rule): a patch of ignored voxels alone teaches nothing.
 """
 
 from __future__ import annotations
@@ -17,11 +20,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Float64
+from jaxtyping import Float64, UInt
 
 from sagittal.data.augmentation import spatial_draw
 from sagittal.data.cache import Cache
 from sagittal.data.case_weights import CaseWeights
+from sagittal.data.label_index import label_index
 from sagittal.data.spatial import SpatialDraw, source_matrix
 from sagittal.errors import DataError, PlanError
 from sagittal.plan.base import Triple, TripleMm
@@ -30,6 +34,8 @@ from sagittal.plan.plan import Plan
 JITTER_SHARE = 4
 """A forced voxel lies up to one part in this many of the patch's size off the centre, along each axis."""
 _STEPS_TO_CENTRE = 10
+_LOOKED_AT = (16, 256, 4096)
+"""Voxels of a case that are looked at, a round after the other, to find one that is not ignored."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +50,7 @@ class PatchDraw:
     forced_index: int | None
     """Label index that the patch was placed on, None where it was placed anywhere."""
     voxel: Triple | None = None
-    """The voxel of it that the patch was placed around."""
+    """The voxel that the patch was placed around: of that index, or one that is not ignored."""
 
 
 @dataclass(frozen=True)
@@ -74,6 +80,8 @@ class CasePool:
     every: Urn
     by_class: Mapping[int, Urn]
     """The cases that have each label index, where classes are drawn first; else empty."""
+    ignore_index: int | None = None
+    """The label index of ignored voxels, where there are any."""
 
 
 def case_pool(cache: Cache, cases: Sequence[int], plan: Plan, weights: CaseWeights | None = None) -> CasePool:
@@ -102,7 +110,7 @@ def case_pool(cache: Cache, cases: Sequence[int], plan: Plan, weights: CaseWeigh
             for index in cache.classes(case):
                 having.setdefault(index, []).append(case)
     by_class = {index: _urn(cache, having[index], weights) for index in sorted(having)}
-    return CasePool(cache, _urn(cache, drawn, weights), by_class)
+    return CasePool(cache, _urn(cache, drawn, weights), by_class, label_index(plan.dataset).ignore_index)
 
 
 def draw_patches(pool: CasePool, plan: Plan, step: int, samples: Iterable[int] | None = None) -> tuple[PatchDraw, ...]:
@@ -158,16 +166,30 @@ def _draw_patch(pool: CasePool, plan: Plan, step: int, sample: int) -> PatchDraw
         if classes:
             index = classes[int(rng.integers(len(classes)))]
             case = pool.by_class[index].draw(rng) if training.class_balanced else case
-    shape = cache.labels(case).shape
-    if index is None:
+    labels = cache.labels(case)
+    shape, voxel = labels.shape, None
+    if index is not None:
+        voxels = cache.voxels(case, index)
+        voxel = _triple(voxels[int(rng.integers(len(voxels)))])
+    elif pool.ignore_index is not None:
+        voxel = known_voxel(rng, labels, pool.ignore_index)
+    if voxel is None:
         d, h, w = (place_anywhere(rng, size, extent) for size, extent in zip(patch_size, shape, strict=True))
         return PatchDraw(case, (d, h, w), seed, None)
-    voxels = cache.voxels(case, index)
-    voxel = _triple(voxels[int(rng.integers(len(voxels)))])
     d, h, w = (place_around(rng, at, size, extent) for at, size, extent in zip(voxel, patch_size, shape, strict=True))
     turn = spatial_draw(seed, training.augmentation, patch_size)
     start = kept_in_view((d, h, w), voxel, turn, patch_size, plan.preprocessing.network_spacing_mm)
     return PatchDraw(case, start, seed, index, voxel)
+
+
+def known_voxel(rng: np.random.Generator, labels: UInt[np.ndarray, "D H W"], ignore_index: int) -> Triple | None:
+    """Return a voxel that is not ignored, each as likely as any other, or None where next to all are ignored."""
+    for count in _LOOKED_AT:
+        places = np.stack([rng.integers(extent, size=count) for extent in labels.shape])
+        known = np.flatnonzero(labels[tuple(places)] != ignore_index)
+        if known.size:
+            return _triple(places[:, known[0]])
+    return None
 
 
 def place_anywhere(rng: np.random.Generator, size: int, extent: int) -> int:
