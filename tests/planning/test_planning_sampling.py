@@ -55,3 +55,17 @@ def test_a_tiny_class_is_measured_on_the_networks_grid():
     fingerprint = fingerprint_of((64, 64, 64)).replace(class_volumes_ml=(0.1,))
     assert rare_class_power(fingerprint, (1.0, 1.0, 1.0), (32, 32, 32))[0] == 0.0
     assert rare_class_power(fingerprint, (2.0, 2.0, 2.0), (32, 32, 32))[0] == 0.5
+
+
+@pytest.mark.parametrize(
+    ("depth_mm", "width", "power", "told"),
+    [
+        (1.0, 256, 0.5, "1e+03 voxels (median), about 100 in a slice, 0.0015 of a patch, less than"),
+        (5.0, 128, 0.0, "200 voxels (median), about 100 in a slice, 0.0031 of a patch, at least"),
+        (20.0, 128, 0.5, "50 voxels (median), about 50 in a slice, 0.0015 of a patch, less than"),
+    ],
+)
+def test_a_slice_holds_a_part_of_a_class(depth_mm, width, power, told):
+    fingerprint = fingerprint_of((64, 256, 256)).replace(class_volumes_ml=(1.0,))
+    found, reason = rare_class_power(fingerprint, (depth_mm, 1.0, 1.0), (1, 256, width))
+    assert found == power and told in reason

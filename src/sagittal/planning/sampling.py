@@ -44,7 +44,8 @@ def rare_class_power(
     """Return how much the voxels of rare classes weigh in the cross-entropy, and why.
 
     Where a class has a few voxels of a patch, all others drive its probability to nothing before it is learned, and
-    there neither Dice nor cross-entropy has a gradient left (docs/lab-log.md).
+    there neither Dice nor cross-entropy has a gradient left (docs/lab-log.md). A slice holds only a part of a class,
+    which is taken to be as deep as it is wide.
 
     Args:
         fingerprint: with the volume of each class.
@@ -57,9 +58,14 @@ def rare_class_power(
     volumes = [volume for volume in fingerprint.class_volumes_ml if volume is not None]
     if not volumes:
         return 0.0, "volumes of classes were not measured"
-    voxels = 1000 * min(volumes) / prod(spacing_mm)
+    mm3 = 1000 * min(volumes)
+    voxels = mm3 / prod(spacing_mm)
+    told = f"the smallest class has {voxels:.3g} voxels (median)"
+    if patch_size[0] == 1:
+        voxels /= max(1.0, mm3 ** (1 / 3) / spacing_mm[0])
+        told += f", about {voxels:.3g} in a slice"
     share = voxels / prod(patch_size)
-    told = f"the smallest class has {voxels:.3g} voxels (median), {share:.2g} of a patch"
+    told += f", {share:.2g} of a patch"
     if share >= RARE_SHARE:
         return 0.0, f"{told}, at least {RARE_SHARE:g}: all voxels weigh the same"
     return RARE_POWER, f"{told}, less than {RARE_SHARE:g}: it would be forgotten before it is learned"
