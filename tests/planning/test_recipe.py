@@ -1,11 +1,11 @@
 from __future__ import annotations
 
 import pytest
-from fingerprints import spec_of
+from fingerprints import fingerprint_of, spec_of
 
 from sagittal.plan import MedNeXtConfig, network_config
 from sagittal.plan.optimizers import SGD, AdamW
-from sagittal.planning import recipe
+from sagittal.planning import make_plan, recipe
 
 MEDNEXT = network_config("mednext-b")
 SEGFORMER = network_config("segformer3d")
@@ -17,6 +17,23 @@ def test_mednexts_recipe():
     assert (schedule.steps, schedule.warmup_steps, schedule.power) == (250_000, 0, 0.9)
     weights = recipe.loss(MEDNEXT)[0].deep_supervision_weights
     assert weights == pytest.approx((0.5161, 0.2581, 0.1290, 0.0645, 0.0323), abs=5e-5)
+
+
+@pytest.mark.parametrize("precision", ["fp16", "bf16"])
+def test_mednext_in_fp16_is_planned_with_the_eps_that_keeps_it_from_nan(precision):
+    settings = {"training.precision": precision, "patch.size": [16, 16, 16], "training.batch_size": 2}
+    plan = make_plan(fingerprint_of((20, 20, 20)), spec_of("lobe"), "mednext-s", settings=settings)
+    assert plan.training.optimizer == AdamW(
+        learning_rate=1e-3, weight_decay=3e-5, eps=1e-4 if precision == "fp16" else 1e-8
+    )
+    assert "fp16" in plan.reasons["training.optimizer.eps"]
+    chosen = make_plan(
+        fingerprint_of((20, 20, 20)),
+        spec_of("lobe"),
+        "mednext-s",
+        settings={**settings, "training.optimizer.eps": 1e-6},
+    )
+    assert chosen.training.optimizer.eps == 1e-6
 
 
 def test_segformer3ds_recipe():

@@ -216,7 +216,8 @@ def _preprocessing(fingerprint: Fingerprint, spec: DatasetSpec, grid: Grid) -> t
 def _training(
     spec: DatasetSpec, fingerprint: Fingerprint, grid: Grid, fit: Fit, wishes: Wishes
 ) -> tuple[Training, dict[str, str]]:
-    optimizer, why_optimizer = recipe.optimizer(fit.network)
+    precision = wishes.get("training.precision")
+    optimizer, why_optimizer = recipe.optimizer(fit.network, precision=None if precision is None else precision.value)
     loss, why_loss = recipe.loss(fit.network, wishes.configuration, grid.coverage(fit.patch_size))
     if wishes.preset is not None and wishes.preset.skips_coarsest_output and fit.network.scales > 1:
         loss = _without_coarsest(loss, fit.network.scales)

@@ -33,14 +33,22 @@ _ANISOTROPIC_PATCH = 3
 _LONG_SLICE = 1.5
 
 
-def optimizer(network: NetworkConfig) -> tuple[Optimizer, dict[str, str]]:
-    """Return the optimiser and the reasons of its fields, by their names."""
+def optimizer(network: NetworkConfig, *, precision: object = "fp32") -> tuple[Optimizer, dict[str, str]]:
+    """Return the optimiser and the reasons of its fields, by their names.
+
+    Args:
+        network: whose recipe it is.
+        precision: what training runs in, as asked for.
+    """
     match network:
         case MedNeXtConfig():
-            return AdamW(learning_rate=1e-3, weight_decay=3e-5), {
+            eps, why_eps = 1e-8, "AdamW's own; MedNeXt's 1e-4 guards fp16 against NaN"
+            if precision == "fp16":
+                eps, why_eps = 1e-4, "MedNeXt's recipe, which guards fp16 against NaN"
+            return AdamW(learning_rate=1e-3, weight_decay=3e-5, eps=eps), {
                 "learning_rate": "MedNeXt's recipe",
                 "weight_decay": "MedNeXt's recipe",
-                "eps": "AdamW's own 1e-8, because training runs in fp32; MedNeXt's 1e-4 guards fp16 against NaN",
+                "eps": why_eps,
             }
         case SegFormer3DConfig():
             return AdamW(learning_rate=4e-4, weight_decay=0.01), {
