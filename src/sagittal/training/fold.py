@@ -20,6 +20,7 @@ from sagittal.networks.encoder import set_encoder_frozen
 from sagittal.plan.plan import Plan
 from sagittal.training.checkpoint import (
     Progress,
+    drop_parts,
     load_best,
     load_checkpoint,
     newest_checkpoint,
@@ -299,6 +300,8 @@ def _is_stale(plan: Plan, standing: Standing) -> bool:
 
 def _begin(job: FoldJob, state: TrainState, say: Say) -> Progress:
     """Fill network and optimiser from the newest checkpoint, else the network from the plan's source if it has one."""
+    if job.world.main:
+        drop_parts(job.folder)
     found = job.world.broadcast_object(newest_checkpoint(job.folder) if job.world.main else None)
     if found is None:
         if job.plan.training.initialization is not None:
