@@ -39,7 +39,7 @@ from sagittal.training.joint_report import write_joint_report
 from sagittal.training.manifest import facts_of
 from sagittal.training.memory import told_of_memory
 from sagittal.training.peers import NO_PEERS, Peers, agree
-from sagittal.training.postprocessing_bundle import choose_for_bundle
+from sagittal.training.postprocessing_bundle import choose_for_bundle, is_due
 from sagittal.training.schedules import validation_steps
 from sagittal.training.side_by_side import FOLD_BUNDLE, OUTPUT_LOG, Ending, Place, places_on, train_side_by_side
 from sagittal.training.signals import StopFlag, StopReason, graceful_stop
@@ -135,6 +135,9 @@ def train_folds(run: Run, names: tuple[str, ...], peers: Peers) -> tuple[Mapping
             ended = _in_turn(run, left, stop, failures, peers, alone=len(names) == 1)
         close = partial(_close, run, names, failures, stop, stopped=ended in _STOPPED)
         metrics: Mapping[str, Any] = peers.on_main(close)
+        agree(stop, False, peers.world)
+        if stop.reason is not None and is_due(run.plan, metrics):
+            ended = stop.reason
     if failures and ended not in _STOPPED:
         raise _all_of(failures, names, sorted(metrics.get("folds", {}))) from next(iter(failures.values()))
     return metrics, ended
@@ -306,6 +309,8 @@ def joined(
     ended: Ended = "finished"
     for ending in endings:
         name = ending.name
+        if ending.report is None and stop and -ending.code in (signal.SIGINT, signal.SIGTERM):
+            continue  # stopped together with this process, and before it could listen
         if ending.report is None or "error" in ending.report:
             failures[name] = _error_of(ending)
             run.options.say(f"fold {name}: failed, {_message(failures[name])}")
@@ -337,7 +342,7 @@ def _close(
     if not stopped:
         ends = None if run.budget is None else run.budget.ends
         metrics = choose_for_bundle(run.out, run.folder, run.plan, run.data, stop, ends=ends, say=run.options.say)
-    if not stopped and len(metrics.get("folds", {})) > 1:
+    if not stopped and len(metrics.get("folds", {})) > 1 and not is_due(run.plan, metrics):
         write_joint_report(run.folder, run.plan, run.data, metrics, run.options.say)
     return metrics
 
