@@ -14,6 +14,7 @@ import hashlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import ClassVar
 
 import torch
 from pydantic import ValidationError
@@ -40,6 +41,10 @@ class Progress(Frozen):
     """Training time so far, over all attempts."""
     shortening: Shortening | None = None
     standing: Standing = Standing()
+    validation_due: bool = False
+    """Whether a stop cut the validation of this step short: it is made before the next step."""
+
+    later_fields: ClassVar[tuple[str, ...]] = ("validation_due",)
 
 
 def save_checkpoint(folder: Path, state: TrainState, progress: Progress, *, keep: int = KEPT) -> Path:
