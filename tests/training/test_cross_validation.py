@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import shutil
 import signal
@@ -19,7 +20,7 @@ from sagittal.errors import DataError, TrainingError
 from sagittal.plan.plan import Plan
 from sagittal.testing.datasets import TINY_SETTINGS, write_tiny_dataset
 from sagittal.testing.plans import untrained_plan, untrained_spec
-from sagittal.training import cross_validation, postprocessing_choice, side_by_side
+from sagittal.training import cross_validation, postprocessing_choice, run_folder, side_by_side
 from sagittal.training.checkpoint import newest_checkpoint
 from sagittal.training.cross_validation import _error_of
 from sagittal.training.joining import join_folds, patients_by_case, scores_of
@@ -171,9 +172,19 @@ def test_a_stop_while_a_bundle_is_written_leaves_it_whole_and_begins_no_other_fo
 def test_a_stop_while_rules_are_chosen_is_told_and_they_are_chosen_on_resume(
     tiny_dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = cross_validation.choose_for_bundle
+    real, real_join, joins = cross_validation.choose_for_bundle, cross_validation.join_bundle, list[str]()
+
+    def require_held() -> None:
+        with (tmp_path / "b.run" / run_folder.LOCK).open() as file, pytest.raises(BlockingIOError):
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+    def joining(*arguments: Any, **options: Any) -> Any:
+        require_held()
+        joins.append(arguments[2])
+        return real_join(*arguments, **options)
 
     def stopping(*arguments: Any, **options: Any) -> Any:
+        require_held()
         assert callable(signal.getsignal(signal.SIGTERM))
         os.kill(os.getpid(), signal.SIGTERM)
         return real(*arguments, **options)
@@ -181,8 +192,9 @@ def test_a_stop_while_rules_are_chosen_is_told_and_they_are_chosen_on_resume(
     monkeypatch.setattr(postprocessing_choice, "MIN_CASES", 2)
     with monkeypatch.context() as patch:
         patch.setattr(cross_validation, "choose_for_bundle", stopping)
+        patch.setattr(cross_validation, "join_bundle", joining)
         result = train(tiny_dataset, tmp_path / "b", settings=TINY_SETTINGS, options=RunOptions(device="cpu"))
-    assert result.ended == "terminated"
+    assert result.ended == "terminated" and joins == ["0"]
     assert "postprocessing" not in sagittal.read_bundle(tmp_path / "b").metrics
     result = train(tiny_dataset, tmp_path / "b", options=RunOptions(device="cpu", resume=True))
     assert result.complete and result.metrics["postprocessing"]["folds"] == ["0"]
