@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import signal
 import subprocess
 import sys
@@ -14,7 +15,9 @@ import pytest
 
 import held_training
 import sagittal
+from sagittal import cli
 from sagittal.testing.datasets import TINY_SETTINGS
+from sagittal.training import run
 from sagittal.training.log import read_log
 
 STEPS = 12
@@ -83,6 +86,27 @@ sagittal.cli.main()
     assert done.returncode == 75, done.stderr
     assert done.stderr.startswith("stopped; nothing was begun; begin again with: sagittal train absent --out ")
     assert not list(tmp_path.iterdir())
+
+
+def test_a_second_ctrl_c_in_training_tells_of_resume(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def at_once(dataset: Path, out: Path, **wishes: object) -> None:
+        if with_checkpoint:
+            fold = out.with_name(f"{out.name}.run") / "fold_0"
+            fold.mkdir(parents=True)
+            (fold / "checkpoint_00000100.safetensors").touch()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(run, "train", at_once)
+    command = ["train", "absent", "--out", str(tmp_path / "out")]
+    monkeypatch.setattr(sys, "argv", ["sagittal", *command])
+    with_checkpoint = False
+    assert cli.run(command) == 130
+    assert f"begin again with: sagittal {shlex.join(command)}\n" in capsys.readouterr().err
+    with_checkpoint = True
+    assert cli.run(command) == 130
+    assert f"go on with: sagittal {shlex.join(command)} --resume\n" in capsys.readouterr().err
 
 
 @pytest.mark.kill

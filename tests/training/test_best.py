@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,8 +13,12 @@ import pytest
 import torch
 
 import sagittal
+from sagittal.data.cache import Cache
+from sagittal.plan.plan import Plan
 from sagittal.testing.datasets import TINY_SETTINGS as TINY
 from sagittal.training import fold as fold_module
+from sagittal.training import validation as validation_module
+from sagittal.training.log import read_log
 from sagittal.training.run import train
 from sagittal.training.stages import RunOptions
 from sagittal.training.validation import Score
@@ -74,3 +80,36 @@ def test_best_weights_that_are_lost_are_told_and_the_last_ones_taken(
     _run(tiny_dataset, tmp_path / "b", {"schedule.keep": "best"}, lines)
     assert any("step 2, the best validation, are missing or damaged" in line for line in lines)
     assert _is(tmp_path / "b", validations.seen[3])
+
+
+def test_a_stop_in_a_validation_is_obeyed_at_once_and_the_validation_made_on_resume(
+    tiny_dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, predicted = validation_module._predict, list[int]()
+
+    def stopping(network: torch.nn.Module, cache: Cache, case: int, plan: Plan) -> torch.Tensor:
+        predicted.append(case)
+        assert callable(signal.getsignal(signal.SIGTERM))
+        os.kill(os.getpid(), signal.SIGTERM)
+        return real(network, cache, case, plan)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(validation_module, "_predict", stopping)
+        result = _run(tiny_dataset, tmp_path / "b", {"schedule.keep": "best"}, [])
+    assert result.ended == "terminated"
+    assert len(predicted) == 1, "of two held-out cases"
+    assert result.metrics["folds"]["0"]["steps"] == 2
+    options = RunOptions(device="cpu", resume=True)
+    assert train(tiny_dataset, tmp_path / "b", options=options).complete
+    assert _run(tiny_dataset, tmp_path / "whole", {"schedule.keep": "best"}, []).complete
+    stopped, whole = ([*_validations(tmp_path / out)] for out in ("b", "whole"))
+    assert stopped[0] == whole[0] and stopped[0][0] == 2
+    assert [step for step, _ in stopped] == sorted({step for step, _ in stopped})
+    weights = sagittal.read_bundle(tmp_path / "whole").weights("fold_0")
+    assert _is(tmp_path / "b", {name: torch.from_numpy(value) for name, value in weights.items()})
+
+
+def _validations(out: Path) -> Iterator[tuple[int, Any]]:
+    for record in read_log(out.with_name(f"{out.name}.run") / "fold_0" / "log.jsonl"):
+        if record["kind"] == "validation":
+            yield record["step"], record["by_case"]

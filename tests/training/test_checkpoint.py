@@ -14,6 +14,7 @@ from sagittal.plan.optimizers import SGD, AdamW, Muon, Optimizer
 from sagittal.training.average import WeightAverage
 from sagittal.training.checkpoint import (
     Progress,
+    drop_parts,
     load_best,
     load_checkpoint,
     newest_checkpoint,
@@ -168,6 +169,29 @@ def test_a_damaged_checkpoint_is_passed_over(tmp_path: Path, damage: str) -> Non
     found = newest_checkpoint(tmp_path)
     assert found is not None
     assert found[1].step == 1
+
+
+@pytest.mark.parametrize("keep", [1, 2])
+def test_a_damaged_checkpoint_does_not_take_the_place_of_one_that_is_whole(tmp_path: Path, keep: int) -> None:
+    state = _state()
+    for step in (90, 100):
+        path = save_checkpoint(tmp_path, state, _progress(step))
+        if keep == 1 or step == 100:  # killed before the hash was written
+            path.with_suffix(".sha256").unlink()
+    save_checkpoint(tmp_path, state, _progress(95), keep=keep)
+    found = newest_checkpoint(tmp_path)
+    assert found is not None
+    assert found[1].step == 95
+    assert len(list(tmp_path.glob("checkpoint_*.safetensors"))) == keep
+
+
+def test_what_a_kill_left_half_written_is_deleted(tmp_path: Path) -> None:
+    save_checkpoint(tmp_path, _state(), _progress(1))
+    whole = sorted(tmp_path.iterdir())
+    for name in ("checkpoint_00000002", "best_00000001"):
+        (tmp_path / f".{name}.safetensors.x1y2.part").write_bytes(b"half")
+    drop_parts(tmp_path)
+    assert sorted(tmp_path.iterdir()) == whole
 
 
 def test_another_plan_is_refused(tmp_path: Path) -> None:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import shutil
 import signal
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -14,17 +15,19 @@ import torch
 
 import sagittal
 from sagittal.bundle import hash_case
+from sagittal.data.dataset import Dataset
 from sagittal.errors import DataError, TrainingError
 from sagittal.plan.plan import Plan
 from sagittal.testing.datasets import TINY_SETTINGS, write_tiny_dataset
 from sagittal.testing.plans import untrained_plan, untrained_spec
-from sagittal.training import cross_validation
+from sagittal.training import cross_validation, postprocessing_choice, run_folder, side_by_side
 from sagittal.training.checkpoint import newest_checkpoint
 from sagittal.training.cross_validation import _error_of
 from sagittal.training.joining import join_folds, patients_by_case, scores_of
 from sagittal.training.manifest import facts_of
 from sagittal.training.run import train
 from sagittal.training.side_by_side import Ending
+from sagittal.training.signals import StopFlag
 from sagittal.training.stages import RunOptions
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*is not writable:UserWarning")
@@ -166,6 +169,62 @@ def test_a_stop_while_a_bundle_is_written_leaves_it_whole_and_begins_no_other_fo
     assert result.complete and set(result.metrics["folds"]) == {"0", "1"}
 
 
+def test_a_stop_while_rules_are_chosen_is_told_and_they_are_chosen_on_resume(
+    tiny_dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, real_join, joins = cross_validation.choose_for_bundle, cross_validation.join_bundle, list[str]()
+
+    def require_held() -> None:
+        with (tmp_path / "b.run" / run_folder.LOCK).open() as file, pytest.raises(BlockingIOError):
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+    def joining(*arguments: Any, **options: Any) -> Any:
+        require_held()
+        joins.append(arguments[2])
+        return real_join(*arguments, **options)
+
+    def stopping(*arguments: Any, **options: Any) -> Any:
+        require_held()
+        assert callable(signal.getsignal(signal.SIGTERM))
+        os.kill(os.getpid(), signal.SIGTERM)
+        return real(*arguments, **options)
+
+    monkeypatch.setattr(postprocessing_choice, "MIN_CASES", 2)
+    with monkeypatch.context() as patch:
+        patch.setattr(cross_validation, "choose_for_bundle", stopping)
+        patch.setattr(cross_validation, "join_bundle", joining)
+        result = train(tiny_dataset, tmp_path / "b", settings=TINY_SETTINGS, options=RunOptions(device="cpu"))
+    assert result.ended == "terminated" and joins == ["0"]
+    assert "postprocessing" not in sagittal.read_bundle(tmp_path / "b").metrics
+    result = train(tiny_dataset, tmp_path / "b", options=RunOptions(device="cpu", resume=True))
+    assert result.complete and result.metrics["postprocessing"]["folds"] == ["0"]
+
+
+def test_folds_that_a_stop_ends_before_they_listen_have_not_failed(tmp_path: Path) -> None:
+    plan, spec = untrained_plan("mednext-s", untrained_spec(3)), untrained_spec(3)
+    lines: list[str] = []
+    run = cross_validation.Run(
+        plan=plan,
+        data=Dataset(tmp_path, spec, ()),
+        content_sha256="",
+        cache=cast("Any", None),
+        folds=(),
+        out=tmp_path / "b",
+        folder=tmp_path / "b.run",
+        devices=(),
+        options=RunOptions(say=lines.append),
+        budget=None,
+        validation_s=None,
+        source=None,
+        case_weights=None,
+    )
+    endings = [Ending("0", None, -signal.SIGINT), Ending("1", None, -signal.SIGTERM)]
+    stop, failures = StopFlag(), dict[str, Exception]()
+    stop.reason = "interrupted"
+    assert cross_validation.joined(run, ["0", "1"], stop, failures, endings) == "interrupted"
+    assert not failures and not lines
+
+
 def test_weights_are_the_same_for_any_number_of_loader_workers(tiny_dataset: Path, tmp_path: Path) -> None:
     settings = {**TINY_SETTINGS, "schedule.steps": 4, "training.deterministic": True}
     for workers in (0, 1, 3):
@@ -188,6 +247,26 @@ def test_case_weights_beside_the_data_are_taken_up_and_must_stay_the_same(tiny_d
     table.write_text("\n".join(["case,weight", "case_1,3"]))
     with pytest.raises(DataError, match="others now"):
         train(tiny_dataset, tmp_path / "b", fold="none", options=RunOptions(device="cpu", resume=True))
+
+
+@pytest.mark.timeout(60)
+def test_a_full_disk_and_a_line_cut_short_do_not_keep_the_end_of_a_process_from_being_seen(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("0", "1"):
+        (tmp_path / f"fold_{name}").mkdir()
+    (tmp_path / "fold_0" / "output.log").symlink_to("/dev/full")
+    program = tmp_path / "python"
+    program.write_text("""#!/bin/sh\necho '{"say": "begun"}'\necho '{"ended": "finished"}'\nprintf '{"say": "cut'\n""")
+    program.chmod(0o755)
+    monkeypatch.setattr(side_by_side.sys, "executable", str(program))
+    lines: list[str] = []
+    places = side_by_side.places_on([torch.device("cpu")] * 2)
+    endings = side_by_side.train_side_by_side(
+        ("0", "1"), places, lambda *of: "task", tmp_path, StopFlag(), lines.append
+    )
+    assert {ending.name: ending.report for ending in endings} == {name: {"ended": "finished"} for name in ("0", "1")}
+    assert sorted(lines) == ["fold 0 | begun", "fold 1 | begun"]
 
 
 def test_several_devices_want_several_folds(tiny_dataset: Path, tmp_path: Path) -> None:

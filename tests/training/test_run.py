@@ -25,6 +25,7 @@ from sagittal.testing.datasets import write_tiny_case
 from sagittal.testing.plans import untrained_plan, untrained_spec
 from sagittal.training import finish as finish_module
 from sagittal.training import fold as fold_module
+from sagittal.training import run as run_module
 from sagittal.training.log import read_log
 from sagittal.training.optimizers import new_optimizer
 from sagittal.training.run import train
@@ -254,6 +255,15 @@ def test_a_budget_writes_its_schedule_with_its_reason_and_is_kept(tiny_dataset: 
 def test_too_small_a_budget_is_refused_with_the_numbers(tiny_dataset: Path, tmp_path: Path) -> None:
     with pytest.raises(PlanError, match="at least 10"):
         train(tiny_dataset, tmp_path / "b", settings=TINY, fold="0", budget_s=5.5, options=RunOptions(device="cpu"))
+
+
+def test_a_budget_that_is_over_before_training_is_refused_without_a_measurement(
+    tiny_dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(run_module, "fit_budget", lambda *arguments, **options: pytest.fail("a step was measured"))
+    with pytest.raises(PlanError, match=r"a budget of 1 s was over before training.*took \d+ s, 5 s are for") as caught:
+        train(tiny_dataset, tmp_path / "b", settings=TINY, budget_s=1.0, options=RunOptions(device="cpu"))
+    assert caught.value.code == "budget_too_small"
 
 
 def test_the_same_command_resumes_a_run_with_a_plan_settings_and_a_budget(

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import threading
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,7 +14,7 @@ import pytest
 
 from sagittal.errors import DataError
 from sagittal.testing.plans import untrained_plan, untrained_spec
-from sagittal.training.run_folder import SILENT_S, FoldStanding, is_run_folder, read_run
+from sagittal.training.run_folder import SILENT_S, FoldStanding, alone_with_bundle, is_run_folder, read_run
 
 COMMAND = ["/usr/bin/sagittal", "train", "my data", "--resume", "--out", "b"]
 
@@ -89,3 +91,27 @@ def test_a_damaged_run_json_is_named(tmp_path: Path, text: str) -> None:
     assert is_run_folder(tmp_path)
     with pytest.raises(DataError, match=r"run.json: can't be read"):
         read_run(tmp_path)
+
+
+def test_processes_that_change_a_bundle_wait_for_each_other(tmp_path: Path) -> None:
+    held, order = threading.Event(), list[str]()
+
+    def first() -> None:
+        with alone_with_bundle(tmp_path / "b.run"):
+            held.set()
+            time.sleep(0.3)
+            order.append("first")
+
+    other = threading.Thread(target=first)
+    other.start()
+    assert held.wait(60)
+    with alone_with_bundle(tmp_path / "b.run"):
+        order.append("second")
+    other.join()
+    assert order == ["first", "second"]
+
+
+def test_where_nothing_can_be_written_nothing_is_waited_for(tmp_path: Path) -> None:
+    (tmp_path / "b.run").write_text("a file")
+    with alone_with_bundle(tmp_path / "b.run"):
+        pass

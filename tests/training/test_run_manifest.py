@@ -36,6 +36,16 @@ def test_a_resumed_run_adds_an_attempt(tmp_path: Path) -> None:
     assert second["command"]
 
 
+def test_a_fold_that_ends_later_keeps_the_attempt_of_another(tmp_path: Path) -> None:
+    with attempt(tmp_path, {"devices": ("cuda:0",)}, ["0"], started=now(), write=True) as first:
+        with attempt(tmp_path, {"devices": ("cuda:1",)}, ["1"], started=now(), write=True) as second:
+            second.append("shortened")
+        first.append("finished")
+    told = {str(one["folds"]): one["outcome"] for one in _attempts(tmp_path)}
+    assert told == {"['0']": "finished", "['1']": "shortened"}
+    assert len(_attempts(tmp_path)) == 2
+
+
 def test_a_password_of_a_store_is_not_written_down(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "argv", ["sagittal", "train", "--store", "ftp://me:word@host/x"])
     with attempt(tmp_path, {}, ["0"], started=now(), write=True):

@@ -133,6 +133,21 @@ def test_fp16_that_overflows_at_any_scale_ends_with_step_cases_and_advice() -> N
         assert torch.equal(parameter, value)
 
 
+def test_a_step_that_overflows_in_fp16_leaves_the_statistics_of_batch_norm_as_they_were() -> None:
+    plan = untrained_plan("segformer3d", untrained_spec(3))
+    plan = plan.replace(training=plan.training.replace(batch_size=1))
+    state = replace(new_state(plan, CPU), scaler=LossScale(CPU))
+    before = {name: buffer.clone() for name, buffer in state.network.named_buffers()}
+    assert any(name.endswith("running_mean") for name in before)
+    generator = torch.Generator().manual_seed(0)
+    size = plan.patch.size
+    labels = torch.randint(3, (1, *size), generator=generator)
+    result = _step(state, plan, Batch(0, torch.full((1, 1, *size), float("inf")), labels, ("case_0",)))
+    assert result.skipped
+    for name, buffer in state.network.named_buffers():
+        assert torch.equal(buffer, before[name])
+
+
 def test_a_loss_that_is_not_finite_changes_neither_weights_nor_their_mean() -> None:
     plan = _plan(precision="fp32", ema_decay=0.9)
     state = new_state(plan, CPU)

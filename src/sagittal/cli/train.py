@@ -83,6 +83,7 @@ def train(
         if machines.fold_processes > 1 and not machines.is_slurm:
             before.begun = before.resumable = True
             return _told(machines.together(trains, dataset, out, how, wishes), world)
+        before.out = out
         with machines.told(how.device, say, budgeted=budget is not None) as elsewhere:
             options = how.options(world=world, live=world.main, say=say, **elsewhere)
             before.begun = True
@@ -133,6 +134,21 @@ class _Before:
     """Whether the data set may have been looked at."""
     resumable: bool = False
     """Whether other machines may have left checkpoints."""
+    out: Path | None = None
+    """The bundle, beside which there may be checkpoints."""
+
+    def way_on(self) -> str:
+        """Return what is kept and the command that goes on with it."""
+        out = self.out.resolve() if self.out is not None and self.out.name in ("", "..") else self.out
+        # A second Ctrl-C ends training at once, and a run with checkpoints wants to be resumed.
+        if (
+            out is not None
+            and out.name
+            and any(out.with_name(f"{out.name}.run").glob("fold_*/checkpoint_*.safetensors"))
+        ):
+            return f"the last checkpoint is kept; go on with: {command_to_tell(resume=True)}"
+        done = "cases prepared so far are kept" if self.begun else "nothing was begun"
+        return f"{done}; begin again with: {command_to_tell(resume=True if self.resumable else None)}"
 
 
 @contextmanager
@@ -143,10 +159,8 @@ def _stoppable_before_training() -> Iterator[_Before]:
         with sigterm_raises(lambda: SystemExit(STOPPED)):
             yield before
     except (KeyboardInterrupt, SystemExit):
-        done = "cases prepared so far are kept" if before.begun else "nothing was begun"
         if os.environ.get("RANK", "0") == "0":
-            command = command_to_tell(resume=True if before.resumable else None)
-            print(f"stopped; {done}; begin again with: {command}", file=sys.stderr)
+            print(f"stopped; {before.way_on()}", file=sys.stderr)
         raise
 
 

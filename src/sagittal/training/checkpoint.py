@@ -14,6 +14,7 @@ import hashlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import ClassVar
 
 import torch
 from pydantic import ValidationError
@@ -40,10 +41,16 @@ class Progress(Frozen):
     """Training time so far, over all attempts."""
     shortening: Shortening | None = None
     standing: Standing = Standing()
+    validation_due: bool = False
+    """Whether a stop cut the validation of this step short: it is made before the next step."""
+
+    later_fields: ClassVar[tuple[str, ...]] = ("validation_due",)
 
 
 def save_checkpoint(folder: Path, state: TrainState, progress: Progress, *, keep: int = KEPT) -> Path:
     """Write a checkpoint atomically and drop all but the last `keep`, and best weights that none of them speaks of.
+
+    Those of later steps are dropped too: a run that goes on from before them has found them damaged.
 
     Raises:
         ResourceError: the disk is full or the folder is not writable; earlier checkpoints stay intact.
@@ -57,7 +64,7 @@ def save_checkpoint(folder: Path, state: TrainState, progress: Progress, *, keep
         tensors.update({f"scaler.{name}": value for name, value in state.scaler.state().items()})
     tensors.update({f"rng.{name}": value for name, value in generator_states(_device(state)).items()})
     path = _write(folder / f"checkpoint_{progress.step:08d}.safetensors", tensors, progress=progress.model_dump_json())
-    kept = _checkpoints(folder)[: max(keep, 1)]
+    kept = [one for one in _checkpoints(folder) if one.name <= path.name][: max(keep, 1)]
     for old in set(_checkpoints(folder)) - set(kept):
         _remove(old)
     spoken_of = {_best_path(folder, step) for step in map(_best_step, kept) if step is not None}
@@ -119,6 +126,13 @@ def told_what_is_intact(folder: Path) -> Iterator[None]:
         else:
             left = f"{found[0]}, of step {found[1].step}, is intact: --resume goes on from it."
         raise ResourceError(f"{error.message} {left}") from None
+
+
+def drop_parts(folder: Path) -> None:
+    """Delete what kills in the midst of writing have left of checkpoints; each is as large as a whole one."""
+    for name in ("checkpoint", "best"):
+        for part in folder.glob(f".{name}_*.part"):
+            part.unlink(missing_ok=True)
 
 
 def load_checkpoint(path: Path, state: TrainState, *, plan_sha256: str) -> None:

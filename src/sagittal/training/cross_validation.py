@@ -39,7 +39,8 @@ from sagittal.training.joint_report import write_joint_report
 from sagittal.training.manifest import facts_of
 from sagittal.training.memory import told_of_memory
 from sagittal.training.peers import NO_PEERS, Peers, agree
-from sagittal.training.postprocessing_bundle import choose_for_bundle
+from sagittal.training.postprocessing_bundle import choose_for_bundle, is_due
+from sagittal.training.run_folder import alone_with_bundle
 from sagittal.training.schedules import validation_steps
 from sagittal.training.side_by_side import FOLD_BUNDLE, OUTPUT_LOG, Ending, Place, places_on, train_side_by_side
 from sagittal.training.signals import StopFlag, StopReason, graceful_stop
@@ -135,6 +136,9 @@ def train_folds(run: Run, names: tuple[str, ...], peers: Peers) -> tuple[Mapping
             ended = _in_turn(run, left, stop, failures, peers, alone=len(names) == 1)
         close = partial(_close, run, names, failures, stop, stopped=ended in _STOPPED)
         metrics: Mapping[str, Any] = peers.on_main(close)
+        agree(stop, False, peers.world)
+        if stop.reason is not None and is_due(run.plan, metrics):
+            ended = stop.reason
     if failures and ended not in _STOPPED:
         raise _all_of(failures, names, sorted(metrics.get("folds", {}))) from next(iter(failures.values()))
     return metrics, ended
@@ -214,15 +218,9 @@ def train_one(
 
     def join() -> None:
         made = facts_of(run.plan, job.plan_sha256, run.content_sha256, [job.device], processes=peers.world.size)
-        metrics = join_bundle(
-            run.out,
-            run.plan,
-            name,
-            {**entry, "made_with": made},
-            outcome.weights(),
-            patients=patients,
-            failed=failed,
-        )
+        entry_made, weights = {**entry, "made_with": made}, outcome.weights()
+        with alone_with_bundle(run.folder):
+            metrics = join_bundle(run.out, run.plan, name, entry_made, weights, patients=patients, failed=failed)
         if name not in metrics["folds"]:
             say(f"fold {name}: not finished, so it is left out of {run.out}")
 
@@ -306,6 +304,8 @@ def joined(
     ended: Ended = "finished"
     for ending in endings:
         name = ending.name
+        if ending.report is None and stop and -ending.code in (signal.SIGINT, signal.SIGTERM):
+            continue  # stopped together with this process, and before it could listen
         if ending.report is None or "error" in ending.report:
             failures[name] = _error_of(ending)
             run.options.say(f"fold {name}: failed, {_message(failures[name])}")
@@ -313,7 +313,8 @@ def joined(
         outcome: Ended = ending.report["ended"]
         bundle = read_bundle(own_bundle(run, name))
         entry, weights = bundle.metrics["folds"][name], bundle.weights(weights_name(name))
-        join_bundle(run.out, run.plan, name, entry, weights, patients=patients, failed=_kinds(failures))
+        with alone_with_bundle(run.folder):
+            join_bundle(run.out, run.plan, name, entry, weights, patients=patients, failed=_kinds(failures))
         shutil.rmtree(bundle.path, ignore_errors=True)
         if outcome in _STOPPED:
             # A job scheduler may tell one process alone; then the others are to end as well.
@@ -330,14 +331,16 @@ def _close(
     run: Run, names: tuple[str, ...], failures: Mapping[str, Exception], stop: StopFlag, *, stopped: bool
 ) -> Mapping[str, Any]:
     """Tell of all folds together, in the bundle, in a table and in a report; return the bundle's metrics."""
-    metrics = note_failures(run.out, run.plan, _kinds(failures), patients=run.patients)
+    with alone_with_bundle(run.folder):
+        metrics = note_failures(run.out, run.plan, _kinds(failures), patients=run.patients)
     if len(names) > 1:
         for line in _table(names, metrics, failures):
             run.options.say(line)
     if not stopped:
         ends = None if run.budget is None else run.budget.ends
-        metrics = choose_for_bundle(run.out, run.folder, run.plan, run.data, stop, ends=ends, say=run.options.say)
-    if not stopped and len(metrics.get("folds", {})) > 1:
+        with alone_with_bundle(run.folder):
+            metrics = choose_for_bundle(run.out, run.folder, run.plan, run.data, stop, ends=ends, say=run.options.say)
+    if not stopped and len(metrics.get("folds", {})) > 1 and not is_due(run.plan, metrics):
         write_joint_report(run.folder, run.plan, run.data, metrics, run.options.say)
     return metrics
 

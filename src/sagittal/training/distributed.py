@@ -141,8 +141,8 @@ def _named_failures() -> Iterator[None]:
             raise
         raise TrainingError(
             f"process {dist.get_rank()} of {dist.get_world_size()}: another process ended or did not answer in time "
-            f"({_reason(error)}). Look at the messages of the process that ended first; then start the same command "
-            "again, which goes on from the last checkpoint.",
+            f"({_reason(error)}). Look at the messages of the process that ended first; --resume goes on from "
+            "the last checkpoint.",
             code="process_lost",
         ) from error
 

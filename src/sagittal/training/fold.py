@@ -16,10 +16,10 @@ from sagittal.data.cache import Cache
 from sagittal.data.case_weights import CaseWeights
 from sagittal.data.label_index import LabelIndex, label_index
 from sagittal.data.loader import TrainingBatches
-from sagittal.networks.encoder import set_encoder_frozen
 from sagittal.plan.plan import Plan
 from sagittal.training.checkpoint import (
     Progress,
+    drop_parts,
     load_best,
     load_checkpoint,
     newest_checkpoint,
@@ -27,7 +27,7 @@ from sagittal.training.checkpoint import (
     save_checkpoint,
 )
 from sagittal.training.distributed import World, require_equal
-from sagittal.training.initialization import describe_start, fill, frozen_steps, write_report
+from sagittal.training.initialization import Freezing, describe_start, fill, frozen_steps, write_report
 from sagittal.training.monitor import PICTURES, Monitor, Say
 from sagittal.training.pace import Pace, new_pace
 from sagittal.training.peers import NO_PEERS, Peers, agree
@@ -38,7 +38,7 @@ from sagittal.training.standing import Standing
 from sagittal.training.state import TrainState, new_state
 from sagittal.training.step import StepResult, train_on_batch
 from sagittal.training.synchronised_norms import synchronise_batch_norm
-from sagittal.training.validation import validate_on_cache
+from sagittal.training.validation import StoppedError, validate_on_cache
 
 Ended = Literal["finished", "shortened", "stale", "interrupted", "terminated"]
 COMPLETE = ("finished", "shortened", "stale")
@@ -132,11 +132,13 @@ def train_fold(job: FoldJob, stop: StopFlag, say: Say) -> FoldRun:
     progress = _begin(job, state, say)
     synchronise_batch_norm(state.network, world)
     require_equal(state.network.state_dict(), world)
-    clock, freezing = _Clock(job, progress.shortening), _Freezing(state.network, frozen_steps(plan), say)
-    keeper, pace = _Keeper(job, state, progress), _pace(job, progress.step)
-    step, standing = progress.step, progress.standing
+    clock, freezing = _Clock(job, progress.shortening), Freezing(state.network, frozen_steps(plan), say)
+    keeper, step, standing = _Keeper(job, state, progress), progress.step, progress.standing
 
     with _monitor(job, step, say) as monitor, closing(_batches(job, step)) as batches:
+        validations = _Validations(job, state, index, monitor, stop, progress)
+        if validations.is_due:
+            standing = validations.at(step, clock.end, keeper.elapsed_s, standing)
         start = time.monotonic()
         for batch in batches:
             clock.agree(stop)
@@ -151,20 +153,16 @@ def train_fold(job: FoldJob, stop: StopFlag, say: Say) -> FoldRun:
                 _tell(monitor, step, clock.end, result, factor * plan.training.optimizer.learning_rate, took)
                 clock.look(step, monitor)
             if step in validation_steps(plan.schedule) and job.validation:
-                cases = pace.due(step, clock.end, keeper.elapsed_s, monitor)
-                if cases:
-                    start = time.monotonic()
-                    standing = _validate(job, state, index, step, standing, monitor, cases)
-                    pace.took(step, time.monotonic() - start)
+                standing = validations.at(step, clock.end, keeper.elapsed_s, standing)
             if keeper.due():
-                keeper.save(step, clock.shortening, standing)
+                keeper.save(step, clock.shortening, standing, validation_due=validations.is_due)
             start = time.monotonic()
         clock.agree(stop)
-        keeper.save(step, clock.shortening, standing)
+        keeper.save(step, clock.shortening, standing, validation_due=validations.is_due)
         ended = world.broadcast_object(_how_it_ended(job, step, clock.end, standing, stop))
         if plan.schedule.keep == "best" and ended in ("finished", "shortened") and job.validation:
             # Not saved: a run that is resumed here does it again, and may count it only once.
-            standing = _validate(job, state, index, step, standing, monitor, pace.last())
+            standing = validations.last(step, standing)
         if monitor is not None:
             monitor.finish(ended)
         waited_s = batches.waited_s
@@ -192,14 +190,22 @@ class _Keeper:
         """Return whether the last checkpoint is old enough for another one."""
         return time.monotonic() - self._last_s > self._job.checkpoint_every_s
 
-    def progress(self, step: int, shortening: Shortening | None, standing: Standing) -> Progress:
+    def progress(
+        self, step: int, shortening: Shortening | None, standing: Standing, *, validation_due: bool = False
+    ) -> Progress:
         """Return how far the run has come."""
-        return self._found.replace(step=step, elapsed_s=self.elapsed_s, shortening=shortening, standing=standing)
+        return self._found.replace(
+            step=step,
+            elapsed_s=self.elapsed_s,
+            shortening=shortening,
+            standing=standing,
+            validation_due=validation_due,
+        )
 
-    def save(self, step: int, shortening: Shortening | None, standing: Standing) -> None:
+    def save(self, step: int, shortening: Shortening | None, standing: Standing, *, validation_due: bool) -> None:
         """Write a checkpoint, unless there is one of this step: a kill in between would leave it without its hash."""
         if self._job.world.main and (step == 0 or step != self._last_step):
-            now = self.progress(step, shortening, standing)
+            now = self.progress(step, shortening, standing, validation_due=validation_due)
             save_checkpoint(self._job.folder, self._state, now, keep=self._job.keep_checkpoints)
         self._last_s, self._last_step = time.monotonic(), step
 
@@ -255,24 +261,56 @@ def _how_it_ended(job: FoldJob, step: int, end: int, standing: Standing, stop: S
     return "shortened" if step < job.plan.schedule.steps else "finished"
 
 
-def _validate(
-    job: FoldJob,
-    state: TrainState,
-    index: LabelIndex,
-    step: int,
-    standing: Standing,
-    monitor: Monitor | None,
-    cases: tuple[int, ...],
-) -> Standing:
-    began = time.monotonic()
-    score = validate_on_cache(state.result, job.cache, cases, job.plan, index, world=job.world, pictures=PICTURES)
-    after = standing.after(step, score.mean_dice)
-    if monitor is not None:
-        monitor.add_validation(step, score, after, cases=len(cases), seconds=time.monotonic() - began)
-    may_be_result = job.plan.schedule.keep == "best" or job.plan.schedule.early_stop_validations > 0
-    if after.best_step == step and may_be_result and job.world.main:
-        save_best(job.folder, state.result, step, plan_sha256=job.plan_sha256)
-    return after
+class _Validations:
+    """Makes the validations of a fold, each on as many cases as there is time for.
+
+    Attributes:
+        is_due: whether a stop cut the last one short, so that it is made first of all when the run goes on.
+    """
+
+    def __init__(
+        self,
+        job: FoldJob,
+        state: TrainState,
+        index: LabelIndex,
+        monitor: Monitor | None,
+        stop: StopFlag,
+        found: Progress,
+    ) -> None:
+        self._job, self._state, self._index, self._monitor, self._stop = job, state, index, monitor, stop
+        self._pace, self.is_due = _pace(job, found.step), found.validation_due
+
+    def at(self, step: int, end: int, elapsed_s: float, standing: Standing) -> Standing:
+        """Validate after a step, unless that is left out; return how the run stands then. `end` is the last step."""
+        cases = self._pace.due(step, end, elapsed_s, self._monitor)
+        began = time.monotonic()
+        after = self._made(cases, step, standing) if cases else standing
+        self.is_due = after is None
+        if cases and after is not None:
+            self._pace.took(step, time.monotonic() - began)
+        return after or standing
+
+    def last(self, step: int, standing: Standing) -> Standing:
+        """Validate at the end, where the last weights may be the best ones."""
+        return self._made(self._pace.last(), step, standing) or standing
+
+    def _made(self, cases: tuple[int, ...], step: int, standing: Standing) -> Standing | None:
+        """Return how the run stands after a validation, None where a stop cut it short."""
+        job, began, stop = self._job, time.monotonic(), self._stop
+        network, index, world = self._state.result, self._index, job.world
+        try:
+            score = validate_on_cache(
+                network, job.cache, cases, job.plan, index, world=world, pictures=PICTURES, stop=stop
+            )
+        except StoppedError:
+            return None
+        after = standing.after(step, score.mean_dice)
+        if self._monitor is not None:
+            self._monitor.add_validation(step, score, after, cases=len(cases), seconds=time.monotonic() - began)
+        may_be_result = job.plan.schedule.keep == "best" or job.plan.schedule.early_stop_validations > 0
+        if after.best_step == step and may_be_result and world.main:
+            save_best(job.folder, self._state.result, step, plan_sha256=job.plan_sha256)
+        return after
 
 
 def _resulting(
@@ -299,6 +337,8 @@ def _is_stale(plan: Plan, standing: Standing) -> bool:
 
 def _begin(job: FoldJob, state: TrainState, say: Say) -> Progress:
     """Fill network and optimiser from the newest checkpoint, else the network from the plan's source if it has one."""
+    if job.world.main:
+        drop_parts(job.folder)
     found = job.world.broadcast_object(newest_checkpoint(job.folder) if job.world.main else None)
     if found is None:
         if job.plan.training.initialization is not None:
@@ -346,22 +386,3 @@ class _Clock:
         if after is not None and after != before:
             monitor.add_event("shortening", step, f"clock: {after.reason}", end=after.end)
         self.shortening = after
-
-
-class _Freezing:
-    """Keeps the encoder frozen over the first steps of the schedule; a pure function of where in it a step stands."""
-
-    def __init__(self, network: torch.nn.Module, steps: int, say: Say) -> None:
-        self._network, self._steps, self._say = network, steps, say
-        self._frozen = False
-
-    def obey(self, reached: float, step: int) -> None:
-        """Freeze the encoder or let it go, as the place in the schedule that `step` has reached demands."""
-        if reached < self._steps:
-            # Each time anew: a validation puts the whole network back into train mode.
-            set_encoder_frozen(self._network, True)
-            self._frozen = True
-        elif self._frozen:
-            set_encoder_frozen(self._network, False)
-            self._frozen = False
-            self._say(f"step {step}: the encoder is trained from here on")

@@ -7,6 +7,7 @@ everything here follows from it. The bundle itself is needed until a fold has it
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from sagittal.bundle import Bundle
 from sagittal.bundle.manifest import weights_path
 from sagittal.errors import PlanError
 from sagittal.networks.build import build_network
-from sagittal.networks.encoder import encoder_prefixes
+from sagittal.networks.encoder import encoder_prefixes, set_encoder_frozen
 from sagittal.networks.ends import Ends, network_ends
 from sagittal.networks.transfer import transfer
 from sagittal.networks.transfer_report import TransferReport
@@ -293,3 +294,22 @@ def _reason(plan: Plan, start: Initialization) -> str:
         "outputs as there" if start.outputs == output_names(plan.dataset) else "other outputs, so the heads are fresh",
     ]
     return f"--init-from, trained weights of {start.network_name}; {'; '.join(parts)}"
+
+
+class Freezing:
+    """Keeps the encoder frozen over the first steps of the schedule; a pure function of where in it a step stands."""
+
+    def __init__(self, network: torch.nn.Module, steps: int, say: Callable[[str], None]) -> None:
+        self._network, self._steps, self._say = network, steps, say
+        self._frozen = False
+
+    def obey(self, reached: float, step: int) -> None:
+        """Freeze the encoder or let it go, as the place in the schedule that `step` has reached demands."""
+        if reached < self._steps:
+            # Each time anew: a validation puts the whole network back into train mode.
+            set_encoder_frozen(self._network, True)
+            self._frozen = True
+        elif self._frozen:
+            set_encoder_frozen(self._network, False)
+            self._frozen = False
+            self._say(f"step {step}: the encoder is trained from here on")

@@ -75,8 +75,8 @@ def attempt(
     stored = _read(path)
     this: dict[str, Any] = {"started": started, "ended": None, "outcome": None}
     this |= {"command": words_without_secrets(sys.argv), "folds": list(folds), **facts}
-    attempts = [*stored.get("attempts", []), this]
-    _write(path, {**stored, "attempts": attempts})
+    _write(path, {**stored, "attempts": [*stored.get("attempts", []), this]})
+    begun = json.loads(json.dumps(this))
     outcome: list[str] = []
     try:
         yield outcome
@@ -84,10 +84,17 @@ def attempt(
         this.update(ended=now(), outcome=type(error).__name__)
         # On a disk that is full this fails as well, which may not hide what happened.
         with suppress(ResourceError):
-            _write(path, {**_read(path), "attempts": attempts})
+            _end(path, begun, this)
         raise
     this.update(ended=now(), outcome=outcome[-1] if outcome else None)
-    _write(path, {**_read(path), "attempts": attempts})
+    _end(path, begun, this)
+
+
+def _end(path: Path, begun: Mapping[str, Any], ended: Mapping[str, Any]) -> None:
+    """Write how an attempt ended, beside those of other folds that began meanwhile."""
+    stored = _read(path)
+    others = [attempt for attempt in stored.get("attempts", []) if attempt != begun]
+    _write(path, {**stored, "attempts": [*others, ended]})
 
 
 def now() -> str:

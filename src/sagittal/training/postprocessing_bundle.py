@@ -51,10 +51,7 @@ def choose_for_bundle(
     if bundle is None or unchosen(bundle.plan) != plan:
         return {}
     metrics = bundle.metrics
-    folds = sorted(name for name, entry in metrics.get("folds", {}).items() if entry["cases"])
-    if plan.training.postprocessing == "none" or plan.postprocessing or not folds:
-        return metrics
-    if metrics.get(KEY, {}).get("folds") == folds:
+    if not is_due(plan, metrics):
         return metrics
     readers = _readers(run_folder, plan, data, metrics)
     if readers is None:
@@ -69,9 +66,21 @@ def choose_for_bundle(
             choice = Choice(len(readers), why="no time of the budget was left to choose by")
     for line in _told(choice):
         say(line)
-    metrics = {**metrics, KEY: {"folds": folds, **choice.as_tree()}}
+    metrics = {**metrics, KEY: {"folds": _scored(metrics), **choice.as_tree()}}
     rewrite(bundle, with_choice(plan, choice), metrics)
     return metrics
+
+
+def is_due(plan: Plan, metrics: Mapping[str, Any]) -> bool:
+    """Whether rules have still to be chosen for a bundle of these metrics, for example after a stop."""
+    folds = _scored(metrics)
+    if plan.training.postprocessing == "none" or plan.postprocessing or not folds:
+        return False
+    return bool(metrics.get(KEY, {}).get("folds") != folds)
+
+
+def _scored(metrics: Mapping[str, Any]) -> list[str]:
+    return sorted(name for name, entry in metrics.get("folds", {}).items() if entry["cases"])
 
 
 class _Clock:

@@ -142,6 +142,7 @@ def _train(
         require_shared(folder, ready.cache.folder, peers.world)
         plan, validation_s = ready.plan, None
         if budget is not None and ready.is_new:
+            peers.on_main(lambda: _require_time(budget))
             plan, validation_s = _fit_budget(ready, devices, choice, budget, options)
         peers.on_main(lambda: plan.write(folder / "plan.json"))
         run = Run(
@@ -189,6 +190,22 @@ def _devices(fold: FoldName, options: RunOptions) -> tuple[torch.device, ...]:
             code="options",
         )
     return tuple(process_device(name, options.world) for name in options.devices)
+
+
+def _require_time(budget: Budget) -> None:
+    """Refuse a budget that was used up by what comes before training, instead of measuring a step after its end.
+
+    Raises:
+        PlanError: it was.
+    """
+    left_s = budget.ends - time.monotonic()
+    if left_s <= 0:
+        raise PlanError(
+            f"a budget of {budget.total_s:.0f} s was over before training: to check, plan and preprocess took "
+            f"{budget.total_s - FINISH_S - left_s:.0f} s, {FINISH_S:.0f} s are for the end, and at least 10 steps are "
+            "needed. Give more time; what was prepared is kept.",
+            code="budget_too_small",
+        )
 
 
 def _fit_budget(

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import shlex
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,7 @@ from sagittal.training.log import read_log
 RUN_JSON = "run.json"
 HANDED_OUT = "handed_out.json"
 """Written by what trains folds elsewhere without this process to wait for them: they may begin at any time."""
+LOCK = ".bundle.lock"
 SILENT_S = 600.0
 """A run that wrote nothing for so long, and no end either, was most likely killed."""
 _OVER = ("finished", "shortened", "stale")
@@ -27,6 +30,22 @@ _STATES = {
     "interrupted": "interrupted",
     "terminated": "terminated",
 }
+
+
+@contextmanager
+def alone_with_bundle(folder: Path) -> Iterator[None]:
+    """Wait until no other process changes the bundle beside a run folder, and keep the others from it meanwhile.
+
+    Folds may be trained by commands of their own that end at the same time, and each adds its own to what is there.
+    Nothing is waited for where there are no such locks: on Windows, and on some file systems.
+    """
+    with ExitStack() as stack:
+        with suppress(ImportError, OSError):
+            fcntl = importlib.import_module("fcntl")
+            folder.mkdir(parents=True, exist_ok=True)
+            # The system lets go of it when the file is closed, or the process ends, however it does.
+            fcntl.flock(stack.enter_context((folder / LOCK).open("a")), fcntl.LOCK_EX)
+        yield
 
 
 @dataclass(frozen=True)

@@ -155,15 +155,20 @@ class _Child:
 
     def _read(self) -> None:
         assert self._process.stdout is not None
-        for line in self._process.stdout:
-            message = json.loads(line)
-            if "say" in message:
-                self._log.write(f"{message['say']}\n")
-                self._log.flush()
-            else:
-                self._report = message
-            self._events.put((self, message))
-        self._events.put((self, None))
+        try:
+            for line in self._process.stdout:
+                message = json.loads(line)
+                if "say" in message:
+                    with suppress(OSError):  # the disk is full, and the line is told all the same
+                        self._log.write(f"{message['say']}\n")
+                        self._log.flush()
+                else:
+                    self._report = message
+                self._events.put((self, message))
+        except ValueError:
+            pass  # a line that a kill cut short, and the last one
+        finally:
+            self._events.put((self, None))
 
     def _close(self) -> None:
         self._reader.join()
@@ -171,4 +176,5 @@ class _Child:
         with suppress(OSError):  # what was still to be sent is for nobody
             self._process.stdin.close()
         self._process.stdout.close()
-        self._log.close()
+        with suppress(OSError):  # the disk is full
+            self._log.close()

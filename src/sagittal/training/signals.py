@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 from typing import Literal
 
 StopReason = Literal["interrupted", "terminated"]
+ONE_STOP_S = 1.0
+"""A Ctrl-C so soon after a first signal belongs to it: `torchrun` passes on to its processes what they had anyway."""
 
 
 class StopFlag:
@@ -30,12 +33,19 @@ def graceful_stop() -> Iterator[StopFlag]:
         yield flag
         return
 
+    first_s: float | None = None
+
     def on_interrupt(number: int, frame: FrameType | None) -> None:
-        if flag:
+        nonlocal first_s
+        now_s = time.monotonic()
+        if first_s is not None and now_s - first_s > ONE_STOP_S:
             raise KeyboardInterrupt
-        flag.reason = "interrupted"
+        first_s = first_s or now_s
+        flag.reason = flag.reason or "interrupted"
 
     def on_terminate(number: int, frame: FrameType | None) -> None:
+        nonlocal first_s
+        first_s = first_s or time.monotonic()
         flag.reason = "terminated"
 
     previous = signal.signal(signal.SIGINT, on_interrupt), signal.signal(signal.SIGTERM, on_terminate)

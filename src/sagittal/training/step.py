@@ -65,6 +65,8 @@ def train_on_batch(
     images = batch.images.to(parameter.device, parameter.dtype, non_blocking=True)
     targets = batch.labels.to(parameter.device, non_blocking=True)
     set_rate(state.optimizer, rate_factor)
+    # An overflow would stay in the running statistics of BatchNorm for good.
+    buffers = [] if state.scaler is None else [buffer.clone() for buffer in state.network.buffers()]
 
     def gradients() -> Tensor:
         return _gradients(state, images, targets, plan, index, world)
@@ -82,6 +84,8 @@ def train_on_batch(
     if not finite:
         _require_scale(state, batch, value, norm_value)
         assert state.scaler is not None
+        for buffer, before in zip(state.network.buffers(), buffers, strict=True):
+            buffer.copy_(before)
         return StepResult(value, norm_value, skipped=True, loss_scale=state.scaler.value)
     state.optimizer.step()
     if state.average is not None:

@@ -16,6 +16,7 @@ from sagittal.plan.plan import Plan
 from sagittal.report.cuts import CutCase
 from sagittal.training.distributed import ALONE, World
 from sagittal.training.masks import label_masks
+from sagittal.training.signals import StopFlag
 from sagittal.training.state import new_network
 from sagittal.training.worst_cases import WorstCases, by_label
 
@@ -34,6 +35,10 @@ class Score:
     """Planes of the worst cases, the worst first."""
 
 
+class StoppedError(Exception):
+    """A stop was asked for before all cases were predicted."""
+
+
 def validate_on_cache(
     network: torch.nn.Module,
     cache: Cache,
@@ -43,24 +48,34 @@ def validate_on_cache(
     *,
     world: World = ALONE,
     pictures: int = 0,
+    stop: StopFlag | None = None,
 ) -> Score:
     """Predict cached cases whole, on the network's grid, without mirroring, and compare with their labels.
 
     A label absent from both reference and prediction of a case is left out of that label's mean; one that was missed or
     invented counts as 0. The network's mode is left as it was. Several processes share the cases, and all of them get
     the score of all cases. Of the worst `pictures` cases, planes are kept.
+
+    Raises:
+        StoppedError: `stop` was raised, in any process, before the last case of that process.
     """
     was_training = network.training
     network.eval()
     own, worst = {}, WorstCases(pictures)
     names = [label.name for label in plan.dataset.labels]
+    cut = False
     for case in cases[world.rank :: world.size]:
+        cut = bool(stop)
+        if cut:
+            break
         logits = _predict(network, cache, case, plan)
         reference = torch.from_numpy(np.asarray(cache.labels(case), dtype=np.int64)).to(logits.device)
         own[case] = _scores_of_case(logits, reference, index)
         dice = by_label(names, own[case][0])
         worst.look(cache.case_ids[case], dice, cache.image(case), logits, reference, index)
     network.train(was_training)
+    if world.any_true(cut):
+        raise StoppedError
     known_cases = {case: scores for part in world.gather_objects(own) for case, scores in part.items()}
     # In the order of the cases: a mean depends, in its last bits, on the order of what is added.
     table = np.array([known_cases[case][0] for case in cases], dtype=np.float64)
