@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from sagittal.cli import run
+from sagittal.testing.datasets import write_tiny_dataset
 from sagittal.volumes import Volume, read_labels
 
 
@@ -107,3 +108,19 @@ def test_options_that_make_no_sense_are_told(
     monkeypatch.chdir(tmp_path)
     assert _call("doctor", tiny_dataset, *options) == 1
     assert told in capsys.readouterr().err
+
+
+def _cells(shown: str, column: int) -> str:
+    """Return the text of a table's column, put together from its lines."""
+    return "".join(line.split("│")[column].strip() for line in shown.splitlines() if line.startswith("│"))
+
+
+def test_a_long_path_is_broken_into_lines_and_not_cut(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    dataset = write_tiny_dataset(tmp_path / "a_folder_whose_name_alone_is_wider_than_its_column", cases=2)
+    broken = dataset / "imagesTr/case_1_0000.nii.gz"
+    broken.write_bytes(b"no scan")
+    assert _call("doctor", dataset) == 1
+    assert "case_1_0000.nii.gz" in _cells(capsys.readouterr().out, 4)

@@ -37,6 +37,20 @@ def test_a_bundle_is_added_listed_and_fetched(
     assert read_bundle(package).manifest == read_bundle(bundle).manifest
 
 
+def test_names_are_listed_whole_in_a_narrow_window(
+    bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    index, name = tmp_path / "models.json", "abdomen-of-adults-in-the-portal-venous-phase"
+    command = ["models", "add", str(bundle), "--index", str(index), "--name", name, "--licence", "[own] use"]
+    assert run(command) == 0
+    capsys.readouterr()
+    assert run(["models", "list", str(index)]) == 0
+    shown = capsys.readouterr().out
+    assert "…" not in shown
+    assert "[own]" in shown
+
+
 def test_what_goes_wrong_is_told(bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     index = tmp_path / "models.json"
     url = "https://example.org/abdomen.sagittal"

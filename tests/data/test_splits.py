@@ -100,6 +100,11 @@ def test_fewer_cases_than_folds_are_refused(split):
         make_folds(["a1", "a2", "b1", "b2", "c1", "c2"], training(patient_pattern=r"(.)\d"))
 
 
+def test_what_no_number_of_folds_can_split_is_not_told_to_try_fewer():
+    with pytest.raises(DataError, match=r"Train on all of them \(--fold none\)\.$"):
+        make_folds(["a1", "a2"], training(patient_pattern=r"(.)\d"))
+
+
 def test_a_case_without_a_patient_is_refused():
     with pytest.raises(DataError, match=r"case_01: no patient in patients.csv.*each of the 2 cases") as caught:
         make_folds(["case_00", "case_01"], training(), patients={"case_00": "a", "case_07": "b"})

@@ -119,6 +119,13 @@ def test_compiled_networks_are_found_on_disk(network: str, tmp_path: Path) -> No
     assert all(request.get_compiled_model().get_property("LOADED_FROM_CACHE") for request in _requests(engine))
 
 
+def test_a_cache_that_cannot_be_written_costs_no_result(bundle: Bundle, tmp_path: Path) -> None:
+    (tmp_path / "home").write_text("a file, in which no folder can be made, whoever asks")
+    images = windows(1)
+    found = load(bundle, cache_folder=tmp_path / "home" / "networks", threads=1).logits(images)
+    assert np.array_equal(found, load(bundle, threads=1).logits(images))
+
+
 @pytest.mark.parametrize("order", [("fp32", "bf16"), ("bf16", "fp32")])
 def test_no_precision_runs_what_was_compiled_for_another(order: tuple[Any, Any], tmp_path: Path) -> None:
     if "BF16" not in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):

@@ -83,7 +83,9 @@ def _print_table(title: str, diagnosis: Diagnosis) -> None:
     from rich.markup import escape
     from rich.table import Table
 
-    table = Table("", "code", "case", "finding", "what to do", title=escape(title), show_lines=False)
+    table = Table(title=escape(title), show_lines=False)
+    for name in ("", "code", "case", "finding", "what to do"):
+        table.add_column(name, overflow="fold")  # a path has no blanks to break it at, and its end names the file
     style = {"error": "bold red", "warning": "yellow", "fact": "dim"}
     for finding in diagnosis.findings:
         cells = (finding.level, finding.code, finding.case, finding.message, finding.fix)

@@ -19,6 +19,7 @@ def info(path: Path, /, *, json: Annotated[bool, Parameter(negative="")] = False
         json: print the series of a DICOM study as JSON
     """
     from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
 
     from sagittal.bundle import is_package
@@ -59,9 +60,11 @@ def info(path: Path, /, *, json: Annotated[bool, Parameter(negative="")] = False
         kind, facts = "plan", _plan_facts(path)
     else:
         kind, facts = "image", _image_facts(path)
-    table = Table("", kind, title=str(path), show_header=False)
+    table = Table(title=escape(str(path)), show_header=False)
+    table.add_column("", overflow="fold")
+    table.add_column(kind, overflow="fold")
     for name, value in facts.items():
-        table.add_row(name, value)
+        table.add_row(escape(name), escape(value))
     Console().print(kind)
     Console().print(table)
     for line in more:  # outside of the table, which would break a command into pieces

@@ -31,11 +31,14 @@ def list_models(index: str, /, *, json: Annotated[bool, Parameter(negative="")] 
         return 0
     from rich.box import SIMPLE_HEAD
     from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
 
-    table = Table("name", "version", "network", "channels", "labels", "Dice", "MB", "licence", box=SIMPLE_HEAD)
+    table = Table(box=SIMPLE_HEAD)
+    for column in ("name", "version", "network", "channels", "labels", "Dice", "MB", "licence"):
+        table.add_column(column, overflow="fold")
     for entry in listed.models:
-        table.add_row(*_row(entry))
+        table.add_row(*map(escape, _row(entry)))
     Console().print(table)
     print(f"Fetch one: sagittal models fetch NAME --index {index} --out FOLDER. Research use, not medical devices.")
     return 0

@@ -64,9 +64,10 @@ def make_folds(
     names = sorted(set(whose.values()))
     if len(names) < training.folds:
         counted = f"{len(ids)} cases" if len(names) == len(ids) else f"{len(ids)} cases of {len(names)} patients"
+        fewer = ", or ask for fewer folds (--set training.folds=2)" if len(names) > 1 else ""
         raise DataError(
             f"{counted} can't be split into {training.folds} folds, each with one of its own to validate. "
-            "Train on all of them (--fold none), or ask for fewer folds (--set training.folds=2).",
+            f"Train on all of them (--fold none){fewer}.",
             code="too_few_cases",
         )
     if training.split == "stratified":

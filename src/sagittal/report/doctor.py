@@ -40,6 +40,7 @@ TITLES: Mapping[str, str] = {
     "orientation": "Axis orders",
     "other_grid": "Images and labels on different grids",
     "patients_file": "patients.csv",
+    "regions_order": "Regions that can't be written",
     "sheared": "Sheared grids",
     "splits_file": "splits_final.json",
     "suspected_flip": "Left and right",

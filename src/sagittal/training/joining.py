@@ -8,11 +8,12 @@ from typing import Any
 
 import numpy as np
 
-from sagittal.bundle import Bundle, hash_case, read_bundle, write_bundle
+from sagittal.bundle import Bundle, hash_case, is_package, read_bundle, write_bundle
+from sagittal.bundle.manifest import MANIFEST
 from sagittal.data.dataset import Dataset
 from sagittal.data.split_files import PATIENTS_NAME, read_patients
 from sagittal.data.splits import patients_of
-from sagittal.errors import DataError
+from sagittal.errors import BundleError, DataError
 from sagittal.evaluation.bootstrap import CONFIDENCE, RESAMPLES, SEED, Interval, bootstrap_means
 from sagittal.plan.plan import Plan
 from sagittal.training.fast_cost import fast_of_folds
@@ -34,6 +35,12 @@ def bundle_at(out: Path) -> Bundle | None:
     """
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return None
+    if not is_package(out) and not (out / MANIFEST).is_file():
+        raise BundleError(
+            f"{out}: is there already and is no bundle (it holds no {MANIFEST}), and what is in it would be lost. "
+            "Expected a new path, an empty folder, or a bundle to add to. Choose another --out.",
+            code="would_overwrite",
+        )
     return read_bundle(out)
 
 

@@ -102,7 +102,8 @@ def measure_case_s(plan: Plan, cache: Cache, case: int, device: torch.device) ->
 
 def _predict(network: torch.nn.Module, cache: Cache, case: int, plan: Plan) -> torch.Tensor:
     device = next(network.parameters()).device
-    image = torch.from_numpy(np.asarray(cache.image(case), dtype=np.float32)).to(device)
+    # A copy: what is cached as float32 is mapped read-only, and torch warns of such an array.
+    image = torch.from_numpy(np.array(cache.image(case), dtype=np.float32)).to(device)
     return predict_logits(
         network,
         image,

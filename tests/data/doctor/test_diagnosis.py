@@ -369,6 +369,27 @@ def test_an_empty_image_is_called_empty(folder):
     assert "a: channel 0 (T1) is empty: every voxel is 0." in only(look(folder).warnings).message
 
 
+@pytest.mark.parametrize(
+    ("order", "wrong"),
+    [
+        ([2, 1], []),
+        (
+            [1, 2],
+            ["value 1 (whole, core) is predicted as 2 (whole)", "value 2 (whole) is predicted as 1 (whole, core)"],
+        ),
+        ([2, 9], ["value 1 (whole, core) is predicted as 9 (no region)"]),
+    ],
+)
+def test_an_order_of_regions_that_writes_a_value_into_other_regions_is_told(folder, order, wrong):
+    labels = {"background": 0, "whole": [1, 2], "core": 1}
+    declare(folder, labels, ("T1", "FLAIR"), regions_class_order=order)
+    diagnosis = look(folder)
+    assert diagnosis.ok
+    assert all(finding.code == "regions_order" for finding in diagnosis.warnings)
+    told = [finding.message for finding in diagnosis.warnings]
+    assert len(told) == len(wrong) and all(part in line for part, line in zip(wrong, told, strict=True))
+
+
 def test_a_label_that_no_case_has_is_told(folder):
     for path in (folder / "labelsTr").iterdir():
         write(path, np.minimum(a_label_map(), 1))

@@ -57,6 +57,7 @@ def _together(reports: Sequence[CaseReport], dataset: Dataset, terms: Terms) -> 
     yield from suspected_flips([report.sides for report in reports if report.sides is not None], spec.labels)
     yield from whole.intensity_scales(reports, spec)
     yield from whole.missing_labels(reports, spec)
+    yield from whole.regions_order(spec)
     groups = whole.copies(reports)
     yield from whole.duplicates(groups)
     # A case's channels copied one by one are one leak.

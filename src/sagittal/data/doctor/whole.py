@@ -122,6 +122,38 @@ def missing_labels(reports: Sequence[CaseReport], spec: DatasetSpec) -> Iterator
             yield Finding("warning", "absent_label", "", message, fix)
 
 
+def regions_order(spec: DatasetSpec) -> Iterator[Finding]:
+    """Yield a warning for every value whose regions the value that is written for it does not stand for.
+
+    Regions are written in the order of regions_class_order, later ones over earlier: what a perfect network finds of a
+    value is written as the value of the last of its regions.
+    """
+    order = spec.regions_class_order
+    if order is None:
+        return
+
+    def joined(value: int) -> list[int]:
+        return [place for place, label in enumerate(spec.labels) if value in label.values]
+
+    def told(places: Sequence[int]) -> str:
+        return ", ".join(spec.labels[place].name for place in places) or "no region"
+
+    for value in sorted(spec.foreground_values):
+        wanted = joined(value)
+        written = order[wanted[-1]]
+        if joined(written) != wanted:
+            message = (
+                f"regions_class_order {list(order)}: value {value} ({told(wanted)}) is predicted as {written} "
+                f"({told(joined(written))}), so even a perfect prediction would be wrong there."
+            )
+            fix = (
+                "Give each region, in the order of 'labels', a value that is in it and in all that hold it, the whole "
+                "first: [2, 1, 3] for regions [1, 2, 3], [1, 3] and [3]. Values that no order tells apart need a "
+                "region of their own."
+            )
+            yield Finding("warning", "regions_order", "", message, fix)
+
+
 def copies(reports: Sequence[CaseReport]) -> list[list[tuple[str, int, str]]]:
     """Return the groups of images, as (case, channel, hash in RAS order), that have the same voxels in some order."""
     same: dict[str, list[tuple[str, int, str]]] = defaultdict(list)

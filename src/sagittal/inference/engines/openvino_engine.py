@@ -245,9 +245,15 @@ class OpenVINOEngine:
         folder = self._settings.get("CACHE_DIR")
         if folder is None:
             return core().compile_model(model, "CPU", self._settings)
-        # OpenVINO writes a compiled network under the name that others read it by.
-        with alone(Path(folder) / "lock"):
-            return core().compile_model(model, "CPU", self._settings)
+        try:
+            # OpenVINO writes a compiled network under the name that others read it by.
+            with alone(Path(folder) / "lock"):
+                return core().compile_model(model, "CPU", self._settings)
+        except RuntimeError:
+            # A folder that can't be written (a read-only container, a user without a home) costs time, no result.
+            # Whatever else was wrong is so again.
+            settings = {name: value for name, value in self._settings.items() if name != "CACHE_DIR"}
+            return core().compile_model(model, "CPU", settings)
 
     def _joint_model(self, window: Triple, with_head: bool, apart: bool = False) -> openvino.Model:
         """Return all folds as one graph, so that they take turns with one set of volumes.
