@@ -5,8 +5,15 @@ from example_plan import CLASSES, PLAN, REGIONS
 
 from sagittal.errors import PlanError
 from sagittal.plan import Plan
+from sagittal.plan.base import EVERY_FIELD
 from sagittal.plan.optimizers import SGD
-from sagittal.plan.overrides import deep_supervision_weights, override, override_network, parse_settings
+from sagittal.plan.overrides import (
+    deep_supervision_weights,
+    override,
+    override_network,
+    parse_settings,
+    require_known_fields,
+)
 
 
 def test_settings_are_parsed_as_json_lists_or_text():
@@ -177,3 +184,36 @@ def test_pairs_that_keep_every_label_whole_are_taken():
         plan = PLAN.replace(dataset=dataset, preprocessing=PLAN.preprocessing.replace(normalization=schemes))
         changed = override(plan, {"training.augmentation.swapped_labels": [pair]}, origin="--set")
         assert changed.training.augmentation.swapped_labels == (tuple(pair),)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("schedule.step", r"schedule\.step: schedule has no field 'step'\. Did you mean 'steps'\?"),
+        ("scedule.steps", r"scedule\.steps: a plan has no field 'scedule'\. Did you mean 'schedule'\?"),
+        ("training.optimizer.learning_rat", r"training\.optimizer has no field 'learning_rat'"),
+        ("training.seed.more", r"training\.seed has no field 'more'"),
+        ("preprocessing.normalization.kind", r"preprocessing\.normalization has no field 'kind'"),
+        ("reasons.network", "a plan has no field 'reasons'"),
+    ],
+)
+def test_a_name_that_no_plan_has_is_refused_before_there_is_one(name, message):
+    with pytest.raises(PlanError, match=message) as caught:
+        require_known_fields(["patch.size", name])
+    assert caught.value.code == "unknown_field"
+
+
+def test_every_name_of_a_plan_is_known_before_there_is_one():
+    def names(node, path=()):
+        for key, value in node.items() if isinstance(node, dict) else ():
+            if (*path, key)[0] not in ("reasons", "schema_version"):
+                yield ".".join((*path, key))
+                yield from names(value, (*path, key))
+
+    tree = PLAN.model_dump(mode="json", context=EVERY_FIELD)
+    known = list(names(tree))
+    assert {"schedule.steps", "training.optimizer.kind", "network.channels"} <= set(known)
+    require_known_fields(known)
+    # Of other networks, optimisers and starts too.
+    others = ("network.embed_dims", "training.optimizer.momentum", "training.initialization.freeze_encoder_steps")
+    require_known_fields(others)

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, get_args, get_origin
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from sagittal.errors import PlanError, did_you_mean
 from sagittal.plan.base import EVERY_FIELD, describe_validation_error
 from sagittal.plan.networks import NetworkConfig
 from sagittal.plan.plan import Plan
+
+_NO_SETTINGS = ("reasons", "schema_version")
 
 
 def parse_settings(
@@ -42,6 +44,36 @@ def _parse_value(text: str) -> Any:
         return json.loads(text)
     except json.JSONDecodeError:
         return [_parse_value(part.strip()) for part in text.split(",")] if "," in text else text
+
+
+def require_known_fields(names: Iterable[str]) -> None:
+    """Refuse dotted names that no plan has, whatever its network, before there is a plan.
+
+    Raises:
+        PlanError: an unknown field, with the closest known one.
+    """
+    for name in names:
+        groups: tuple[type[BaseModel], ...] = (Plan,)
+        walked: list[str] = []
+        for part in name.split("."):
+            known = {field: None for group in groups for field in group.model_fields if field not in _NO_SETTINGS}
+            _require_known(name, part, known, walked)
+            groups = tuple(
+                inner
+                for group in groups
+                if part in group.model_fields
+                for inner in _groups_of(group.model_fields[part].annotation)
+            )
+            walked.append(part)
+
+
+def _groups_of(annotation: Any) -> Iterator[type[BaseModel]]:
+    """Yield the groups of fields that a field may hold; those in a list have no names to be set by."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation
+    elif get_origin(annotation) is not tuple:
+        for part in get_args(annotation):
+            yield from _groups_of(part)
 
 
 def override(plan: Plan, settings: Mapping[str, Any], *, origin: str) -> Plan:
@@ -95,10 +127,8 @@ def _assign(tree: dict[str, Any], name: str, value: Any) -> None:
     *parents, last = name.split(".")
     walked: list[str] = []
     for part in [*parents, last]:
-        known = [key for key in node if key not in ("reasons", "schema_version")] if isinstance(node, dict) else []
-        if part not in known:
-            where = ".".join(walked) or "a plan"
-            raise PlanError(f"{name}: {where} has no field '{part}'.{did_you_mean(part, known)}", code="unknown_field")
+        known = [key for key in node if key not in _NO_SETTINGS] if isinstance(node, dict) else []
+        _require_known(name, part, known, walked)
         walked.append(part)
         if part is not last or len(walked) <= len(parents):
             node = node[part]
@@ -107,6 +137,13 @@ def _assign(tree: dict[str, Any], name: str, value: Any) -> None:
     if isinstance(value, int) and not isinstance(value, bool) and isinstance(node[last], float):
         value = float(value)
     node[last] = value
+
+
+def _require_known(name: str, part: str, known: Iterable[str], walked: Sequence[str]) -> None:
+    known = list(known)
+    if part not in known:
+        where = ".".join(walked) or "a plan"
+        raise PlanError(f"{name}: {where} has no field '{part}'.{did_you_mean(part, known)}", code="unknown_field")
 
 
 def _refit_deep_supervision(tree: dict[str, Any], settings: Mapping[str, Any]) -> None:

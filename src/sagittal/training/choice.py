@@ -13,7 +13,7 @@ from sagittal.errors import PlanError
 from sagittal.plan import Fingerprint, Plan, network_config
 from sagittal.plan.base import EVERY_FIELD
 from sagittal.plan.dataset import DatasetSpec
-from sagittal.plan.overrides import override
+from sagittal.plan.overrides import override, require_known_fields
 from sagittal.plan.plan import Configuration
 from sagittal.planning import make_plan
 from sagittal.planning.presets import preset_named
@@ -37,6 +37,10 @@ class PlanChoice:
     start: StartFrom | None = None
     configuration: Configuration | None = None
     preset: str | None = None
+
+    def __post_init__(self) -> None:
+        # Before the data are looked at, which may take long.
+        require_known_fields(self.settings)
 
     @property
     def early_settings(self) -> Mapping[str, Any]:

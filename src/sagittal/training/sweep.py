@@ -32,6 +32,7 @@ from sagittal.evaluation.comparison import compare_evaluations
 from sagittal.evaluation.joining import join_evaluations
 from sagittal.plan.base import Frozen, write_atomically
 from sagittal.plan.networks import NETWORKS
+from sagittal.plan.overrides import require_known_fields
 from sagittal.report.comparison import write_comparison
 from sagittal.training.finish import REPORT
 from sagittal.training.joining import bundle_at, scores_of
@@ -131,6 +132,7 @@ def begin(sweep: Sweep, *, resume: bool) -> Standing:
             "above 0.",
             code="options",
         )
+    require_known_fields(sweep.settings)
     path = sweep.out / SWEEP_JSON
     settings = json.loads(json.dumps(dict(sweep.settings)))  # as they are read again
     asked = Standing(networks=sweep.networks, budget_s=sweep.budget_s, folds=sweep.folds, settings=settings)
