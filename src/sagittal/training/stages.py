@@ -17,6 +17,7 @@ from sagittal.data.cache import Cache, build_cache
 from sagittal.data.case_weights import WEIGHTS_NAME, CaseWeights, read_case_weights
 from sagittal.data.dataset import Dataset, Digest
 from sagittal.data.doctor import diagnose
+from sagittal.data.doctor.findings import counted
 from sagittal.data.known import known_fingerprint
 from sagittal.errors import DataError, PlanError
 from sagittal.kernels.choice import Mode
@@ -122,11 +123,11 @@ def check(dataset: Dataset, options: RunOptions) -> None:
         shown = "\n".join(f"  {finding.message} {finding.fix}".rstrip() for finding in errors[:5])
         more = f"\n  and {len(errors) - 5} more" if len(errors) > 5 else ""
         raise DataError(
-            f"{dataset.folder}: {len(errors)} errors, so nothing was trained; 'sagittal doctor' lists them.\n"
+            f"{dataset.folder}: {counted(len(errors), 'error')}, so nothing was done; 'sagittal doctor' lists all.\n"
             f"{shown}{more}",
             code=errors[0].code,
         )
-    options.say(f"check: {len(dataset.cases)} cases, no errors, {len(warnings)} warnings")
+    options.say(f"check: {len(dataset.cases)} cases, no errors, {counted(len(warnings), 'warning')}")
     for finding in warnings[:5]:
         options.say(f"  warning: {finding.message}")
     if len(warnings) > 5:
