@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 import shlex
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from sagittal.errors import DataError
+from sagittal.plan.lock import alone
 from sagittal.plan.plan import Plan
 from sagittal.training.log import read_log
 
@@ -32,20 +32,12 @@ _STATES = {
 }
 
 
-@contextmanager
-def alone_with_bundle(folder: Path) -> Iterator[None]:
-    """Wait until no other process changes the bundle beside a run folder, and keep the others from it meanwhile.
+def alone_with_bundle(folder: Path) -> AbstractContextManager[None]:
+    """Return a block in which no other process changes the bundle beside a run folder.
 
     Folds may be trained by commands of their own that end at the same time, and each adds its own to what is there.
-    Nothing is waited for where there are no such locks: on Windows, and on some file systems.
     """
-    with ExitStack() as stack:
-        with suppress(ImportError, OSError):
-            fcntl = importlib.import_module("fcntl")
-            folder.mkdir(parents=True, exist_ok=True)
-            # The system lets go of it when the file is closed, or the process ends, however it does.
-            fcntl.flock(stack.enter_context((folder / LOCK).open("a")), fcntl.LOCK_EX)
-        yield
+    return alone(folder / LOCK)
 
 
 @dataclass(frozen=True)
