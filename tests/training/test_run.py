@@ -257,6 +257,15 @@ def test_too_small_a_budget_is_refused_with_the_numbers(tiny_dataset: Path, tmp_
         train(tiny_dataset, tmp_path / "b", settings=TINY, fold="0", budget_s=5.5, options=RunOptions(device="cpu"))
 
 
+def test_what_had_passed_of_a_budget_before_the_call_counts(
+    tiny_dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(run_module, "fit_budget", lambda *arguments, **options: pytest.fail("a step was measured"))
+    options = RunOptions(device="cpu", passed_s=3600.0)
+    with pytest.raises(PlanError, match=r"a budget of 3600 s was over before training"):
+        train(tiny_dataset, tmp_path / "b", settings=TINY, fold="0", budget_s=3600.0, options=options)
+
+
 def test_a_budget_that_is_over_before_training_is_refused_without_a_measurement(
     tiny_dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

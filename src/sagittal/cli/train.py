@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -60,6 +61,7 @@ def train(
         how: see HowToRun
         machines: see OnMachines
     """
+    began = time.monotonic()
     wishes: dict[str, Any] = {
         "network": network,
         "preset": preset,
@@ -85,7 +87,8 @@ def train(
             return _told(machines.together(trains, dataset, out, how, wishes), world)
         before.out = out
         with machines.told(how.device, say, budgeted=budget is not None) as elsewhere:
-            options = how.options(world=world, live=world.main, say=say, **elsewhere)
+            passed_s = time.monotonic() - began
+            options = how.options(world=world, passed_s=passed_s, live=world.main, say=say, **elsewhere)
             before.begun = True
             if elsewhere:  # other machines know nothing of the folder that this command was started in
                 dataset, out = dataset.absolute(), out.absolute()

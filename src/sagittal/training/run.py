@@ -117,7 +117,9 @@ def train(
     """
     options = options or RunOptions()
     choice = PlanChoice(network, plan, settings or {}, _start(init_from, freeze_encoder_epochs), configuration, preset)
-    budget = None if budget_s is None else Budget(budget_s, time.monotonic() + budget_s - FINISH_S)
+    budget = None
+    if budget_s is not None:
+        budget = Budget(budget_s, time.monotonic() + budget_s - options.passed_s - FINISH_S)
     if budget is not None and budget.total_s < COMPILING_PAYS_S and options.compile == "auto":
         options = replace(options, compile="off")
     with use_kernels(options.kernels, options.known_kernels):

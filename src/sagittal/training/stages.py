@@ -71,6 +71,7 @@ class RunOptions:
         carrier: trains folds on other machines and yields how each ended (see `cluster`); None trains them here.
         at_once: how many folds it trains at a time, by which a budget is shared out.
         validate_all: whether all held-out cases are scored at a fold's end, also where that takes longer than a budget.
+        passed_s: seconds of a budget that had passed before training was called, to import torch for example.
         live: whether a terminal shows how far training is in a table in place.
         say: receives lines for a person to read.
     """
@@ -94,6 +95,7 @@ class RunOptions:
     carrier: Carrier | None = None
     at_once: int = 1
     validate_all: bool = False
+    passed_s: float = 0.0
     live: bool = False
     say: Callable[[str], None] = lambda line: None
 
